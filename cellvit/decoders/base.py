@@ -1,0 +1,41 @@
+"""The decoder contract and its registry."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from cellvit.parts import Configurable
+from cellvit.registry import Registry
+from cellvit.types import FeatureInfo
+
+
+class Decoder(Configurable, nn.Module, ABC):
+    """Turns an encoder's feature maps into one full-resolution feature map per branch.
+
+    A subclass takes ``(features, branches)`` first and its configuration as keyword-only arguments.
+
+    Attributes:
+        out_channels: Channels ``C`` of every branch's output.
+    """
+
+    out_channels: int
+
+    def __init__(self, features: Sequence[FeatureInfo], branches: Sequence[str]) -> None:
+        super().__init__()
+        self.branches = tuple(branches)
+
+    @abstractmethod
+    def forward(self, image: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Decode a batch.
+
+        Args:
+            image: Normalised image ``(B, 3, H, W)``.
+            features: The encoder's maps ``(B, C_i, H / stride_i, W / stride_i)``.
+
+        Returns:
+            For every branch a map ``(B, C, H, W)``.
+        """
+
+
+DECODERS: Registry[Decoder] = Registry("decoder", Decoder, package="cellvit.decoders")

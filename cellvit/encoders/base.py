@@ -1,0 +1,42 @@
+"""The encoder contract and its registry."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from cellvit.parts import Configurable
+from cellvit.registry import Registry
+from cellvit.types import EncoderOutput, FeatureInfo
+
+
+class Encoder(Configurable, nn.Module, ABC):
+    """Turns an image into four feature maps and one vector.
+
+    A subclass sets the attributes below in ``__init__`` and takes its configuration as keyword-only arguments.
+
+    Attributes:
+        features: Four :class:`FeatureInfo`, in the order :meth:`forward` returns the maps. Strides are powers
+            of two from 2 to 16 and do not decrease.
+        pooled_channels: Length ``P`` of the pooled vector.
+    """
+
+    features: list[FeatureInfo]
+    pooled_channels: int
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> EncoderOutput:
+        """Encode a batch.
+
+        Args:
+            image: Normalised image ``(B, 3, H, W)``; ``H`` and ``W`` are multiples of 16.
+
+        Returns:
+            Feature maps ``(B, C_i, H / stride_i, W / stride_i)`` and the pooled vector ``(B, P)``.
+        """
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Return the parameters in groups from input to output, for freezing and layer-wise learning rates."""
+        return [list(self.parameters())]
+
+
+ENCODERS: Registry[Encoder] = Registry("encoder", Encoder, package="cellvit.encoders")

@@ -1,0 +1,80 @@
+"""The head contract and its registry."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cellvit.errors import ConfigError
+from cellvit.parts import Configurable
+from cellvit.registry import Registry
+from cellvit.types import Batch
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Sizes that flow into every head.
+
+    Attributes:
+        decoder_channels: Channels of the decoder's output per branch.
+        pooled_channels: Length of the encoder's pooled vector.
+        num_nuclei_classes: Nucleus types, background counted.
+        num_tissue_classes: Tissue types; 0 if the model has no tissue head.
+    """
+
+    decoder_channels: int
+    pooled_channels: int
+    num_nuclei_classes: int
+    num_tissue_classes: int
+
+
+class Head(Configurable, nn.Module, ABC):
+    """Owns one branch: its output layer, activation, target and losses.
+
+    Args:
+        sizes: What flows in from the decoder, the encoder and the data.
+        losses: Weight per loss term; None takes ``default_losses``. A term left out is not computed.
+
+    Attributes:
+        branch: Name of the map this head makes; also the key of its target in the batch.
+        source: ``"decoder"`` for a map ``(B, C, H, W)``, ``"pooled"`` for a vector ``(B, P)``.
+        default_losses: Weight per loss term.
+        out_channels: Channels of the logits.
+    """
+
+    branch: ClassVar[str]
+    source: ClassVar[Literal["decoder", "pooled"]] = "decoder"
+    default_losses: ClassVar[Mapping[str, float]]
+    out_channels: int
+
+    def __init__(self, sizes: HeadSizes, *, losses: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        self.loss_weights = dict(self.default_losses if losses is None else losses)
+        unknown = sorted(set(self.loss_weights) - set(self.default_losses))
+        if unknown:
+            known = ", ".join(self.default_losses)
+            raise ConfigError(f"head {type(self).__name__} has no loss {unknown}; it has: {known}")
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits from the head's source."""
+
+    @abstractmethod
+    def activate(self, logits: Tensor) -> Tensor:
+        """Return probabilities (or the regressed map) from logits, same shape."""
+
+    @abstractmethod
+    def loss_terms(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return every unweighted loss term as a scalar, keyed as in ``default_losses``."""
+
+    def losses(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted loss terms of non-zero weight, in float32 whatever the precision of the network."""
+        with torch.autocast(logits.device.type, enabled=False):
+            terms = self.loss_terms(logits.float(), batch)
+        return {name: weight * terms[name] for name, weight in self.loss_weights.items() if weight}
+
+
+HEADS: Registry[Head] = Registry("head", Head, package="cellvit.heads")

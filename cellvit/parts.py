@@ -1,0 +1,149 @@
+"""Parts: how a pluggable class is named in a configuration, built from it, and written back to it.
+
+A part is configured by its keyword-only ``__init__`` arguments. Its positional arguments are sizes that flow
+from the parts before it (the decoder receives the encoder's features), so they never stand in a YAML file.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+from cellvit.errors import ConfigError, UnknownPluginError
+from cellvit.registry import Registry
+
+T = TypeVar("T")
+
+PartSpec = str | Mapping[str, Any] | type | object
+"""A registered name, a dotted path, ``{"class_path": ..., "init_args": {...}}``, a class, or an instance."""
+
+
+class Configurable:
+    """Mix-in that remembers the keyword-only arguments an object was built with.
+
+    Example:
+        >>> class Blur(Configurable):
+        ...     def __init__(self, channels: int, *, radius: int = 2) -> None: ...
+        >>> Blur(3, radius=5).init_args
+        {'radius': 5}
+    """
+
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Create the object and store its configuration in ``init_args``."""
+        self = super().__new__(cls)
+        parameters = inspect.signature(cls.__init__).parameters
+        keyword_only = {name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        object.__setattr__(self, "init_args", {k: v for k, v in kwargs.items() if k in keyword_only})
+        return self
+
+
+def import_path(path: str, *, what: str) -> Any:
+    """Import the object at a dotted path.
+
+    Args:
+        path: ``package.module.Name``.
+        what: What the object is for; named in errors.
+
+    Returns:
+        The object.
+
+    Raises:
+        UnknownPluginError: If the module or the name in it does not exist.
+    """
+    module_name, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        message = f"{what} {path!r} cannot be imported ({error}); check the spelling and that its package is installed"
+        raise UnknownPluginError(message) from error
+
+
+def normalise_spec(spec: PartSpec, *, what: str) -> dict[str, Any]:
+    """Return a spec in its long form ``{"class_path": ..., "init_args": {...}}``, as plain data.
+
+    Args:
+        spec: See :data:`PartSpec`.
+        what: What the part is; named in errors.
+
+    Returns:
+        A new dictionary; an instance gives the arguments it was built with.
+
+    Raises:
+        ConfigError: If the spec is of another form.
+    """
+    if isinstance(spec, str):
+        return {"class_path": spec, "init_args": {}}
+    if isinstance(spec, type):
+        return {"class_path": f"{spec.__module__}.{spec.__qualname__}", "init_args": {}}
+    if isinstance(spec, Mapping):
+        unknown = set(spec) - {"class_path", "init_args"}
+        if unknown or not isinstance(spec.get("class_path"), str):
+            message = (
+                f"{what} {dict(spec)!r} is not a part; write a name or "
+                "{class_path: NAME, init_args: {...}} and nothing else"
+            )
+            raise ConfigError(message)
+        return {"class_path": spec["class_path"], "init_args": dict(spec.get("init_args") or {})}
+    if isinstance(spec, Configurable):
+        cls = type(spec)
+        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": dict(spec.init_args)}
+    raise ConfigError(f"{what} {spec!r} is neither a name, a mapping with class_path, a class nor a {what}")
+
+
+def resolve(registry: Registry[T], class_path: str) -> type[T]:
+    """Return the class a name or a dotted path stands for.
+
+    Args:
+        registry: Where short names are looked up.
+        class_path: Registered name, or ``package.module.Class``.
+
+    Returns:
+        A subclass of the registry's base.
+
+    Raises:
+        UnknownPluginError: If there is no such name or class.
+        ConfigError: If the class does not derive from the registry's base.
+    """
+    if "." not in class_path or class_path in registry:
+        return registry.get(class_path)
+    cls = import_path(class_path, what=registry.kind)
+    if not (isinstance(cls, type) and issubclass(cls, registry.base)):
+        raise ConfigError(f"{registry.kind} {class_path!r} does not derive from {registry.base.__name__}; subclass it")
+    return cast(type[T], cls)
+
+
+def build(registry: Registry[T], spec: PartSpec, *sizes: Any) -> T:
+    """Build a part from its spec.
+
+    Args:
+        registry: The kind of part.
+        spec: See :data:`PartSpec`; an instance is returned as it is.
+        *sizes: Positional arguments that flow from the parts before this one.
+
+    Returns:
+        The part.
+
+    Raises:
+        ConfigError: If an argument is unknown or does not fit; the message lists the known ones.
+        UnknownPluginError: If there is no such class.
+    """
+    if isinstance(spec, registry.base) and not isinstance(spec, type):
+        return cast(T, spec)
+    plain = normalise_spec(spec, what=registry.kind)
+    cls = resolve(registry, plain["class_path"])
+    accepted = keyword_names(cls)
+    unknown = sorted(set(plain["init_args"]) - accepted) if accepted is not None else []
+    if unknown:
+        known = ", ".join(sorted(accepted or ())) or "none"
+        raise ConfigError(f"{registry.kind} {plain['class_path']!r} takes no argument {unknown}; it takes: {known}")
+    return cls(*sizes, **plain["init_args"])
+
+
+def keyword_names(cls: type) -> set[str] | None:
+    """Return the names of a class's keyword-only arguments, or None if it takes any."""
+    parameters = inspect.signature(cls).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}

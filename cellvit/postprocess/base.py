@@ -1,0 +1,37 @@
+"""The postprocessor contract and its registry."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from cellvit.parts import Configurable
+from cellvit.registry import Registry
+from cellvit.types import NucleiPrediction
+
+
+class Postprocessor(Configurable, ABC):
+    """Turns the maps of one image into nuclei.
+
+    Attributes:
+        needs: Names of the maps without which it cannot work.
+    """
+
+    needs: ClassVar[frozenset[str]]
+
+    @abstractmethod
+    def __call__(self, maps: Mapping[str, NDArray[Any]]) -> NucleiPrediction:
+        """Find the nuclei of one image.
+
+        Args:
+            maps: Activated maps keyed by name, without a batch axis: ``nuclei_binary_map`` ``(2, H, W)`` and
+                ``nuclei_type_map`` ``(C, H, W)`` probabilities, ``hv_map`` ``(2, H, W)``, and optionally
+                ``embedding_map`` ``(D, h, w)``, the deepest feature map, averaged per nucleus.
+
+        Returns:
+            The instance map and the table of nuclei.
+        """
+
+
+POSTPROCESSORS: Registry[Postprocessor] = Registry("postprocessor", Postprocessor, package="cellvit.postprocess")

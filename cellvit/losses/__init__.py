@@ -1,1 +1,15 @@
-"""TODO"""
+"""Losses as pure functions: probabilities or maps in, one differentiable number out."""
+
+from cellvit.losses.cross_entropy import cross_entropy_loss
+from cellvit.losses.dice import dice_loss
+from cellvit.losses.focal_tversky import binary_focal_tversky_loss, focal_tversky_loss
+from cellvit.losses.gradient import hv_gradient_loss, hv_mse_loss
+
+__all__ = [
+    "binary_focal_tversky_loss",
+    "cross_entropy_loss",
+    "dice_loss",
+    "focal_tversky_loss",
+    "hv_gradient_loss",
+    "hv_mse_loss",
+]

@@ -7,7 +7,7 @@ from the parts before it (the decoder receives the encoder's features), so they 
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from cellvit.errors import ConfigError, UnknownPluginError
 from cellvit.registry import Registry
@@ -111,7 +111,7 @@ def resolve(registry: Registry[T], class_path: str) -> type[T]:
     cls = import_path(class_path, what=registry.kind)
     if not (isinstance(cls, type) and issubclass(cls, registry.base)):
         raise ConfigError(f"{registry.kind} {class_path!r} does not derive from {registry.base.__name__}; subclass it")
-    return cast(type[T], cls)
+    return cls
 
 
 def build(registry: Registry[T], spec: PartSpec, *sizes: Any) -> T:
@@ -130,7 +130,7 @@ def build(registry: Registry[T], spec: PartSpec, *sizes: Any) -> T:
         UnknownPluginError: If there is no such class.
     """
     if isinstance(spec, registry.base) and not isinstance(spec, type):
-        return cast(T, spec)
+        return spec
     plain = normalise_spec(spec, what=registry.kind)
     cls = resolve(registry, plain["class_path"])
     accepted = keyword_names(cls)

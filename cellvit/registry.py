@@ -127,6 +127,8 @@ class Registry(Generic[T]):
             raise ConfigError(f"{self.kind} {name!r} ({cls.__name__}) must derive from {self.base.__name__}")
         if name in self._classes:
             taken = self._classes[name]
-            raise ConfigError(f"{self.kind} name {name!r} is taken by {taken.__module__}.{taken.__name__}; choose another")
+            raise ConfigError(
+                f"{self.kind} name {name!r} is taken by {taken.__module__}.{taken.__name__}; choose another"
+            )
         self._classes[name] = cls
         self._origins[name] = origin

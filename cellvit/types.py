@@ -173,8 +173,10 @@ class Nuclei:
             embedding=None if self.embedding is None else self.embedding[index],
         )
 
-    def transform(self, *, scale: tuple[float, float] = (1.0, 1.0), shift: tuple[float, float] = (0.0, 0.0)) -> "Nuclei":
-        """Return the nuclei with coordinates first multiplied by ``scale``, then moved by ``shift``, both ``(x, y)``."""
+    def transform(
+        self, *, scale: tuple[float, float] = (1.0, 1.0), shift: tuple[float, float] = (0.0, 0.0)
+    ) -> "Nuclei":
+        """Return the nuclei with coordinates multiplied by ``scale``, then moved by ``shift``, both ``(x, y)``."""
         factor, offset = np.asarray(scale), np.asarray(shift)
         return replace(
             self,

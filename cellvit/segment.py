@@ -1,0 +1,247 @@
+"""Finding the nuclei of one image of any size: resample, tile, predict, post-process, join at the seams."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from cellvit.errors import ConfigError
+from cellvit.model import CellViT
+from cellvit.slide.reader import to_rgb
+from cellvit.slide.seams import merge_tiles
+from cellvit.slide.tiling import TileGrid
+from cellvit.types import NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP, Nuclei, NucleiClasses, NucleiPrediction
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+SAME_MPP = 0.05
+"""An image within this share of the model's resolution is used as it is: resampling would only blur it."""
+
+MAX_SCALE = 4.0
+"""Largest enlargement: at 1 micron per pixel a nucleus is six pixels wide and has no shape left to find."""
+
+MIN_SCALE = 1 / 32
+"""Smallest reduction."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of finished tiles and the number of all tiles."""
+
+
+@runtime_checkable
+class NucleiModel(Protocol):
+    """What inference needs of a model; :class:`cellvit.model.CellViT` is one.
+
+    Attributes:
+        classes: Names and colours of the types.
+        mpp: Resolution the model is made for, in microns per pixel.
+        training: Whether it is in training mode.
+    """
+
+    classes: NucleiClasses
+    mpp: float
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move the model."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set or leave training mode."""
+
+    def predict_maps(self, image: Tensor) -> dict[str, Tensor]:
+        """Return activated maps of a batch ``(B, 3, H, W)`` in [0, 1]."""
+
+    def postprocess(self, maps: Mapping[str, NDArray[Any]]) -> NucleiPrediction:
+        """Return the nuclei of one image from its maps."""
+
+
+def segment_image(
+    image: ArrayLike,
+    *,
+    model: str | Path | NucleiModel = "nano",
+    mpp: float = 0.25,
+    tile_size: int = 1024,
+    overlap: int = 64,
+    batch_size: int = 1,
+    device: str = "auto",
+    precision: str = "32-true",
+    progress: Progress | None = None,
+) -> Nuclei:
+    """Find the nuclei of an image of any size.
+
+    An image whose resolution differs from the model's by more than 5 % is resampled; one larger than a tile is
+    cut into overlapping tiles, and each nucleus is kept once. Memory beyond the image itself is bounded by one batch
+    of tiles.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, ``(H, W)`` grey, or with alpha; uint8, uint16, or float in [0, 1].
+        model: Name of a model, path of its folder or checkpoint, or the model itself.
+        mpp: Resolution of the image in microns per pixel.
+        tile_size: Side of a tile in pixels at the model's resolution.
+        overlap: Pixels that neighbouring tiles share at least, at the model's resolution. A nucleus longer than
+            that is joined from two pieces if a seam crosses it.
+        batch_size: Tiles that go through the network together; the result does not depend on it.
+        device: ``"auto"`` (CUDA, else MPS, else CPU; a model that is passed in stays where it is), ``"cpu"``,
+            ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
+        progress: Called after every batch with the number of tiles done and of all tiles.
+
+    Returns:
+        The nuclei; ``centroid`` and contours in pixels of the given image, the centre of pixel ``i`` being at ``i``
+        (a resampled coordinate ``x`` is mapped back as ``(x + 0.5) / s - 0.5``); ``bbox`` half-open, pixel ``i``
+        covering ``[i, i + 1)``. No nuclei give zero rows with all columns present. ``label`` is 1..N.
+
+    Raises:
+        ImageError: If the image is not of the forms above.
+        ConfigError: If a setting cannot work.
+        UnknownPluginError: If there is no model of that name.
+        WeightsError: If the weights cannot be used.
+    """
+    pixels = to_rgb(image)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size} must be 1 or more")
+    network = load_model(model, device=device)
+    autocast = autocast_context(precision, network.device)
+    resampled, scale = _resample(pixels, mpp, network.mpp)
+    height, width = resampled.shape[:2]
+    grid = TileGrid(width=width, height=height, tile_size=tile_size, overlap=overlap)
+    found: list[tuple[int, Nuclei]] = []
+    with _evaluation_mode(network):
+        for first in range(0, len(grid), batch_size):
+            indices = range(first, min(first + batch_size, len(grid)))
+            tiles = np.stack([resampled[grid.tile(index).slices] for index in indices])
+            with autocast:
+                maps = _predict(network, tiles)
+            found += [(index, network.postprocess(item).nuclei) for index, item in zip(indices, maps, strict=True)]
+            if progress is not None:
+                progress(len(found), len(grid))
+    nuclei = replace(merge_tiles(grid, found), classes=network.classes)
+    return nuclei if resampled is pixels else _to_source(nuclei, scale, width=pixels.shape[1], height=pixels.shape[0])
+
+
+def load_model(model: str | Path | NucleiModel, *, device: str = "auto") -> NucleiModel:
+    """Return a model on a device.
+
+    Args:
+        model: Name, path, or a model; a model that is passed in stays where it is if ``device`` is ``"auto"``.
+        device: See :func:`segment_image`.
+
+    Raises:
+        ConfigError: If the device does not exist here.
+        UnknownPluginError: If there is no model of that name.
+        WeightsError: If the weights cannot be used.
+    """
+    if isinstance(model, str | Path):
+        target = choose_device(device)
+        loaded: NucleiModel = CellViT.from_pretrained(model).to(target)
+        return loaded
+    if not isinstance(model, NucleiModel):
+        raise ConfigError(f"model {model!r} is neither a name, a path nor a CellViT; pass 'nano' or a path")
+    if device != "auto":
+        model.to(choose_device(device))
+    return model
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Return the device of a name.
+
+    Args:
+        device: ``"auto"`` takes CUDA, else MPS, else the CPU; or the name of one, also with a number (``"cuda:1"``).
+
+    Raises:
+        ConfigError: If the name is unknown or there is no such device.
+    """
+    kind, _, number = device.partition(":")
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if kind not in available or (number and not number.isdecimal()):
+        raise ConfigError(f"device {device!r} is unknown; choose from {', '.join(DEVICES)}")
+    if int(number or 0) >= available[kind]:
+        usable = ", ".join(f"{name!r}" for name, count in available.items() if count)
+        raise ConfigError(f"device {device!r} is not available here; use 'auto' or one of: {usable}")
+    return torch.device(device)
+
+
+def autocast_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which a network runs at a precision.
+
+    Args:
+        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        device: Where it runs.
+
+    Raises:
+        ConfigError: If the precision is unknown, or is ``"16-mixed"`` on the CPU.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    if dtype is torch.float16 and device.type == "cpu":
+        raise ConfigError("precision '16-mixed' needs a GPU; use 'bf16-mixed' or '32-true' on the CPU")
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+@contextmanager
+def _evaluation_mode(model: NucleiModel) -> Iterator[None]:
+    """Switch training mode off, and back on afterwards if it was on."""
+    was_training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _predict(model: NucleiModel, tiles: NDArray[np.uint8]) -> list[dict[str, NDArray[Any]]]:
+    """Return the activated maps of tiles ``(B, H, W, 3)``, one dictionary without batch axis per tile."""
+    batch = torch.from_numpy(tiles).to(model.device).permute(0, 3, 1, 2).float() / 255
+    maps = {name: value for name, value in model.predict_maps(batch).items() if value.ndim == 4}
+    if getattr(getattr(model, "postprocessor", None), "accepts_labels", False):
+        # The labels are all it needs of these two: an eighth of the bytes to move off the device.
+        labels = {
+            name: maps[name].argmax(1).to(torch.uint8) for name in (NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP) if name in maps
+        }
+        maps = {**maps, **labels}
+    arrays = {
+        name: (value.float() if value.is_floating_point() else value).cpu().numpy() for name, value in maps.items()
+    }
+    return [{name: value[i] for name, value in arrays.items()} for i in range(len(tiles))]
+
+
+def _resample(image: NDArray[np.uint8], mpp: float, model_mpp: float) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """Return the image at the model's resolution and its scale ``(x, y)``, model pixels per image pixel."""
+    if not (np.isfinite(mpp) and mpp > 0):
+        raise ConfigError(f"mpp {mpp} is not a resolution; give microns per pixel, such as 0.25")
+    scale = mpp / model_mpp
+    if not MIN_SCALE <= scale <= MAX_SCALE:
+        usable = f"{model_mpp * MIN_SCALE:.3g} to {model_mpp * MAX_SCALE:.3g}"
+        raise ConfigError(
+            f"mpp {mpp:g} is too far from the model's {model_mpp:g}; give an image of {usable} µm per pixel"
+        )
+    if abs(scale - 1) <= SAME_MPP:
+        return image, (1.0, 1.0)
+    height, width = image.shape[:2]
+    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    resampled = cv2.resize(image, (new_width, new_height), interpolation=interpolation)
+    return np.asarray(resampled, dtype=np.uint8), (new_width / width, new_height / height)
+
+
+def _to_source(nuclei: Nuclei, scale: tuple[float, float], *, width: int, height: int) -> Nuclei:
+    """Return nuclei found at the model's resolution in pixels of the image that was given."""
+    factor = (1 / scale[0], 1 / scale[1])
+    centers = nuclei.transform(scale=factor, shift=(0.5 * factor[0] - 0.5, 0.5 * factor[1] - 0.5))
+    # Boxes are edges, not centres: pixel i covers [i, i + 1), so they scale without a shift.
+    bbox = np.clip(nuclei.bbox * np.tile(factor, 2), 0, [width, height, width, height])
+    return replace(centers, bbox=bbox)

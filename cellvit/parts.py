@@ -32,10 +32,13 @@ class Configurable:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Create the object and store its configuration in ``init_args``."""
+        if cls.__init__ is object.__init__ and (args or kwargs):
+            raise TypeError(f"{cls.__name__}() takes no arguments")  # object.__init__ would swallow them
         self = super().__new__(cls)
-        parameters = inspect.signature(cls.__init__).parameters
-        keyword_only = {name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        object.__setattr__(self, "init_args", {k: v for k, v in kwargs.items() if k in keyword_only})
+        parameters = signature_of(cls).parameters.values()
+        # Everything but sizes: arguments that a subclass passes on through **kwargs are configuration too.
+        sizes = {p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        object.__setattr__(self, "init_args", {k: v for k, v in kwargs.items() if k not in sizes})
         return self
 
 
@@ -55,7 +58,7 @@ def import_path(path: str, *, what: str) -> Any:
     module_name, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         message = f"{what} {path!r} cannot be imported ({error}); check the spelling and that its package is installed"
         raise UnknownPluginError(message) from error
 
@@ -78,14 +81,15 @@ def normalise_spec(spec: PartSpec, *, what: str) -> dict[str, Any]:
     if isinstance(spec, type):
         return {"class_path": f"{spec.__module__}.{spec.__qualname__}", "init_args": {}}
     if isinstance(spec, Mapping):
+        args = spec.get("init_args") or {}
         unknown = set(spec) - {"class_path", "init_args"}
-        if unknown or not isinstance(spec.get("class_path"), str):
+        if unknown or not isinstance(spec.get("class_path"), str) or not isinstance(args, Mapping):
             message = (
                 f"{what} {dict(spec)!r} is not a part; write a name or "
                 "{class_path: NAME, init_args: {...}} and nothing else"
             )
             raise ConfigError(message)
-        return {"class_path": spec["class_path"], "init_args": dict(spec.get("init_args") or {})}
+        return {"class_path": spec["class_path"], "init_args": dict(args)}
     if isinstance(spec, Configurable):
         cls = type(spec)
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": dict(spec.init_args)}
@@ -108,9 +112,13 @@ def resolve(registry: Registry[T], class_path: str) -> type[T]:
     """
     if "." not in class_path or class_path in registry:
         return registry.get(class_path)
-    cls = import_path(class_path, what=registry.kind)
+    return _checked(registry, import_path(class_path, what=registry.kind), class_path)
+
+
+def _checked(registry: Registry[T], cls: Any, name: str) -> type[T]:
+    """Return the class if it derives from the registry's base."""
     if not (isinstance(cls, type) and issubclass(cls, registry.base)):
-        raise ConfigError(f"{registry.kind} {class_path!r} does not derive from {registry.base.__name__}; subclass it")
+        raise ConfigError(f"{registry.kind} {name!r} does not derive from {registry.base.__name__}; subclass it")
     return cls
 
 
@@ -132,18 +140,34 @@ def build(registry: Registry[T], spec: PartSpec, *sizes: Any) -> T:
     if isinstance(spec, registry.base) and not isinstance(spec, type):
         return spec
     plain = normalise_spec(spec, what=registry.kind)
-    cls = resolve(registry, plain["class_path"])
+    name, args = plain["class_path"], plain["init_args"]
+    # A class at hand is not looked up: it may be local to a function, where no dotted path leads.
+    cls = _checked(registry, spec, name) if isinstance(spec, type) else resolve(registry, name)
     accepted = keyword_names(cls)
-    unknown = sorted(set(plain["init_args"]) - accepted) if accepted is not None else []
+    unknown = sorted(set(args) - accepted, key=str) if accepted is not None else []
     if unknown:
         known = ", ".join(sorted(accepted or ())) or "none"
-        raise ConfigError(f"{registry.kind} {plain['class_path']!r} takes no argument {unknown}; it takes: {known}")
-    return cls(*sizes, **plain["init_args"])
+        raise ConfigError(f"{registry.kind} {name!r} takes no argument {unknown}; it takes: {known}")
+    try:
+        signature_of(cls).bind(*sizes, **args)
+    except TypeError as error:
+        raise ConfigError(f"{registry.kind} {name!r} cannot be built: {error}; check its init_args") from error
+    return cls(*sizes, **args)
 
 
 def keyword_names(cls: type) -> set[str] | None:
     """Return the names of a class's keyword-only arguments, or None if it takes any."""
-    parameters = inspect.signature(cls).parameters.values()
+    parameters = signature_of(cls).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
     return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def signature_of(cls: type) -> inspect.Signature:
+    """Return the signature of a class's ``__init__`` without ``self``; without one it takes nothing."""
+    # inspect.signature(cls) may report Configurable.__new__, which takes anything.
+    initialiser: Any = cls.__init__  # type: ignore[misc]  # the class, not an instance, is asked on purpose
+    if initialiser is object.__init__:
+        return inspect.Signature()
+    signature = inspect.signature(initialiser)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -83,7 +83,7 @@ class Registry(Generic[T]):
         known = self.names()
         close = get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise UnknownPluginError(f"no {self.kind} {name!r}; {hint}known: {', '.join(known)}")
+        raise UnknownPluginError(f"no {self.kind} {name!r}; {hint}known: {', '.join(known) or 'none'}")
 
     def names(self) -> list[str]:
         """Return all names, sorted."""
@@ -103,15 +103,24 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def load(self) -> None:
-        """Import our own classes and the entry points of installed packages, once."""
+        """Import our own classes and the entry points of installed packages, once.
+
+        Warns:
+            RuntimeWarning: Once for each plug-in that failed to import; the others work.
+        """
         if self._loaded:
             return
-        self._loaded = True
-        importlib.import_module(self.group)
-        for entry in entry_points(group=self.group):
-            self._load_entry(entry)
+        self._loaded = True  # set first: the import below may ask this registry for names
+        try:
+            importlib.import_module(self.group)
+        except BaseException:
+            self._loaded = False  # the next call shows the same error instead of an empty phone book
+            raise
+        messages = [self._load_entry(entry) for entry in entry_points(group=self.group)]
+        for message in filter(None, messages):  # after the loop: a warning may be turned into an error
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
 
-    def _load_entry(self, entry: EntryPoint) -> None:
+    def _load_entry(self, entry: EntryPoint) -> str | None:
         origin = entry.dist.name if entry.dist else entry.value
         try:
             cls = entry.load()
@@ -119,12 +128,13 @@ class Registry(Generic[T]):
                 self._enter(entry.name, cls, origin)
         except Exception as error:  # a broken third-party plug-in must not take the others down
             self._broken[entry.name] = error
-            message = f"{self.kind} plug-in {entry.name!r} of {origin!r} failed to import: {error}"
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            return f"{self.kind} plug-in {entry.name!r} of {origin!r} failed to import: {error}"
+        return None
 
     def _enter(self, name: str, cls: type, origin: str) -> None:
-        if not issubclass(cls, self.base):
-            raise ConfigError(f"{self.kind} {name!r} ({cls.__name__}) must derive from {self.base.__name__}")
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            title = getattr(cls, "__name__", repr(cls))
+            raise ConfigError(f"{self.kind} {name!r} ({title}) must be a class that derives from {self.base.__name__}")
         if name in self._classes:
             taken = self._classes[name]
             raise ConfigError(

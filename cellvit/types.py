@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cellvit.errors import ConfigError, DataError
+
 NUCLEI_BINARY_MAP = "nuclei_binary_map"
 HV_MAP = "hv_map"
 NUCLEI_TYPE_MAP = "nuclei_type_map"
@@ -73,7 +75,7 @@ class NucleiClasses:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors):
-            raise ValueError(f"{len(self.names)} class names but {len(self.colors)} colours; give one colour per name")
+            raise ConfigError(f"{len(self.names)} class names but {len(self.colors)} colours; give one colour per name")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -113,7 +115,13 @@ class Nuclei:
         rows |= {len(self.contour_offsets) - 1}
         rows |= set() if self.embedding is None else {len(self.embedding)}
         if len(rows) != 1:
-            raise ValueError(f"columns of different lengths {sorted(rows)}; every column needs one row per nucleus")
+            raise DataError(f"columns of different lengths {sorted(rows)}; every column needs one row per nucleus")
+        first, last = int(self.contour_offsets[0]), int(self.contour_offsets[-1])
+        if (first, last) != (0, len(self.contour_points)):
+            raise DataError(
+                f"contour offsets run from {first} to {last} but there are {len(self.contour_points)} contour points; "
+                "they must start at 0 and end at the number of points"
+            )
 
     @classmethod
     def empty(cls, *, embedding_dim: int | None = None, classes: NucleiClasses | None = None) -> "Nuclei":
@@ -137,21 +145,39 @@ class Nuclei:
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Nuclei]") -> "Nuclei":
-        """Return the nuclei of all parts, in order; at least one part is needed."""
+        """Return the nuclei of all parts, in order.
+
+        Args:
+            parts: At least one table; all that name their types name them alike.
+
+        Returns:
+            The table; its embedding is None if any part that has nuclei lacks one.
+
+        Raises:
+            DataError: If there is no part, or two parts name their types differently.
+        """
+        if not parts:
+            raise DataError("no tables to concatenate; use Nuclei.empty() for zero nuclei")
+        named = [p.classes for p in parts if p.classes is not None]
+        for classes in named:
+            if classes != named[0]:
+                raise DataError(f"tables with different types {named[0].names} and {classes.names}; convert one first")
         offsets = [np.zeros(1, np.int64)]
         for part in parts:
             offsets.append(part.contour_offsets[1:] + offsets[-1][-1])
         embeddings = [p.embedding for p in parts if p.embedding is not None]
+        complete = bool(embeddings) and all(p.embedding is not None for p in parts if len(p))
         return cls(
             **{name: np.concatenate([getattr(p, name) for p in parts]) for name in _PLAIN_COLUMNS},
             contour_offsets=np.concatenate(offsets),
             contour_points=np.concatenate([p.contour_points for p in parts]),
-            embedding=np.concatenate(embeddings) if len(embeddings) == len(parts) else None,
-            classes=parts[0].classes,
+            embedding=np.concatenate(embeddings) if complete else None,
+            classes=named[0] if named else None,
         )
 
     def contour(self, index: int) -> NDArray[np.float64]:
-        """Return the outline of one nucleus, ``(K, 2)`` ``(x, y)``."""
+        """Return the outline of one nucleus, ``(K, 2)`` ``(x, y)``; a negative index counts from the end."""
+        index = range(len(self))[index]
         return self.contour_points[self.contour_offsets[index] : self.contour_offsets[index + 1]]
 
     def select(self, rows: NDArray[Any]) -> "Nuclei":
@@ -159,7 +185,12 @@ class Nuclei:
 
         Args:
             rows: Boolean mask ``(N,)`` or integer indices ``(K,)``.
+
+        Raises:
+            DataError: If a mask has another length than the table.
         """
+        if rows.dtype == bool and len(rows) != len(self):
+            raise DataError(f"mask of {len(rows)} rows for {len(self)} nuclei; give one value per nucleus")
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
         lengths = np.diff(self.contour_offsets)[index]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])

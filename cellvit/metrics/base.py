@@ -1,7 +1,30 @@
-"""The registry of metrics."""
+"""The contract of metrics on nuclei and its registry."""
+
+from abc import abstractmethod
 
 from torchmetrics import Metric
 
 from cellvit.registry import Registry
+from cellvit.types import NucleiPrediction
 
-METRICS: Registry[Metric] = Registry("metric", Metric, package="cellvit.metrics")
+
+class NucleiMetric(Metric):
+    """A metric that compares the nuclei found in one image with the true ones.
+
+    States are sums, so that the result does not depend on batch size or number of processes. ``compute`` returns
+    a flat ``dict[str, Tensor]`` of named scores.
+    """
+
+    full_state_update = False
+
+    @abstractmethod
+    def update_nuclei(self, pred: NucleiPrediction, target: NucleiPrediction) -> None:
+        """Add one image.
+
+        Args:
+            pred: Nuclei found.
+            target: True nuclei; type -1 marks a nucleus whose type is unknown.
+        """
+
+
+METRICS: Registry[NucleiMetric] = Registry("metric", NucleiMetric, package="cellvit.metrics")

@@ -1,0 +1,124 @@
+"""Callbacks for the Trainer: freezing the encoder and drawing sample pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cellvit.errors import ConfigError
+from cellvit.export.overlay import draw_comparison
+from cellvit.model import CellViT, true_nuclei
+
+
+class EncoderFreezing(L.Callback):
+    """Trains without the encoder for the first epochs, then with all of it at the same learning rate.
+
+    Only gradients are frozen: dropout and stochastic depth of the encoder stay active, as in the published runs.
+    Image-level heads are no part of the encoder and train from the start.
+
+    Args:
+        unfreeze_epoch: First epoch, counted from 0, in which the encoder trains.
+
+    Raises:
+        ConfigError: If ``unfreeze_epoch`` is negative.
+    """
+
+    def __init__(self, unfreeze_epoch: int = 25) -> None:
+        if unfreeze_epoch < 0:
+            raise ConfigError(f"unfreeze_epoch {unfreeze_epoch} is negative; 0 never freezes")
+        self.unfreeze_epoch = unfreeze_epoch
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Freeze before the strategy wraps the model, so that DDP does not wait for these gradients."""
+        if stage == "fit" and self.unfreeze_epoch > 0:
+            _encoder(pl_module).requires_grad_(requires_grad=False)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Unfreeze when the epoch has come, also after resuming later than it."""
+        frozen = [p for p in _encoder(pl_module).parameters() if not p.requires_grad]
+        if trainer.current_epoch >= self.unfreeze_epoch and frozen:
+            _encoder(pl_module).requires_grad_(requires_grad=True)
+            _rewrap(trainer)
+
+
+class SamplePictures(L.Callback):
+    """Draws image, truth and prediction of a few validation images into the log.
+
+    PNGs go to ``<log_dir>/pictures/epoch_<n>/`` and, if there is one, to TensorBoard.
+
+    Args:
+        num_images: How many images to draw.
+        every_n_epochs: Draw only each n-th epoch with validation.
+        max_size: Longest side of a drawn image in pixels; larger images are cropped at the top left.
+    """
+
+    def __init__(self, num_images: int = 4, every_n_epochs: int = 1, max_size: int = 512) -> None:
+        self.num_images = num_images
+        self.every_n_epochs = every_n_epochs
+        self.max_size = max_size
+        self._drawn = 0
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start counting anew."""
+        self._drawn = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the images of this batch while there is room."""
+        wanted = trainer.current_epoch % self.every_n_epochs == 0 and not trainer.sanity_checking
+        if not (wanted and trainer.is_global_zero and isinstance(pl_module, CellViT)):
+            return
+        for index in range(min(len(batch["image"]), self.num_images - self._drawn)):
+            small = _crop(batch, index, self.max_size)
+            maps = {
+                k: v[0].float().cpu().numpy() for k, v in pl_module.predict_maps(small["image"]).items() if v.ndim == 4
+            }
+            pred, truth = pl_module.postprocess(maps), true_nuclei(small)[0]
+            image = (small["image"][0].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
+            _write(
+                trainer, draw_comparison(image, truth.nuclei, pred.nuclei), f"{self._drawn:02d}_{batch['name'][index]}"
+            )
+            self._drawn += 1
+
+
+def _encoder(module: L.LightningModule) -> nn.Module:
+    if not isinstance(module, CellViT):
+        raise ConfigError(f"EncoderFreezing works on CellViT, not {type(module).__name__}; remove the callback")
+    return module.encoder
+
+
+def _rewrap(trainer: L.Trainer) -> None:
+    # DDP registers gradients when it wraps: parameters that thaw later must be wrapped again or ranks drift apart
+    strategy = trainer.strategy
+    if isinstance(strategy.model, DistributedDataParallel):
+        strategy.model = strategy.lightning_module
+        strategy.configure_ddp()  # type: ignore[attr-defined]
+
+
+def _crop(batch: Any, index: int, size: int) -> Any:
+    row = slice(index, index + 1)
+    return {k: v[row][..., :size, :size] if torch.is_tensor(v) and v.ndim > 1 else v[row] for k, v in batch.items()}
+
+
+def _write(trainer: L.Trainer, picture: np.ndarray[Any, Any], name: str) -> None:
+    if trainer.log_dir is not None:
+        folder = Path(trainer.log_dir) / "pictures" / f"epoch_{trainer.current_epoch:03d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+        cv2.imwrite(str(folder / f"{safe}.png"), picture[..., ::-1])
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(f"samples/{name}", picture, trainer.current_epoch, dataformats="HWC")

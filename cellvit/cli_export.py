@@ -1,0 +1,35 @@
+"""``cellvit export``: a training checkpoint becomes safetensors and JSON."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: Its arguments.
+
+    Returns:
+        0 on success.
+
+    Raises:
+        CellViTError: If the checkpoint cannot be read or the folder not be written.
+    """
+    parser = argparse.ArgumentParser("cellvit export", description="Turn a checkpoint into safetensors + JSON.")
+    parser.add_argument("checkpoint", help="a .ckpt file written by 'cellvit fit', or a model folder")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the stored weights")
+    arguments = parser.parse_args(argv)
+
+    import torch
+
+    from cellvit.model import CellViT
+
+    model = CellViT.from_pretrained(arguments.checkpoint)
+    model.save_pretrained(arguments.out, dtype=getattr(torch, arguments.dtype))
+    sys.stdout.write(f"wrote {arguments.out}\n")
+    return 0

@@ -1,0 +1,40 @@
+"""``cellvit fit``, ``validate``, ``test`` and ``predict`` on LightningCLI."""
+
+import lightning as L
+from lightning.pytorch.cli import LightningCLI
+
+import cellvit.callbacks  # noqa: F401  its classes can then be named in YAML without their module
+from cellvit.data import FolderDataModule  # noqa: F401  likewise
+from cellvit.decoders.base import DECODERS
+from cellvit.encoders.base import ENCODERS
+from cellvit.heads.base import HEADS
+from cellvit.metrics.base import METRICS
+from cellvit.model import CellViT
+from cellvit.postprocess.base import POSTPROCESSORS
+
+
+class CellViTCLI(LightningCLI):
+    """LightningCLI for CellViT; the optimiser is one of the model's settings, so its own way is switched off."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one training verb.
+
+    Args:
+        arguments: The verb and its arguments.
+
+    Returns:
+        0; LightningCLI raises on errors and exits with 2 on wrong usage.
+    """
+    for registry in (ENCODERS, DECODERS, HEADS, METRICS, POSTPROCESSORS):
+        registry.load()  # plug-ins are known before anything is parsed
+    CellViTCLI(
+        CellViT,
+        L.LightningDataModule,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=19,
+        args=arguments,
+    )
+    return 0

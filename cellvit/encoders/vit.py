@@ -1,0 +1,122 @@
+"""The plain Vision Transformer of CellViT-256."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from cellvit.encoders.base import ENCODERS, Encoder
+from cellvit.encoders.taps import choose_taps
+from cellvit.types import EncoderOutput, FeatureInfo
+
+PRETRAINING_SIZE = 224
+
+
+@ENCODERS.register("random")
+@ENCODERS.register("vit-256")
+class ViTEncoder(Encoder):
+    """A plain ViT whose raw block outputs are tapped; ViT-S/16 by default.
+
+    The four maps are the outputs of the tapped blocks without the final norm and without the class token. The
+    pooled vector is the class token after the final norm. The position embedding belongs to the grid of a
+    224 px image and is interpolated bicubically to any other grid with DINO's scale factor
+    ``(n + 0.1) / n0`` [1], which is also the true sampling scale.
+
+    ``vit-256`` and ``random`` name the same network: the published ``Random`` experiment only leaves out the
+    pre-trained weights.
+
+    Args:
+        patch_size: Pixels per token side; a power of two up to 16.
+        embed_dim: Channels ``D`` of a token.
+        depth: Number of blocks.
+        num_heads: Attention heads per block.
+        taps: Four blocks to tap, counted from 1; None spaces them evenly.
+        drop_rate: Dropout after the position embedding and inside the blocks.
+        attn_drop_rate: Dropout of the attention weights.
+        drop_path_rate: Stochastic depth of the last block; earlier blocks have linearly less.
+        gradient_checkpointing: Recompute blocks in the backward pass to save memory.
+
+    References:
+        [1] Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021,
+        DOI 10.1109/ICCV48922.2021.00951.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: int = 16,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        taps: Sequence[int] | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.1,
+        drop_path_rate: float = 0.1,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.taps = choose_taps(depth, taps=taps)
+        self.vit = VisionTransformer(
+            img_size=PRETRAINING_SIZE,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            qkv_bias=True,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            num_classes=0,
+            pos_drop_rate=drop_rate,
+            proj_drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
+        self.features = [FeatureInfo(embed_dim, patch_size)] * len(self.taps)
+        self.pooled_channels = embed_dim
+        self.gradient_checkpointing = gradient_checkpointing
+
+    def forward(self, image: Tensor) -> EncoderOutput:
+        """Encode a batch; see :class:`Encoder`."""
+        patches = self.vit.patch_embed.proj(image)
+        grid = patches.shape[-2:]
+        tokens = torch.cat([self.vit.cls_token.expand(len(image), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens = self.vit.pos_drop(tokens + interpolate_position(self.vit.pos_embed, grid))
+        maps = []
+        for number, block in enumerate(self.vit.blocks, start=1):
+            if self.gradient_checkpointing and self.training:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+            if number in self.taps:
+                maps.append(tokens[:, 1:].transpose(1, 2).unflatten(2, grid))
+        return EncoderOutput(maps, self.vit.norm(tokens[:, :1])[:, 0])
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Return the stem, then each block, then the final norm."""
+        stem = [self.vit.cls_token, self.vit.pos_embed, *self.vit.patch_embed.parameters()]
+        return [stem, *(list(block.parameters()) for block in self.vit.blocks), list(self.vit.norm.parameters())]
+
+
+def interpolate_position(position: Tensor, grid: Sequence[int]) -> Tensor:
+    """Return a position embedding for another grid, by DINO's rule.
+
+    Args:
+        position: ``(1, 1 + n0 * n0, D)``, class token first.
+        grid: ``(h, w)`` of the image at hand.
+
+    Returns:
+        ``(1, 1 + h * w, D)``; unchanged if the grid is the stored one.
+    """
+    side = round((position.shape[1] - 1) ** 0.5)
+    height, width = grid
+    if (height, width) == (side, side):
+        return position
+    stored = position[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    # the 0.1 guards the output size against rounding, and because the factor is also the sampling scale it
+    # shifts the samples a little: released weights were trained with exactly this
+    factor = ((height + 0.1) / side, (width + 0.1) / side)
+    scaled = F.interpolate(stored, scale_factor=factor, mode="bicubic", align_corners=False)
+    return torch.cat([position[:, :1], scaled.flatten(2).transpose(1, 2)], dim=1)

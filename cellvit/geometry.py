@@ -1,0 +1,197 @@
+"""Boxes and outlines: conversions between ``(row, col)`` and ``(x, y)``, and ragged polygon arithmetic.
+
+Arrays are indexed ``(row, col)``; geometry is written ``(x, y)``. Only this module converts between the two.
+Outlines of many nuclei are *ragged*: all points in one array ``(P, 2)`` and offsets ``(N + 1,)``, where outline
+``i`` is ``points[offsets[i]:offsets[i + 1]]``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Offsets = NDArray[np.int64]
+
+
+def bbox_xyxy_to_rowcol(bbox: NDArray[Any]) -> NDArray[Any]:
+    """Return boxes as corner pairs in array order.
+
+    Args:
+        bbox: ``(N, 4)``, ``(xmin, ymin, xmax, ymax)``, half-open.
+
+    Returns:
+        ``(N, 2, 2)``, ``[[row_min, col_min], [row_max, col_max]]``, half-open, same dtype.
+
+    Example:
+        >>> bbox_xyxy_to_rowcol(np.array([[1, 2, 3, 4]])).tolist()
+        [[[2, 1], [4, 3]]]
+    """
+    return bbox.reshape(-1, 2, 2)[:, :, ::-1]
+
+
+def bbox_rowcol_to_xyxy(bbox: NDArray[Any]) -> NDArray[Any]:
+    """Return boxes given as corner pairs in array order as flat ``(x, y)`` boxes.
+
+    Args:
+        bbox: ``(N, 2, 2)``, ``[[row_min, col_min], [row_max, col_max]]``, half-open.
+
+    Returns:
+        ``(N, 4)``, ``(xmin, ymin, xmax, ymax)``, half-open, same dtype.
+
+    Example:
+        >>> bbox_rowcol_to_xyxy(np.array([[[2, 1], [4, 3]]])).tolist()
+        [[1, 2, 3, 4]]
+    """
+    return bbox.reshape(-1, 2, 2)[:, :, ::-1].reshape(-1, 4)
+
+
+def swap_xy_rowcol(points: NDArray[Any]) -> NDArray[Any]:
+    """Return points with their two coordinates exchanged: ``(x, y)`` to ``(row, col)`` or back.
+
+    Args:
+        points: ``(…, 2)``.
+
+    Returns:
+        A view of the same shape.
+    """
+    return points[..., ::-1]
+
+
+def ring_lengths(offsets: Offsets) -> Offsets:
+    """Return the number of points of every outline, ``(N,)``, from its offsets ``(N + 1,)``."""
+    return np.diff(offsets)
+
+
+def ring_offsets(lengths: Sequence[int] | NDArray[Any]) -> Offsets:
+    """Return the offsets ``(N + 1,)`` of outlines of the given lengths ``(N,)``; the first is 0.
+
+    Example:
+        >>> ring_offsets([3, 0, 4]).tolist()
+        [0, 3, 3, 7]
+    """
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.asarray(lengths, np.int64))])
+
+
+def select_rings(points: Floats, offsets: Offsets, rows: NDArray[Any]) -> tuple[Floats, Offsets]:
+    """Return some of the outlines.
+
+    Args:
+        points: ``(P, 2)``.
+        offsets: ``(N + 1,)``.
+        rows: Boolean mask ``(N,)`` or indices ``(K,)``.
+
+    Returns:
+        The points of the chosen outlines ``(Q, 2)`` and their offsets ``(K + 1,)``.
+    """
+    index = np.flatnonzero(rows) if rows.dtype == bool else rows
+    lengths = ring_lengths(offsets)[index]
+    chosen = ring_offsets(lengths)
+    shift = np.repeat(offsets[:-1][index] - chosen[:-1], lengths)
+    return points[np.arange(chosen[-1]) + shift], chosen
+
+
+def close_rings(points: Floats, offsets: Offsets) -> tuple[Floats, Offsets]:
+    """Return the outlines with the first point of each repeated at its end; empty ones stay empty.
+
+    Args:
+        points: ``(P, 2)``, open outlines.
+        offsets: ``(N + 1,)``.
+
+    Returns:
+        Points ``(P + K, 2)`` with ``K`` the number of outlines that have points, and offsets ``(N + 1,)``.
+
+    Example:
+        >>> close_rings(np.array([[0.0, 0], [2, 0], [0, 2]]), np.array([0, 3]))[0].tolist()
+        [[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
+    """
+    filled = ring_lengths(offsets) > 0
+    closed = np.insert(points, offsets[1:][filled], points[offsets[:-1][filled]], axis=0)
+    return closed, offsets + np.concatenate([np.zeros(1, np.int64), np.cumsum(filled)])
+
+
+def open_rings(points: Floats, offsets: Offsets) -> tuple[Floats, Offsets]:
+    """Return the outlines without a last point that repeats the first; the inverse of :func:`close_rings`.
+
+    Args:
+        points: ``(P, 2)``, closed or open outlines.
+        offsets: ``(N + 1,)``.
+
+    Returns:
+        Points and offsets ``(N + 1,)``. An outline of a single point is left as it is.
+    """
+    lengths = ring_lengths(offsets)
+    long = np.flatnonzero(lengths > 1)
+    first, last = offsets[:-1][long], offsets[1:][long] - 1
+    repeats = (points[first] == points[last]).all(axis=1)
+    keep = np.ones(len(points), bool)
+    keep[last[repeats]] = False
+    shorter = lengths.copy()
+    shorter[long[repeats]] -= 1
+    return points[keep], ring_offsets(shorter)
+
+
+def polygon_area(points: Floats, offsets: Offsets) -> Floats:
+    """Compute the area that every outline encloses, by the shoelace formula.
+
+    Args:
+        points: ``(P, 2)``, open or closed outlines, either sense of rotation.
+        offsets: ``(N + 1,)``.
+
+    Returns:
+        ``(N,)`` in square units of the points; 0 for fewer than three points. Where an outline crosses itself,
+        the parts that run the other way round count negative, as the formula has it.
+
+    Example:
+        >>> polygon_area(np.array([[0.0, 0], [4, 0], [4, 2], [0, 2]]), np.array([0, 4]))
+        array([8.])
+    """
+    if len(points) == 0:
+        return np.zeros(len(offsets) - 1)
+    lengths = ring_lengths(offsets)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    # relative to the outline's first point: slide coordinates are large, and their products would cancel badly
+    local = points[offsets[0] : offsets[-1]] - points[offsets[:-1][lengths > 0]][_compact(owner)]
+    following = np.arange(len(local)) + 1
+    ends = offsets[1:][lengths > 0] - offsets[0]
+    following[ends - 1] = offsets[:-1][lengths > 0] - offsets[0]
+    x, y = local.T
+    cross = x * y[following] - x[following] * y
+    return np.asarray(np.abs(np.bincount(owner, cross, minlength=len(lengths))) / 2)
+
+
+def _compact(owner: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Renumber sorted owners without gaps."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.diff(owner) > 0)])[: len(owner)]
+
+
+def ring_bounds(points: Floats, offsets: Offsets) -> Floats:
+    """Return the smallest box around the points of every outline.
+
+    Args:
+        points: ``(P, 2)``, ``(x, y)``.
+        offsets: ``(N + 1,)``.
+
+    Returns:
+        ``(N, 4)``, ``(xmin, ymin, xmax, ymax)``, *closed*: the largest coordinates themselves, which for outlines
+        through pixel centres is one less than the half-open box of the pixels. NaN for an outline without points.
+
+    Example:
+        >>> ring_bounds(np.array([[1.0, 5], [3, 2]]), np.array([0, 2])).tolist()
+        [[1.0, 2.0, 3.0, 5.0]]
+    """
+    bounds = np.full((len(offsets) - 1, 4), np.nan)
+    filled = np.flatnonzero(ring_lengths(offsets) > 0)
+    if len(filled):
+        starts = offsets[:-1][filled]
+        inside = points[: offsets[-1]]
+        bounds[filled, :2] = np.minimum.reduceat(inside, starts)
+        bounds[filled, 2:] = np.maximum.reduceat(inside, starts)
+    return bounds
+
+
+def bbox_area(bbox: Floats) -> Floats:
+    """Return the area of every box ``(N, 4)``, ``(xmin, ymin, xmax, ymax)``; 0 where it is inside out."""
+    size = np.clip(bbox[:, 2:] - bbox[:, :2], 0, None)
+    return np.asarray(size[:, 0] * size[:, 1])

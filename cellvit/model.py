@@ -1,0 +1,325 @@
+"""CellViT: an encoder, a decoder and heads composed into one LightningModule."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cellvit.classes import default_classes
+from cellvit.decoders.base import DECODERS
+from cellvit.encoders.base import ENCODERS
+from cellvit.errors import ConfigError
+from cellvit.heads.base import HEADS, Head, HeadSizes
+from cellvit.metrics.base import METRICS
+from cellvit.parts import PartSpec, build, import_path, normalise_spec
+from cellvit.postprocess.base import POSTPROCESSORS
+from cellvit.postprocess.table import nuclei_from_instances
+from cellvit.types import (
+    EMBEDDING_MAP,
+    HV_MAP,
+    NUCLEI_BINARY_MAP,
+    NUCLEI_TYPE_MAP,
+    TISSUE_TYPES,
+    Batch,
+    NucleiPrediction,
+)
+
+STRIDE = 16
+DEFAULT_HEADS: dict[str, PartSpec] = {NUCLEI_BINARY_MAP: "binary", HV_MAP: "hv", NUCLEI_TYPE_MAP: "nuclei-type"}
+DEFAULT_METRICS: tuple[PartSpec, ...] = ("panoptic-quality", "centroid-detection")
+ADAMW: dict[str, Any] = {
+    "class_path": "torch.optim.AdamW",
+    "init_args": {"lr": 3e-4, "betas": [0.85, 0.95], "weight_decay": 1e-4},
+}
+EXPONENTIAL: dict[str, Any] = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.95}}
+
+
+class CellViT(L.LightningModule):
+    """Finds, outlines and types cell nuclei.
+
+    Parts are given as a registered name, a dotted path, ``{"class_path": ..., "init_args": {...}}`` or, for the
+    encoder and the postprocessor, an instance. All settings are saved in checkpoints as plain data.
+
+    Args:
+        encoder: Turns the image into feature maps.
+        num_nuclei_classes: Nucleus types, background counted.
+        num_tissue_classes: Tissue types; 0 leaves the tissue head out.
+        decoder: Turns feature maps into one full-resolution map per branch.
+        heads: One head per branch name; None gives the three branches of the paper and the tissue head.
+        postprocessor: Turns maps into nuclei.
+        metrics: Metrics of validation and test.
+        class_names: Name per nucleus type, background first; None takes PanNuke's for six classes.
+        class_colors: RGB per nucleus type, 0..255.
+        mpp: Resolution the model is made for, in microns per pixel.
+        mean: Mean of R, G, B in [0, 1] that is subtracted from the image.
+        std: Standard deviation of R, G, B that the image is divided by.
+        optimizer: Optimiser as ``{class_path, init_args}``; None is the published AdamW.
+        lr_scheduler: Schedule as ``{class_path, init_args}``; None is the published exponential decay.
+        lr_interval: Whether the schedule steps each ``"epoch"`` or each optimiser ``"step"``.
+        about: Free facts that travel with the weights: licence, data, origin, citation.
+
+    Raises:
+        ConfigError: If parts do not fit each other; the message names them.
+        UnknownPluginError: If a part of that name does not exist.
+
+    References:
+        Hörst et al., CellViT: Vision Transformers for precise cell segmentation and classification, Medical Image
+        Analysis 94, 2024, DOI 10.1016/j.media.2024.103143.
+    """
+
+    def __init__(
+        self,
+        encoder: PartSpec = "vit-256",
+        num_nuclei_classes: int = 6,
+        num_tissue_classes: int = 0,
+        *,
+        decoder: PartSpec = "unetr",
+        heads: Mapping[str, PartSpec] | None = None,
+        postprocessor: PartSpec = "hv-watershed",
+        metrics: Sequence[PartSpec] = DEFAULT_METRICS,
+        class_names: Sequence[str] | None = None,
+        class_colors: Sequence[Sequence[int]] | None = None,
+        mpp: float = 0.25,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        optimizer: dict[str, Any] | None = None,
+        lr_scheduler: dict[str, Any] | None = None,
+        lr_interval: str = "epoch",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.classes = default_classes(num_nuclei_classes, names=class_names, colors=class_colors)
+        self.mpp = mpp
+        self.optimizer_spec = normalise_spec(optimizer or ADAMW, what="optimizer")
+        self.scheduler_spec = normalise_spec(lr_scheduler or EXPONENTIAL, what="lr_scheduler")
+        self.lr_interval = lr_interval
+        self.about = dict(about or {})
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+        head_specs = {**DEFAULT_HEADS, **({TISSUE_TYPES: "tissue"} if num_tissue_classes else {})}
+        head_specs = dict(heads) if heads is not None else head_specs
+        self.encoder = build(ENCODERS, encoder)
+        self.postprocessor = build(POSTPROCESSORS, postprocessor)
+        _check_branches(head_specs, self.postprocessor.needs, postprocessor)
+        classes = {name: _head_class(name, spec) for name, spec in head_specs.items()}
+        dense = [name for name, cls in classes.items() if cls.source == "decoder"]
+        self.decoder = build(DECODERS, decoder, self.encoder.features, dense)
+        sizes = HeadSizes(
+            self.decoder.out_channels, self.encoder.pooled_channels, num_nuclei_classes, num_tissue_classes
+        )
+        self.heads = nn.ModuleDict({name: build(HEADS, spec, sizes) for name, spec in head_specs.items()})
+        self.metrics = nn.ModuleList(build(METRICS, spec, self.classes) for spec in metrics)
+        self.settings: dict[str, Any] = {
+            "encoder": normalise_spec(encoder, what="encoder"),
+            "num_nuclei_classes": num_nuclei_classes,
+            "num_tissue_classes": num_tissue_classes,
+            "decoder": normalise_spec(decoder, what="decoder"),
+            "heads": {name: normalise_spec(spec, what="head") for name, spec in head_specs.items()},
+            "postprocessor": normalise_spec(postprocessor, what="postprocessor"),
+            "metrics": [normalise_spec(spec, what="metric") for spec in metrics],
+            "class_names": list(self.classes.names),
+            "class_colors": [list(color) for color in self.classes.colors],
+            "mpp": mpp,
+            "mean": list(mean),
+            "std": list(std),
+            "optimizer": self.optimizer_spec,
+            "lr_scheduler": self.scheduler_spec,
+            "lr_interval": lr_interval,
+            "about": self.about,
+        }
+        self.save_hyperparameters(self.settings)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Run the network.
+
+        Args:
+            image: ``(B, 3, H, W)`` float in [0, 1]; ``H`` and ``W`` are multiples of 16.
+
+        Returns:
+            Logits of every head, and ``embedding_map`` ``(B, D, H / 16, W / 16)``, the deepest feature map.
+
+        Raises:
+            ConfigError: If the sides are no multiples of 16.
+        """
+        height, width = image.shape[-2:]
+        if height % STRIDE or width % STRIDE or not height or not width:
+            message = (
+                f"image of {height}x{width} px: the sides must be multiples of {STRIDE}; pad it or call predict_maps"
+            )
+            raise ConfigError(message)
+        normalised = (image - self.mean) / self.std
+        encoded = self.encoder(normalised)
+        decoded = self.decoder(normalised, encoded.features)
+        logits = {name: head(decoded.get(name, encoded.pooled)) for name, head in self.heads.items()}
+        return {**logits, EMBEDDING_MAP: encoded.features[-1]}
+
+    @torch.inference_mode()
+    def predict_maps(self, image: Tensor) -> dict[str, Tensor]:
+        """Return the activated maps of images of any size.
+
+        Args:
+            image: ``(B, 3, H, W)`` float in [0, 1] on the model's device.
+
+        Returns:
+            ``nuclei_binary_map`` ``(B, 2, H, W)`` and ``nuclei_type_map`` ``(B, C, H, W)`` probabilities,
+            ``hv_map`` ``(B, 2, H, W)``, ``tissue_types`` ``(B, T)`` if there is such a head, and
+            ``embedding_map`` ``(B, D, h, w)`` of the image padded to multiples of 16.
+        """
+        height, width = image.shape[-2:]
+        padded = F.pad(image, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        return self._activate(self(padded), height, width)
+
+    def postprocess(self, maps: Mapping[str, NDArray[Any]]) -> NucleiPrediction:
+        """Return the nuclei of one image from its activated maps without batch axis; see :class:`Postprocessor`."""
+        prediction = self.postprocessor(maps)
+        return replace(prediction, nuclei=replace(prediction.nuclei, classes=self.classes))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of all weighted losses and log each of them."""
+        return self._log_losses(self(batch["image"]), batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log losses and update the metrics with one batch."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log losses and update the metrics with one batch."""
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the epoch."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test set."""
+        self._log_metrics("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[NucleiPrediction]:
+        """Return the nuclei of every image of a batch."""
+        return self._postprocess_batch(self.predict_maps(batch["image"]))
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser over all parameters and its schedule, as the settings say."""
+        optimizer = _instantiate(self.optimizer_spec, self.parameters(), what="optimizer")
+        arguments = dict(self.scheduler_spec["init_args"])
+        if arguments.get("total_steps", 0) is None:
+            arguments["total_steps"] = int(self.trainer.estimated_stepping_batches)
+        spec = {**self.scheduler_spec, "init_args": arguments}
+        scheduler = _instantiate(spec, optimizer, what="lr_scheduler")
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> Self:
+        """Load a model for inference; see :func:`cellvit.pretrained.load`."""
+        from cellvit.pretrained import load
+
+        return load(cls, name_or_path)
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write weights and settings; see :func:`cellvit.pretrained.save`."""
+        from cellvit.pretrained import save
+
+        save(self, folder, dtype=dtype)
+
+    def _activate(self, outputs: Mapping[str, Tensor], height: int, width: int) -> dict[str, Tensor]:
+        maps = {EMBEDDING_MAP: outputs[EMBEDDING_MAP]}
+        for name, head in self.heads.items():
+            activated = head.activate(outputs[name].float())
+            maps[name] = activated[..., :height, :width] if activated.ndim == 4 else activated
+        return maps
+
+    def _log_losses(self, outputs: Mapping[str, Tensor], batch: Batch, stage: str) -> Tensor:
+        terms = {
+            f"{stage}/{name}/{term}": value
+            for name, head in self.heads.items()
+            for term, value in head.losses(outputs[name], batch).items()
+        }
+        total = torch.stack(list(terms.values())).sum()
+        size, training = len(batch["image"]), stage == "train"
+        self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=not training)
+        self.log(
+            f"{stage}/loss",
+            total,
+            prog_bar=True,
+            on_step=training,
+            on_epoch=True,
+            batch_size=size,
+            sync_dist=not training,
+        )
+        return total
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        height, width = batch["image"].shape[-2:]
+        pad = (0, -width % STRIDE, 0, -height % STRIDE)
+        outputs = self(F.pad(batch["image"], pad, mode="replicate"))
+        cropped = {k: v if v.ndim != 4 or k == EMBEDDING_MAP else v[..., :height, :width] for k, v in outputs.items()}
+        self._log_losses(cropped, batch, stage)
+        self._log_tissue(outputs, batch, stage)
+        predictions = self._postprocess_batch(self._activate(outputs, height, width))
+        for pred, target in zip(predictions, true_nuclei(batch), strict=True):
+            for metric in self.metrics:
+                metric.update_nuclei(pred, target)
+
+    def _log_tissue(self, outputs: Mapping[str, Tensor], batch: Batch, stage: str) -> None:
+        known = batch["tissue_types"] >= 0
+        if TISSUE_TYPES in outputs and known.any():
+            right = (outputs[TISSUE_TYPES].argmax(1) == batch["tissue_types"])[known].float()
+            self.log(f"{stage}/tissue_accuracy", right.mean(), on_epoch=True, batch_size=len(right), sync_dist=True)
+
+    def _log_metrics(self, stage: str) -> None:
+        for metric in self.metrics:
+            scores = metric.compute()
+            self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()}, sync_dist=False)
+            metric.reset()
+
+    def _postprocess_batch(self, maps: Mapping[str, Tensor]) -> list[NucleiPrediction]:
+        arrays = {name: value.float().cpu().numpy() for name, value in maps.items() if value.ndim == 4}
+        return [self.postprocess({k: v[i] for k, v in arrays.items()}) for i in range(len(maps[EMBEDDING_MAP]))]
+
+
+def true_nuclei(batch: Batch) -> list[NucleiPrediction]:
+    """Return the true nuclei of every image of a batch; type -1 marks a nucleus of unknown type."""
+    result = []
+    for instances, types in zip(
+        batch["instance_map"].cpu().numpy(), batch["nuclei_type_map"].cpu().numpy(), strict=True
+    ):
+        truth = nuclei_from_instances(instances)
+        known = np.zeros(truth.instance_map.max(initial=0) + 1, np.int32)
+        known[truth.instance_map] = types
+        result.append(replace(truth, nuclei=replace(truth.nuclei, type=known[truth.nuclei.label])))
+    return result
+
+
+def _head_class(branch: str, spec: PartSpec) -> type[Head]:
+    from cellvit.parts import resolve
+
+    cls = resolve(HEADS, normalise_spec(spec, what="head")["class_path"])
+    if cls.branch != branch:
+        raise ConfigError(
+            f"head {cls.__name__} makes {cls.branch!r} but is listed as {branch!r}; list it under its own name"
+        )
+    return cls
+
+
+def _check_branches(heads: Mapping[str, PartSpec], needs: frozenset[str], postprocessor: PartSpec) -> None:
+    missing = sorted(needs - set(heads))
+    if missing:
+        raise ConfigError(
+            f"postprocessor {postprocessor!r} needs {missing}, but the heads are {sorted(heads)}; add the heads"
+        )
+
+
+def _instantiate(spec: Mapping[str, Any], first: Any, *, what: str) -> Any:
+    cls = import_path(spec["class_path"], what=what)
+    try:
+        return cls(first, **spec["init_args"])
+    except TypeError as error:
+        raise ConfigError(f"{what} {spec['class_path']}: {error}; check its init_args") from error

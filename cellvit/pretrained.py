@@ -1,0 +1,168 @@
+"""Saving and loading a model as safetensors and JSON. Nothing that is loaded here is executed."""
+
+import hashlib
+import json
+import pickle
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cellvit.errors import CellViTError, OutputError, UnknownPluginError, WeightsError
+
+if TYPE_CHECKING:
+    from cellvit.model import CellViT
+
+M = TypeVar("M", bound="CellViT")
+
+FORMAT = "cellvit"
+SCHEMA = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+BUNDLED = Path(__file__).parent / "weights"
+
+
+def bundled_models() -> list[str]:
+    """Return the names of the models that ship inside the package."""
+    return sorted(p.parent.name for p in BUNDLED.glob(f"*/{CONFIG_NAME}"))
+
+
+def save(model: "CellViT", folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into a folder.
+
+    The configuration holds the classes of the parts with their arguments, class names and colours, resolution,
+    normalisation, the free facts in ``about`` (licence, origin) and the SHA-256 of the weights.
+
+    Args:
+        model: The model.
+        folder: Made if it does not exist; existing files of these names are replaced.
+        dtype: Floating-point type of the stored weights; ``torch.float16`` halves the file.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
+    target = Path(folder)
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        weights = target / f"{WEIGHTS_NAME}.part"
+        save_file(state, weights, metadata={"format": "pt"})
+        config = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "cellvit_version": version("cellvit-lightning"),
+            "model": model.settings,
+            "weights": {"file": WEIGHTS_NAME, "sha256": sha256(weights), "dtype": str(dtype).removeprefix("torch.")},
+        }
+        text = target / f"{CONFIG_NAME}.part"
+        text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        weights.replace(target / WEIGHTS_NAME)
+        text.replace(target / CONFIG_NAME)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"model cannot be written to {str(target)!r} ({error}); choose a folder you may write to"
+        ) from error
+
+
+def load(cls: type[M], name_or_path: str | Path) -> M:
+    """Return a model in evaluation mode with its weights.
+
+    Args:
+        cls: The class to build.
+        name_or_path: Name of a bundled model, a folder made by :func:`save`, or a Lightning checkpoint (``.ckpt``).
+
+    Returns:
+        The model on the CPU in float32.
+
+    Raises:
+        UnknownPluginError: If there is neither such a model nor such a path.
+        WeightsError: If the files are damaged, not ours, or do not fit each other.
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) in bundled_models():
+        path = BUNDLED / str(name_or_path)
+    if not path.exists():
+        known = ", ".join(bundled_models()) or "none"
+        raise UnknownPluginError(
+            f"no model {str(name_or_path)!r}: neither a path nor a bundled model (bundled: {known})"
+        )
+    settings, state = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
+    try:
+        model = cls(**settings)
+    except (TypeError, CellViTError) as error:
+        raise WeightsError(f"the settings in {str(path)!r} build no model: {error}") from error
+    _fill(model, state, path)
+    return model.eval()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    config_path = folder / CONFIG_NAME
+    if not config_path.is_file():
+        raise WeightsError(f"folder {str(folder)!r} has no {CONFIG_NAME}; give a folder made by save_pretrained")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        is_ours = config["format"] == FORMAT and isinstance(config["model"], dict)
+        schema, weights, digest = config["schema"], folder / config["weights"]["file"], config["weights"]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{str(config_path)!r} is not a cellvit configuration ({error!r}); export the model again"
+        ) from error
+    if not is_ours:
+        raise WeightsError(f"{str(config_path)!r} states format {config['format']!r}, not {FORMAT!r}; it is not ours")
+    if schema > SCHEMA:
+        raise WeightsError(
+            f"{str(config_path)!r} has schema {schema}, this version knows {SCHEMA}; upgrade cellvit-lightning"
+        )
+    try:
+        state = load_file(weights)
+        actual = sha256(weights)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"weights {str(weights)!r} cannot be read ({error}); fetch or export them again") from error
+    if actual != digest:
+        raise WeightsError(
+            f"weights {str(weights)!r} have SHA-256 {actual}, the configuration says {digest}; fetch them again"
+        )
+    return config["model"], state
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    advice = "give a cellvit model folder or a checkpoint written by 'cellvit fit'"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        message = f"{str(path)!r} is no checkpoint that can be opened safely ({reason}); {advice}"
+        raise WeightsError(message) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise WeightsError(f"{str(path)!r} is not a checkpoint or is damaged ({error}); {advice}") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(checkpoint):
+        raise WeightsError(f"{str(path)!r} holds no cellvit checkpoint; {advice}")
+    return dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
+
+
+def _fill(model: "CellViT", state: dict[str, torch.Tensor], path: Path) -> None:
+    own = model.state_dict()
+    missing, unused = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    shapes = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        for what, names in (("missing", missing), ("unused", unused), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"the weights in {str(path)!r} do not fit the model; {'; '.join(problems)}")
+    model.load_state_dict(state)

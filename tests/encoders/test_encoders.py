@@ -1,0 +1,163 @@
+import math
+
+import pytest
+import torch
+from contracts.encoder_contract import EncoderContract
+
+from cellvit.encoders import ENCODERS, HybridEncoder, TimmEncoder, ViTEncoder
+from cellvit.encoders import vit as vit_module
+from cellvit.encoders.hybrid import attend_in_windows
+from cellvit.encoders.taps import choose_taps
+from cellvit.encoders.vit import interpolate_position
+from cellvit.errors import ConfigError
+
+
+class TestSmallViT(EncoderContract):
+    def make(self):
+        return ViTEncoder(embed_dim=48, depth=4, num_heads=3)
+
+
+class TestHybrid(EncoderContract):
+    def make(self):
+        return HybridEncoder(widths=(4, 8, 12), embed_dim=24, depth=2, num_heads=2, window=3)
+
+
+class TestTimmPatch16(EncoderContract):
+    def make(self):
+        return TimmEncoder(model="vit_tiny_patch16_224")
+
+
+class TestTimmPatch14Registers(EncoderContract):
+    def make(self):
+        return TimmEncoder(model="vit_small_patch14_reg4_dinov2")
+
+
+class TestTimmRotaryPositions(EncoderContract):
+    def make(self):
+        return TimmEncoder(model="vit_small_patch16_dinov3")
+
+
+def test_vit_256_has_the_published_parameters():
+    encoder = ENCODERS.get("vit-256")()
+    shapes = {name: tuple(p.shape) for name, p in encoder.vit.state_dict().items()}
+    assert shapes["cls_token"] == (1, 1, 384)
+    assert shapes["pos_embed"] == (1, 197, 384)
+    assert shapes["patch_embed.proj.weight"] == (384, 3, 16, 16)
+    assert shapes["blocks.11.mlp.fc1.weight"] == (1536, 384)
+    assert encoder.taps == (3, 6, 9, 12)
+    assert encoder.vit.norm.eps == 1e-6
+    assert ENCODERS.get("random") is ENCODERS.get("vit-256")
+
+
+def test_vit_taps_are_raw_block_outputs_and_pooled_is_the_normed_class_token():
+    encoder = ViTEncoder(embed_dim=48, depth=4, num_heads=3).eval()
+    image = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        output = encoder(image)
+        tokens = encoder.vit._pos_embed(encoder.vit.patch_embed(image))  # the stored grid: no interpolation
+        for block, tapped in zip(encoder.vit.blocks, output.features, strict=True):
+            tokens = block(tokens)
+            torch.testing.assert_close(tapped, tokens[:, 1:].transpose(1, 2).reshape(1, 48, 14, 14))
+        torch.testing.assert_close(output.pooled, encoder.vit.norm(tokens)[:, 0])
+
+
+def test_position_of_the_stored_grid_is_untouched_and_others_follow_dinos_factor():
+    position = torch.randn(1, 197, 8)
+    assert interpolate_position(position, (14, 14)) is position
+    wide = interpolate_position(position, (16, 20))
+    assert wide.shape == (1, 1 + 16 * 20, 8)
+    torch.testing.assert_close(wide[:, :1], position[:, :1])
+    values = torch.rand(14)
+    stored = torch.cat([torch.zeros(1, 1, 1), values.repeat(14).view(1, 196, 1)], 1)  # varies along x only
+    row = interpolate_position(stored, (14, 20))[0, 1:, 0].view(14, 20)[7]
+    for column in range(20):
+        assert row[column].item() == pytest.approx(cubic_sample(values, (column + 0.5) * 14 / 20.1 - 0.5), abs=1e-4)
+
+
+def cubic_sample(values, place):
+    """Cubic convolution with a = -0.75 at a real place, borders repeated."""
+    left, total = math.floor(place), 0.0
+    for i in range(left - 1, left + 3):
+        d = abs(place - i)
+        near = 1.25 * d**3 - 2.25 * d**2 + 1
+        far = -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+        total += float(values[min(max(i, 0), len(values) - 1)]) * (near if d <= 1 else far)
+    return total
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(monkeypatch):
+    calls = []
+    original = vit_module.checkpoint
+    monkeypatch.setattr(vit_module, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
+    plain = ViTEncoder(embed_dim=48, depth=4, num_heads=3, drop_path_rate=0.0, attn_drop_rate=0.0)
+    saving = ViTEncoder(
+        embed_dim=48, depth=4, num_heads=3, drop_path_rate=0.0, attn_drop_rate=0.0, gradient_checkpointing=True
+    )
+    saving.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 32, 32)
+    for encoder in (plain, saving):
+        encoder.train()(image).features[-1].square().sum().backward()
+    assert len(calls) == 4
+    for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_timm_gradient_checkpointing_is_passed_on():
+    assert TimmEncoder(model="vit_tiny_patch16_224", gradient_checkpointing=True).net.grad_checkpointing
+
+
+def test_patch_14_tokens_stay_where_they_are_in_the_image():
+    """A bright square moves the strongest response to the same place at strides 14 and 16."""
+    encoder = TimmEncoder(model="vit_small_patch14_dinov2").eval()
+    columns = torch.arange(10.0).view(1, 1, 1, 10).expand(1, 1, 10, 10)  # token columns of a 140 px image
+    resampled = encoder._to_stride(columns, 128, 128)
+    expected = torch.tensor([(16 * (i + 0.5)) / 14 - 0.5 for i in range(8)])
+    torch.testing.assert_close(resampled[0, 0, 0], expected)
+
+
+def test_windows_do_not_see_each_other_and_padding_is_cut():
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return x.mean(1, keepdim=True).expand_as(x)
+
+    tokens = torch.arange(12.0).view(1, 1, 2, 6)
+    result = attend_in_windows(tokens, Mean(), window=2)
+    assert result[0, 0].tolist() == [[3.5, 3.5, 5.5, 5.5, 7.5, 7.5]] * 2
+    assert attend_in_windows(torch.ones(1, 1, 3, 5), Mean(), window=2).shape == (1, 1, 3, 5)
+
+
+def test_hybrid_means_the_same_at_any_size():
+    """A window's output inside a large image equals that of the window alone, away from the borders."""
+    encoder = HybridEncoder(widths=(4, 8, 12), embed_dim=24, depth=1, num_heads=2, window=4).eval()
+    image = torch.zeros(1, 3, 192, 192)
+    image[..., 64:128, 64:128] = torch.rand(1, 3, 64, 64)
+    image[..., 64:128, 64:80] = image[..., 64:128, 112:128] = 0
+    image[..., 64:80, 64:128] = image[..., 112:128, 64:128] = 0
+    with torch.inference_mode():
+        whole = encoder(image).features[2][..., 10:14, 10:14]
+        shifted = encoder(image.roll((64, 64), (2, 3))).features[2][..., 18:22, 18:22]
+    torch.testing.assert_close(whole, shifted)
+
+
+@pytest.mark.parametrize("taps", [(1, 2, 3), (0, 1, 2, 3), (1, 2, 2, 3), (9, 10, 11, 13)])
+def test_wrong_taps_are_refused(taps):
+    with pytest.raises(ConfigError, match="from 1 to 12"):
+        choose_taps(12, taps=taps)
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"), [(12, (3, 6, 9, 12)), (24, (6, 12, 18, 24)), (32, (8, 16, 24, 32)), (4, (1, 2, 3, 4))]
+)
+def test_default_taps_are_the_published_ones(depth, expected):
+    assert choose_taps(depth, taps=None) == expected
+
+
+def test_unknown_timm_model_lists_similar_ones():
+    with pytest.raises(ConfigError, match="vit_small_patch16_224"):
+        TimmEncoder(model="vit_smal_patch16_224")
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit_small_patch32_224"])
+def test_timm_models_that_do_not_fit_are_refused(model):
+    with pytest.raises(ConfigError, match=model):
+        TimmEncoder(model=model)

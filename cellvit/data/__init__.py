@@ -1,1 +1,21 @@
-"""TODO"""
+"""Training and evaluation data: folders of images and instance maps, targets, augmentation."""
+
+from cellvit.data.datamodule import FolderDataModule
+from cellvit.data.folder import FolderDataset, ImageDataset
+from cellvit.data.sampler import Draw, WeightedDraws
+from cellvit.data.targets import hv_map_from_instances, relabel, type_map_from_instances
+from cellvit.data.transforms import PUBLISHED, build_augmentation, seed_augmentation
+
+__all__ = [
+    "PUBLISHED",
+    "Draw",
+    "FolderDataModule",
+    "FolderDataset",
+    "ImageDataset",
+    "WeightedDraws",
+    "build_augmentation",
+    "hv_map_from_instances",
+    "relabel",
+    "seed_augmentation",
+    "type_map_from_instances",
+]

@@ -1,0 +1,155 @@
+"""The Lightning data module of folders."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from cellvit.data.folder import FolderDataset, ImageDataset
+from cellvit.data.records import has_split
+from cellvit.data.sampler import WeightedDraws
+from cellvit.errors import ConfigError
+
+
+class FolderDataModule(LightningDataModule):
+    """Patches for training and whole images for evaluation from a folder.
+
+    Training draws ``samples_per_epoch`` random augmented patches of ``split`` train; validation and test take whole
+    images, one at a time because their sizes differ. Test uses the split test where there is one, else val. The
+    draws of an epoch depend on the seed and the epoch alone: not on workers, nor on the number of processes.
+
+    Args:
+        root: Folder as :class:`FolderDataset` reads it; environment variables in it are expanded.
+        datasets: Train and evaluate on these data sets; None takes all.
+        val_datasets: Evaluate on these data sets; None takes ``datasets`` as far as they have images of that split.
+        crop_size: Side of training patches in pixels.
+        batch_size: Training patches per batch and process.
+        samples_per_epoch: Training patches per epoch, over all processes.
+        dataset_weights: How often each training data set is drawn; None draws in proportion to the area of images.
+        augmentation: See :func:`cellvit.data.transforms.build_augmentation`; None is the published one, ``{}`` none.
+        num_workers: Loader processes.
+        class_names: Names of the types, background first; type ids beyond them are errors.
+        mpp: Resample images of another known resolution to this many microns per pixel.
+        cache: Keep decoded images in memory.
+        val_batch_size: Images per evaluation batch; above 1 all must be of one size.
+        predict_dir: Folder of images without labels for ``predict``; environment variables are expanded.
+        seed: Base of the draws; None takes the seed of ``seed_everything``, or 0.
+
+    Raises:
+        ConfigError: If a number is below 1 (workers: below 0).
+    """
+
+    def __init__(
+        self,
+        root: str,
+        datasets: list[str] | None = None,
+        val_datasets: list[str] | None = None,
+        crop_size: int = 256,
+        batch_size: int = 16,
+        samples_per_epoch: int = 1000,
+        dataset_weights: dict[str, float] | None = None,
+        augmentation: dict[str, dict[str, Any]] | None = None,
+        num_workers: int = 1,
+        class_names: list[str] | None = None,
+        mpp: float | None = None,
+        cache: bool = True,
+        val_batch_size: int = 1,
+        predict_dir: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        numbers = {
+            "crop_size": crop_size,
+            "batch_size": batch_size,
+            "samples_per_epoch": samples_per_epoch,
+            "val_batch_size": val_batch_size,
+            "num_workers": num_workers + 1,
+        }
+        for name, value in numbers.items():
+            if value < 1:
+                raise ConfigError(f"{name} is {value - (name == 'num_workers')}; give a positive number")
+        self.root = Path(os.path.expandvars(root)).expanduser()
+        self.datasets, self.val_datasets = datasets, val_datasets
+        self.crop_size, self.batch_size, self.samples_per_epoch = crop_size, batch_size, samples_per_epoch
+        self.dataset_weights, self.augmentation, self.num_workers = dataset_weights, augmentation, num_workers
+        self.class_names, self.mpp, self.cache, self.val_batch_size = class_names, mpp, cache, val_batch_size
+        self.predict_dir = None if predict_dir is None else Path(os.path.expandvars(predict_dir)).expanduser()
+        self.seed = seed
+        self._sets: dict[str, Dataset[dict[str, Any]]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the data that a stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
+        if stage == "fit" and "train" not in self._sets:
+            self._sets["train"] = self._folder("train", crop_size=self.crop_size, datasets=self.datasets)
+        if stage in ("fit", "validate") and "val" not in self._sets:
+            self._sets["val"] = self._evaluation("val")
+        if stage == "test" and "test" not in self._sets:
+            self._sets["test"] = self._evaluation("test" if has_split(self.root, "test") else "val")
+        if stage == "predict" and "predict" not in self._sets:
+            if self.predict_dir is None:
+                raise ConfigError("predict_dir is not set; give a folder of images, or --data.predict_dir")
+            self._sets["predict"] = ImageDataset(self.predict_dir)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the loader of random patches."""
+        data = self._sets["train"]
+        assert isinstance(data, FolderDataset)
+        seed = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        weights = data.draw_weights(self.dataset_weights)
+        sampler = WeightedDraws(weights, num_samples=self.samples_per_epoch, seed=seed)
+        return self._loader(data, batch_size=self.batch_size, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the loader of whole validation images."""
+        return self._loader(self._sets["val"], batch_size=self.val_batch_size)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the loader of whole test images."""
+        return self._loader(self._sets["test"], batch_size=self.val_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the loader of the images of ``predict_dir``; batches have ``image`` and ``name``."""
+        return self._loader(self._sets["predict"], batch_size=1)
+
+    def _evaluation(self, split: str) -> FolderDataset:
+        if self.val_datasets is not None or self.datasets is None:
+            return self._folder(split, datasets=self.val_datasets)
+        return self._folder(split, datasets=self._present(split))
+
+    def _present(self, split: str) -> list[str] | None:
+        from cellvit.data.records import find_records
+
+        present = {r.dataset for r in find_records(self.root, split=split)}
+        return [name for name in self.datasets or () if name in present]
+
+    def _folder(self, split: str, *, datasets: list[str] | None, crop_size: int | None = None) -> FolderDataset:
+        return FolderDataset(
+            self.root,
+            split=split,
+            datasets=datasets,
+            crop_size=crop_size,
+            augmentation=self.augmentation,
+            num_classes=None if self.class_names is None else len(self.class_names),
+            mpp=self.mpp,
+            cache=self.cache,
+        )
+
+    def _loader(self, data: Dataset[dict[str, Any]], *, batch_size: int, **options: Any) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            data,
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+            **options,
+        )
+
+
+def _one_thread(worker: int) -> None:
+    """Keep OpenCV from starting threads in a loader process, where torch starts none either."""
+    cv2.setNumThreads(0)

@@ -1,0 +1,234 @@
+"""Where the images and labels of a data set lie, and how they are read from disk."""
+
+import csv
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from cellvit.errors import DataError, ImageError
+
+MANIFEST = "manifest.csv"
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+LABEL_SUFFIXES = (".npz", ".npy", ".png", ".tif", ".tiff")
+_COLUMNS = ("dataset", "image", "split")
+_SHOWN = 20
+
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    SyntaxError,  # Pillow, on a broken PNG
+    EOFError,
+    zipfile.BadZipFile,
+    tifffile.TiffFileError,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """Files of one image.
+
+    Attributes:
+        name: ``dataset/stem``, unique within a data set.
+        dataset: Data set the image belongs to; the folder's name for plain folders.
+        image: Image file.
+        label: Label file; it may not exist.
+        mpp: Microns per pixel, None if unknown.
+    """
+
+    name: str
+    dataset: str
+    image: Path
+    label: Path
+    mpp: float | None = None
+
+
+def raise_problems(problems: Sequence[str], *, where: Path) -> None:
+    """Raise one DataError that lists all problems; return if there are none."""
+    if not problems:
+        return
+    more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    lines = "\n  ".join([*problems[:_SHOWN], *more])
+    raise DataError(f"{len(problems)} problem(s) with the data in '{where}'; repair or remove these files:\n  {lines}")
+
+
+def find_records(root: Path, *, split: str | None, datasets: Sequence[str] | None = None) -> list[ImageRecord]:
+    """Return the records of one split, in the order of the manifest or of the file names.
+
+    Args:
+        root: Folder with ``manifest.csv``, or with ``<split>/images`` and ``<split>/labels``, or, where ``split`` is
+            None, with ``images`` and ``labels``.
+        split: ``"train"``, ``"val"`` or ``"test"``; None takes all.
+        datasets: Names of data sets to keep; None keeps all.
+
+    Raises:
+        DataError: If the folder or a named data set does not exist, or the manifest is broken.
+    """
+    if split is not None and split not in SPLITS:
+        raise DataError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}")
+    if not root.is_dir():
+        raise DataError(
+            f"data folder '{root}' does not exist; give a folder with {MANIFEST}, or with train/images, train/labels, "
+            "val/images and val/labels (an environment variable in the path must be set)"
+        )
+    manifest = root / MANIFEST
+    records = _from_manifest(manifest, split) if manifest.is_file() else _from_folder(root, split)
+    if datasets is None:
+        return records
+    known = sorted({r.dataset for r in records})
+    unknown = sorted(set(datasets) - set(known))
+    if unknown:
+        raise DataError(f"data sets {unknown} have no images in split {split!r} of '{root}'; it has: {known}")
+    return [r for r in records if r.dataset in datasets]
+
+
+def has_split(root: Path, split: str) -> bool:
+    """Return whether the data in a folder has images of a split."""
+    return bool(root.is_dir() and find_records(root, split=split))
+
+
+def _from_manifest(manifest: Path, split: str | None) -> list[ImageRecord]:
+    with manifest.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in _COLUMNS if c not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"manifest '{manifest}' lacks the columns {missing}; it needs {', '.join(_COLUMNS)}")
+        rows = list(reader)
+    problems, records = [], []
+    for number, row in enumerate(rows, start=2):
+        if row["split"] not in SPLITS:
+            problems.append(f"{manifest.name} line {number}: split {row['split']!r} is none of {', '.join(SPLITS)}")
+            continue
+        try:
+            mpp = _parse_mpp(row.get("mpp"))
+        except ValueError:
+            problems.append(f"{manifest.name} line {number}: mpp {row['mpp']!r} is no positive number or 'unknown'")
+            continue
+        if split in (None, row["split"]):
+            records.append(_manifest_record(manifest.parent, row, mpp))
+    raise_problems(problems, where=manifest.parent)
+    return records
+
+
+def _manifest_record(root: Path, row: dict[str, str], mpp: float | None) -> ImageRecord:
+    folder, stem = root / row["dataset"], row["image"]
+    image = _first_existing(folder / "images", stem, IMAGE_SUFFIXES, default=".jpg")
+    label = _first_existing(folder / "labels", stem, LABEL_SUFFIXES, default=".npz")
+    return ImageRecord(f"{row['dataset']}/{stem}", row["dataset"], image, label, mpp)
+
+
+def _parse_mpp(text: str | None) -> float | None:
+    if text is None or text.strip().lower() in ("", "unknown"):
+        return None
+    mpp = float(text)
+    if not 0 < mpp < float("inf"):
+        raise ValueError(text)
+    return mpp
+
+
+def _from_folder(root: Path, split: str | None) -> list[ImageRecord]:
+    folder = root if split is None else root / split
+    if not (folder / "images").is_dir():
+        return []
+    records = []
+    for image in list_images(folder / "images"):
+        label = _first_existing(folder / "labels", image.stem, LABEL_SUFFIXES, default=".npz")
+        records.append(ImageRecord(f"{root.name}/{image.stem}", root.name, image, label))
+    return records
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files of a folder, sorted by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _first_existing(folder: Path, stem: str, suffixes: Sequence[str], *, default: str) -> Path:
+    candidates = [folder / f"{stem}{suffix}" for suffix in suffixes]
+    return next((c for c in candidates if c.is_file()), folder / f"{stem}{default}")
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image as ``(H, W, 3)`` uint8 RGB; grey becomes RGB, alpha is dropped, 16 bits become 8.
+
+    Raises:
+        ImageError: If the file is no image, is truncated, or has another number of channels or type.
+    """
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            array = tifffile.imread(path)
+        else:
+            with Image.open(path) as image:
+                plain = image.mode in ("RGB", "RGBA", "L", "LA") or image.mode.startswith("I;16")
+                array = np.asarray(image if plain else image.convert("RGB"))
+    except READ_ERRORS as error:
+        raise ImageError(f"image '{path}' cannot be read ({error}); replace the file") from error
+    if array.dtype == np.uint16:
+        array = (array // 257).astype(np.uint8)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or array.size == 0:
+        message = f"image '{path}' has shape {array.shape} and type {array.dtype}; give 8 or 16 bit grey or RGB"
+        raise ImageError(message)
+    colour = array[..., :3] if array.shape[2] >= 3 else np.repeat(array[..., :1], 3, axis=2)
+    return np.ascontiguousarray(colour)
+
+
+def read_label(path: Path) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
+    """Read an instance map and, where the file has them, the types of its nuclei.
+
+    Args:
+        path: ``.npz`` with ``inst_map`` and perhaps ``inst_type``, or ``.npy``, ``.png``, ``.tif`` with the map alone.
+
+    Returns:
+        ``(H, W)`` uint16 (int32 where labels need it), 0 is background; and ``(N + 1,)`` types by label or None.
+
+    Raises:
+        DataError: If the file cannot be read or is no two-dimensional map of whole numbers from 0.
+    """
+    types = None
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                array = file["inst_map"]
+                types = file["inst_type"].astype(np.int32) if "inst_type" in file else None
+        elif path.suffix == ".npy":
+            array = np.load(path)
+        elif path.suffix == ".png":
+            with Image.open(path) as image:
+                array = np.asarray(image)
+        else:
+            array = tifffile.imread(path)
+    except READ_ERRORS as error:
+        raise DataError(f"label '{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
+    whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.round(array)).all()))
+    if array.ndim != 2 or not whole or array.size == 0 or array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+        message = f"label '{path}' has shape {array.shape} and type {array.dtype}; give (H, W) whole numbers from 0"
+        raise DataError(message)
+    return array.astype(np.uint16 if array.max() < 2**16 else np.int32), types
+
+
+def resample(
+    image: NDArray[np.uint8], instance_map: NDArray[Any], *, factor: float
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Return image and labels with ``factor`` times as many pixels per axis.
+
+    The image is averaged over areas when it shrinks and interpolated linearly when it grows; labels are nearest.
+    """
+    height, width = instance_map.shape
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    if size == (width, height):
+        return image, instance_map
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    rows = np.minimum(((np.arange(size[1]) + 0.5) * height / size[1]).astype(np.intp), height - 1)
+    cols = np.minimum(((np.arange(size[0]) + 0.5) * width / size[0]).astype(np.intp), width - 1)
+    return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8), instance_map[rows[:, None], cols]

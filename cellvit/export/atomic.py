@@ -1,0 +1,110 @@
+"""Files that are either complete or not there: written beside their place under another name, then renamed."""
+
+import errno
+import gzip
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from cellvit.errors import CellViTError, OutputError
+
+_ADVICE = {
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "your disk quota is used up; free some space or choose another folder",
+    errno.ENOENT: "its folder does not exist; create it first",
+    errno.ENOTDIR: "a part of its folder's path is a file; choose another folder",
+    errno.EISDIR: "a folder of that name exists; choose another name",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Return a context that yields a temporary path to write to and renames it to ``path`` at the end.
+
+    The temporary file lies in the same folder and has the same suffix. If the block raises, it is removed and
+    whatever was at ``path`` before stays untouched.
+
+    Args:
+        path: Where the finished file is to be. A symbolic link is followed.
+
+    Yields:
+        The temporary path; an empty file is already there.
+
+    Raises:
+        OutputError: If the file cannot be created, written or renamed; the message says what to do.
+    """
+    target = Path(path)
+    temporary: Path | None = None
+    try:
+        target = Path(os.path.realpath(target))
+        _refuse_special(target)
+        # the mode lets the user's umask decide, which tempfile.mkstemp would not
+        temporary = target.with_name(f".cellvit-{secrets.token_hex(8)}{target.suffix}")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        _sync(temporary)
+        temporary.replace(target)
+        temporary = None
+        with suppress(OSError):  # the file is complete; not every file system lets a folder be synced
+            _sync(target.parent)
+    except CellViTError:
+        raise
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "check the folder and the disk")
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {str(path)!r}: {reason}; {advice}") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+@contextmanager
+def atomic_text(path: str | Path) -> Iterator[TextIO]:
+    """Return a context that yields a UTF-8 text stream to a file which appears when complete.
+
+    Args:
+        path: Where the finished file is to be; a name that ends in ``.gz`` is compressed. The same text gives the
+            same bytes, as neither name nor time enter the compressed file.
+
+    Yields:
+        The stream.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as raw:
+        if Path(path).suffix == ".gz":
+            with (
+                gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0) as packed,
+                io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as stream,
+            ):
+                yield stream
+        else:
+            with io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as stream:
+                yield stream
+
+
+def _refuse_special(target: Path) -> None:
+    """Raise where renaming would replace something that is not a plain file, such as a folder or a device."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and not target.is_file():
+        raise OutputError(f"cannot write {str(target)!r}: it is not a plain file; choose another name")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,116 @@
+"""Names and colours for type ids: those a model states, those of PanNuke, and stand-ins for all others."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cellvit.errors import DataError
+from cellvit.types import NucleiClasses, Rgb
+
+BACKGROUND_COLOR: Rgb = (128, 128, 128)
+"""Colour of nuclei without a known type."""
+
+PANNUKE_COLORS: dict[str, Rgb] = {
+    "Neoplastic": (255, 0, 0),
+    "Inflammatory": (34, 221, 77),
+    "Connective": (35, 92, 236),
+    "Dead": (254, 255, 0),
+    "Epithelial": (255, 159, 68),
+}
+"""Colours of the PanNuke types, in the order of their ids 1 to 5."""
+
+_PALETTE: tuple[Rgb, ...] = (
+    *PANNUKE_COLORS.values(),
+    (0, 200, 210),
+    (140, 86, 255),
+    (120, 180, 0),
+    (0, 110, 90),
+    (255, 90, 200),
+    (150, 75, 30),
+    (20, 20, 120),
+)
+
+
+def type_name(classes: NucleiClasses | None, type_id: int) -> str | None:
+    """Return the name of a type.
+
+    Args:
+        classes: Known names, or None.
+        type_id: Class id.
+
+    Returns:
+        The name, ``"Type k"`` where none is known, None for 0 and below: no type.
+
+    Example:
+        >>> type_name(None, 3)
+        'Type 3'
+    """
+    if type_id <= 0:
+        return None
+    if classes is not None and type_id < len(classes):
+        return classes.names[type_id]
+    return f"Type {type_id}"
+
+
+def type_color(classes: NucleiClasses | None, type_id: int) -> Rgb:
+    """Return the colour of a type: the stated one, or one that depends on the id alone; grey for no type."""
+    if type_id <= 0:
+        return BACKGROUND_COLOR
+    if classes is not None and type_id < len(classes):
+        return classes.colors[type_id]
+    return _PALETTE[(type_id - 1) % len(_PALETTE)]
+
+
+def default_classes(names: Sequence[str]) -> NucleiClasses:
+    """Return classes with standard colours for names.
+
+    Args:
+        names: One name per type id; index 0 is background.
+
+    Returns:
+        PanNuke names get their published colours, others one by id.
+    """
+    colors = tuple(PANNUKE_COLORS.get(name, type_color(None, i)) for i, name in enumerate(names))
+    return NucleiClasses(tuple(names), colors)
+
+
+def classes_from_map(names: Mapping[int, str]) -> NucleiClasses | None:
+    """Return classes for names keyed by id, as released files hold them; None if there are none.
+
+    Ids that are missing get ``"Background"`` (0) or ``"Type k"``.
+    """
+    if not names:
+        return None
+    fallback = {i: type_name(None, i) or "Background" for i in range(max(names) + 1)}
+    return default_classes([names.get(i, name) for i, name in fallback.items()])
+
+
+def classes_to_list(classes: NucleiClasses | None) -> list[dict[str, Any]] | None:
+    """Return classes as plain data for a file, ``[{"name": ..., "color": [r, g, b]}, ...]`` by id, or None."""
+    if classes is None:
+        return None
+    pairs = zip(classes.names, classes.colors, strict=True)
+    return [{"name": name, "color": [int(c) for c in color]} for name, color in pairs]
+
+
+def classes_from_list(data: Any, *, source: str) -> NucleiClasses | None:
+    """Return classes from the plain data of :func:`classes_to_list`.
+
+    Args:
+        data: What the file holds, or None.
+        source: The file; named in errors.
+
+    Raises:
+        DataError: If the data are of another form.
+    """
+    if data is None:
+        return None
+    try:
+        names = tuple(str(entry["name"]) for entry in data)
+        colors: list[Rgb] = []
+        for entry in data:
+            red, green, blue = entry["color"]
+            colors.append((int(red), int(green), int(blue)))
+        return NucleiClasses(names, tuple(colors))
+    except (TypeError, KeyError, ValueError) as error:
+        message = f"{source} has classes {data!r}; write a list of {{name, color: [r, g, b]}}"
+        raise DataError(message) from error

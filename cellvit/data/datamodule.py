@@ -10,7 +10,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from cellvit.data.folder import FolderDataset, ImageDataset
-from cellvit.data.records import has_split
+from cellvit.data.records import find_records, has_split
 from cellvit.data.sampler import WeightedDraws
 from cellvit.errors import ConfigError
 
@@ -121,8 +121,6 @@ class FolderDataModule(LightningDataModule):
         return self._folder(split, datasets=self._present(split))
 
     def _present(self, split: str) -> list[str] | None:
-        from cellvit.data.records import find_records
-
         present = {r.dataset for r in find_records(self.root, split=split)}
         return [name for name in self.datasets or () if name in present]
 

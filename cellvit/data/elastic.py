@@ -1,4 +1,4 @@
-"""Two transforms that albumentations 2 does not have: one-step elastic and affine warping, and stain jitter."""
+"""The elastic and affine warp of albumentations before version 2, in one interpolation."""
 
 import os
 from typing import Any
@@ -97,42 +97,3 @@ class ElasticAffine(A.DualTransform):  # type: ignore[misc]  # albumentations is
         height, width = warped[0].shape[:2]
         real = (map_x > -0.5) & (map_x < width - 0.5) & (map_y > -0.5) & (map_y < height - 0.5)
         return [separate_mirrored(warped[0], real), *warped[1:]]
-
-
-# Optical densities of haematoxylin, eosin and a residual in red, green and blue: Ruifrok and Johnston,
-# Quantification of histochemical staining by color deconvolution, Anal Quant Cytol Histol 2001.
-_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-
-
-class HedJitter(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is not typed
-    """Multiply and shift the amount of each stain by random numbers.
-
-    Args:
-        scale: Factors are drawn from [1 - scale, 1 + scale].
-        shift: Shifts of the stain amounts, in optical density, are drawn from [-shift, shift].
-        p: Probability.
-    """
-
-    def __init__(self, *, scale: float = 0.1, shift: float = 0.02, p: float = 0.5) -> None:
-        super().__init__(p=p)
-        if not (0 <= scale < 1 and shift >= 0):
-            raise ValueError(f"scale={scale} is not in [0, 1) or shift={shift} is below 0")
-        self.scale, self.shift = scale, shift
-
-    def get_params(self) -> dict[str, Any]:
-        """Draw the colour transformation in optical density: ``matrix`` ``(3, 3)`` and ``offset`` ``(3,)``."""
-        factor = self.random_generator.uniform(1 - self.scale, 1 + self.scale, 3)
-        offset = self.random_generator.uniform(-self.shift, self.shift, 3)
-        stains = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
-        return {"matrix": np.linalg.inv(stains) @ np.diag(factor) @ stains, "offset": offset @ stains}
-
-    def apply(
-        self, img: NDArray[np.uint8], matrix: NDArray[np.float64], offset: NDArray[np.float64], **params: Any
-    ) -> NDArray[np.uint8]:
-        """Return the image with changed stains."""
-        density = _DENSITY[img].reshape(-1, 3) @ matrix.astype(np.float32) + offset.astype(np.float32)
-        light: NDArray[np.uint8] = (256 * np.exp(-density) - 1).clip(0, 255).round().astype(np.uint8)
-        return light.reshape(img.shape)
-
-
-_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)

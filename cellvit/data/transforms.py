@@ -21,7 +21,8 @@ from cellvit.errors import ConfigError
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
 import albumentations as A
 
-from cellvit.data.elastic import ElasticAffine, HedJitter
+from cellvit.data.appearance import HedJitter, Superpixels
+from cellvit.data.elastic import ElasticAffine
 
 AugmentationConfig = Mapping[str, Mapping[str, Any]]
 
@@ -132,11 +133,10 @@ def _color_jitter(
 
 def _superpixels(
     size: int, *, p: float = 0.1, p_replace: float = 0.1, segments: int = 200, max_size: int | None = None
-) -> Any:
-    """Replace a share of superpixels by their mean; ``max_size`` (half the patch if None) bounds the work."""
-    side = size // 2 if max_size is None else max_size
-    replace = (p_replace, p_replace)
-    return A.Superpixels(p_replace=replace, n_segments=(segments, segments), max_size=side, p=p)
+) -> Superpixels:
+    """Flatten a share of superpixels, found at a side of at most ``max_size`` (half the patch if None) pixels."""
+    side = max(1, size // 2) if max_size is None else max_size
+    return Superpixels(p_replace=p_replace, segments=segments, max_size=side, p=p)
 
 
 def _zoom_blur(size: int, *, p: float = 0.1, max_factor: float = 1.05) -> Any:

@@ -162,14 +162,12 @@ class Nuclei:
         for classes in named:
             if classes != named[0]:
                 raise DataError(f"tables with different types {named[0].names} and {classes.names}; convert one first")
-        offsets = [np.zeros(1, np.int64)]
-        for part in parts:
-            offsets.append(part.contour_offsets[1:] + offsets[-1][-1])
+        lengths = np.concatenate([np.diff(p.contour_offsets) for p in parts])
         embeddings = [p.embedding for p in parts if p.embedding is not None]
         complete = bool(embeddings) and all(p.embedding is not None for p in parts if len(p))
         return cls(
             **{name: np.concatenate([getattr(p, name) for p in parts]) for name in _PLAIN_COLUMNS},
-            contour_offsets=np.concatenate(offsets),
+            contour_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]),
             contour_points=np.concatenate([p.contour_points for p in parts]),
             embedding=np.concatenate(embeddings) if complete else None,
             classes=named[0] if named else None,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cellvit.errors import ConfigError
 from cellvit.model import CellViT
+from cellvit.postprocess.hv import HVPostprocessor
 from cellvit.slide.reader import to_rgb
 from cellvit.slide.seams import merge_tiles
 from cellvit.slide.tiling import TileGrid
@@ -207,12 +208,11 @@ def _predict(model: NucleiModel, tiles: NDArray[np.uint8]) -> list[dict[str, NDA
     """Return the activated maps of tiles ``(B, H, W, 3)``, one dictionary without batch axis per tile."""
     batch = torch.from_numpy(tiles).to(model.device).permute(0, 3, 1, 2).float() / 255
     maps = {name: value for name, value in model.predict_maps(batch).items() if value.ndim == 4}
-    if getattr(getattr(model, "postprocessor", None), "accepts_labels", False):
-        # The labels are all it needs of these two: an eighth of the bytes to move off the device.
-        labels = {
-            name: maps[name].argmax(1).to(torch.uint8) for name in (NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP) if name in maps
-        }
-        maps = {**maps, **labels}
+    if isinstance(getattr(model, "postprocessor", None), HVPostprocessor) and NUCLEI_TYPE_MAP in maps:
+        # It needs no more than the labels of these two: an eighth of the bytes to move off the device.
+        foreground = maps[NUCLEI_BINARY_MAP][:, 1] > maps[NUCLEI_BINARY_MAP][:, 0]
+        maps[NUCLEI_BINARY_MAP] = foreground.to(torch.uint8)
+        maps[NUCLEI_TYPE_MAP] = maps[NUCLEI_TYPE_MAP].argmax(1).to(torch.int32)
     arrays = {
         name: (value.float() if value.is_floating_point() else value).cpu().numpy() for name, value in maps.items()
     }

@@ -217,7 +217,7 @@ def _read_tiff(path: Path) -> NDArray[Any]:
         tag = page.tags.get("Orientation")
         array = _ORIENTATIONS[int(tag.value) if tag is not None else 1](array)
     if array.dtype.kind in "ub" and isinstance(bits, int) and bits not in (8, 16, 32, 64):
-        return np.rint(array * (255.0 / (2**bits - 1))).astype(np.uint8)
+        array = np.rint(array * (255.0 / (2**bits - 1))).astype(np.uint8)
     return array
 
 

@@ -1,0 +1,99 @@
+"""Which files a list of inputs means, and a name for the results of each that no other input shares."""
+
+import glob
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"})
+"""What counts as an image in a folder; a file that is named is tried whatever its suffix."""
+
+
+def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Return the files that inputs stand for.
+
+    Args:
+        texts: Files, folders (their images, not those of folders within, by name) or patterns with ``* ? [``.
+
+    Returns:
+        The files in the order given, each once, and for every input that stands for nothing the input and the reason.
+    """
+    files: dict[Path, Path] = {}
+    missing: list[tuple[str, str]] = []
+    for text in texts:
+        path = Path(text)
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            found = [p for p in found if not p.name.startswith(".")]
+            reason = f"folder {text!r} holds no images; name the files if their suffix is unusual"
+        elif not path.exists() and glob.has_magic(text):
+            matches = glob.glob(text, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
+            found = sorted(p for p in map(Path, matches) if p.is_file())
+            reason = f"nothing matches {text!r}; check the pattern"
+        else:
+            found, reason = [path], ""
+        missing += [] if found else [(text, reason)]
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values()), missing
+
+
+def output_names(inputs: Sequence[Path], out: Path, *, suffixes: Sequence[str]) -> dict[Path, str]:
+    """Choose a name for the results of each input.
+
+    The name is the stem. Inputs of one stem (capitals do not count: not every disk tells them apart) are told apart by
+    their suffix and then by their folders; results that would replace an input are called ``<stem>_nuclei``.
+
+    Args:
+        inputs: Files, each once.
+        out: Folder of the results.
+        suffixes: Suffixes of the results, with the dot.
+
+    Returns:
+        A name without suffix per input, all different, independent of the order of the inputs.
+
+    Example:
+        >>> names = output_names([Path("a/x.png"), Path("b/x.png"), Path("y.tif")], Path("out"), suffixes=[".json"])
+        >>> list(names.values())
+        ['a_x', 'b_x', 'y']
+    """
+    places = {path: path.resolve() for path in inputs}
+    names = {path: path.stem for path in inputs}
+    sources = {str(place).casefold() for place in places.values()}
+
+    folder = out.resolve()
+
+    def clashing() -> list[Path]:
+        taken = Counter(name.casefold() for name in names.values())
+        return [path for path in inputs if taken[names[path].casefold()] > 1]
+
+    def replacing_inputs() -> list[Path]:
+        results = {path: [str(folder / f"{names[path]}{suffix}").casefold() for suffix in suffixes] for path in inputs}
+        return [path for path in inputs if not sources.isdisjoint(results[path])]
+
+    rules = (
+        (clashing, _with_folder),
+        (clashing, _with_suffix),
+        (clashing, _with_digest),
+        (replacing_inputs, _with_nuclei),
+    )
+    for affected, rename in (*rules, (clashing, _with_digest)):
+        names.update({path: rename(places[path], names[path]) for path in affected()})
+    return names
+
+
+def _with_folder(place: Path, name: str) -> str:
+    return f"{place.parent.name}_{name}"
+
+
+def _with_suffix(place: Path, name: str) -> str:
+    return f"{name}_{place.suffix[1:]}" if place.suffix else name
+
+
+def _with_digest(place: Path, name: str) -> str:
+    return f"{name}_{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+
+
+def _with_nuclei(place: Path, name: str) -> str:
+    return f"{name}_nuclei"

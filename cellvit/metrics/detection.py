@@ -1,0 +1,117 @@
+"""Detection of nuclei over a data set."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cellvit.errors import ConfigError
+from cellvit.metrics._shared import ArrayOrTensor, as_array, unique_names
+from cellvit.metrics.base import METRICS, NucleiMetric
+from cellvit.metrics.functional.detection import (
+    CentroidMatch,
+    DetectionScore,
+    TypeCounts,
+    detection_scores,
+    match_centroids,
+    type_counts,
+    type_detection_scores,
+)
+from cellvit.parts import Configurable
+from cellvit.types import UNKNOWN_TYPE, NucleiPrediction
+
+
+@METRICS.register("centroid-detection")
+class CentroidDetection(Configurable, NucleiMetric):
+    """F1, precision and recall of the nuclei found, from centroids, of all nuclei and per type.
+
+    The unit is the nucleus: counts are pooled over all images. Points are paired per image by least total distance,
+    pairs farther apart than the radius are dropped.
+
+    * ``F1_d``, ``P_d``, ``R_d``: all nuclei. An image without nuclei on one side counts the other side's nuclei as
+      missed or wrong; an image without any counts nothing.
+    * ``F1/<type>``, ``P/<type>``, ``R/<type>``: a pair of different types is one wrong and one missed nucleus and
+      weighs double. An image with true nuclei of unknown type (-1) is left out of these. Only with class names.
+
+    0 / 0 is nan. States are integer sums: batches and processes do not change the result.
+
+    Args:
+        class_names: Names by type id, background first; empty does not tell types apart.
+        radius: Largest distance of a pair in pixels; 12 at x40, 6 at x20.
+
+    Example:
+        >>> metric = CentroidDetection(radius=12)
+        >>> metric.update(torch.tensor([[5.0, 5.0], [90.0, 90.0]]), torch.tensor([[5.0, 9.0]]))
+        >>> {name: round(value.item(), 3) for name, value in metric.compute().items()}
+        {'F1_d': 0.667, 'P_d': 0.5, 'R_d': 1.0}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+
+    counts: Tensor
+    type_counts: Tensor
+
+    def __init__(self, *, class_names: Sequence[str] = (), radius: float = 12.0) -> None:
+        super().__init__()
+        if not radius >= 0:
+            raise ConfigError(f"radius {radius} matches nothing; pass a distance in pixels, 12 at x40")
+        self.radius = radius
+        self.class_names = unique_names(class_names, what="class name")
+        shape = (len(TypeCounts._fields), len(self.class_names))
+        self.add_state("counts", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")  # pairs, wrong, missed
+        self.add_state("type_counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        pred_centroids: ArrayOrTensor,
+        target_centroids: ArrayOrTensor,
+        *,
+        pred_types: ArrayOrTensor | None = None,
+        target_types: ArrayOrTensor | None = None,
+    ) -> None:
+        """Add one image.
+
+        Args:
+            pred_centroids: Predicted centroids ``(N, 2)`` in pixels.
+            target_centroids: True centroids ``(M, 2)``, same axis order.
+            pred_types: Type of every prediction ``(N,)``, 0..C-1 (0: none, counts for no type).
+            target_types: Type of every true nucleus ``(M,)``, 1..C-1 or -1 if unknown; None if all are unknown.
+
+        Raises:
+            DataError: If the points are not ``(N, 2)`` and finite, or types do not fit points and classes.
+        """
+        match = match_centroids(as_array(pred_centroids), as_array(target_centroids), radius=self.radius)
+        counts = [len(match.pairs), len(match.unmatched_pred), len(match.unmatched_target)]
+        self.counts += torch.tensor(counts, device=self.device)
+        if self.class_names and pred_types is not None and target_types is not None:
+            self._update_types(match, pred_types, target_types)
+
+    def update_nuclei(self, pred: NucleiPrediction, target: NucleiPrediction, *, tissue: int = -1) -> None:
+        """Add one image; see :class:`NucleiMetric`."""
+        found, true = pred.nuclei, target.nuclei
+        self.update(found.centroid, true.centroid, pred_types=found.type, target_types=true.type)
+
+    def _update_types(self, match: CentroidMatch, pred_types: ArrayOrTensor, target_types: ArrayOrTensor) -> None:
+        truth = as_array(target_types)
+        if (truth == UNKNOWN_TYPE).any():
+            return
+        added = type_counts(
+            match, pred_types=as_array(pred_types), target_types=truth, num_nuclei_classes=len(self.class_names)
+        )
+        self.type_counts += torch.stack([torch.from_numpy(c) for c in added]).to(self.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return all scores by name, scalars in [0, 1] or nan; see the class."""
+        pairs, wrong, missed = self.counts.tolist()
+        result = _named(detection_scores(pairs, wrong, missed), ("F1_d", "P_d", "R_d"))
+        if self.class_names:
+            scores = type_detection_scores(TypeCounts(*as_array(self.type_counts)))
+            for kind, name in enumerate(self.class_names[1:], start=1):
+                one = DetectionScore(*(values[kind] for values in scores))
+                result |= _named(one, (f"F1/{name}", f"P/{name}", f"R/{name}"))
+        return {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in result.items()}
+
+
+def _named(score: DetectionScore, names: tuple[str, str, str]) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(names, score, strict=True)}

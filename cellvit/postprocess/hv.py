@@ -141,10 +141,10 @@ def fixed_edge(distance: FloatMap, axis: Literal[0, 1], sobel_size: int) -> Floa
     """Compute the edge strength of a distance map by constants only.
 
     The map's nominal range [-1, 1] becomes [0, 1]. Let P be the peak response of the Sobel kernel to a unit step, the
-    sharpest fall there can be. Responses from -3P/4 (strong fall, edge 1) to P/2 (steep rise, edge 0) are mapped
+    sharpest fall there can be. Responses from -0.8 P (strong fall, edge 1) to 0.5 P (steep rise, edge 0) are mapped
     linearly; what lies beyond is clipped. These are the extremes of ordinary tiles: annotated nuclei give minima of
-    -0.9P to -0.6P and maxima of 0.4P to 0.6P at both magnifications. So the threshold 0.4 keeps its meaning: the
-    smoothed map does not rise.
+    -0.9 P to -0.6 P and maxima of 0.4 P to 0.6 P at both magnifications. So the threshold 0.4 keeps its meaning, an
+    edge is where the smoothed map does not rise; a flat map has edge 0.385, just below it.
 
     Args:
         distance: ``(H, W)`` horizontal or vertical distance, float32.
@@ -157,7 +157,7 @@ def fixed_edge(distance: FloatMap, axis: Literal[0, 1], sobel_size: int) -> Floa
     unit = (np.clip(distance, -1, 1) + 1) * np.float32(0.5)
     slope, smoothing = cv2.getDerivKernels(1, 0, sobel_size)
     peak = np.abs(slope).sum(dtype=np.float64) / 2 * smoothing.sum(dtype=np.float64)
-    low, high = -0.75 * peak, 0.5 * peak
+    low, high = -0.8 * peak, 0.5 * peak
     response = cv2.Sobel(unit, cv2.CV_64F, 1 - axis, axis, ksize=sobel_size)
     rise = np.clip((np.asarray(response) - low) / (high - low), 0, 1)
     edge: FloatMap = np.float32(1) - rise.astype(np.float32)

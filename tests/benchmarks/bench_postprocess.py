@@ -1,0 +1,112 @@
+"""Time the HV watershed against its literal implementation on one drawn tile; print one JSON object.
+
+Run as ``python tests/benchmarks/bench_postprocess.py [--quick]``. Both sides start from the same maps and end with
+the same nuclei, which is checked. One thread; medians over the repeats, in seconds.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "postprocess"))
+from drawn_nuclei import draw_ellipses, noisy_maps
+from reference_postprocess import assert_same, literal_instances, literal_nuclei
+
+from cellvit.postprocess import HVPostprocessor, hv
+
+
+def literal(maps, magnification):
+    instances = literal_instances(maps["nuclei_binary_map"], maps["hv_map"], magnification)
+    return literal_nuclei(instances, maps["nuclei_type_map"].argmax(axis=0))
+
+
+def timed(function, repeats):
+    """Return wall and processor seconds of every repeat, and the last result."""
+    wall, cpu, result = [], [], None
+    for _ in range(repeats):
+        start = time.perf_counter(), time.process_time()
+        result = function()
+        wall.append(time.perf_counter() - start[0])
+        cpu.append(time.process_time() - start[1])
+    return wall, cpu, result
+
+
+def stage_seconds(postprocess, maps, repeats):
+    """Return the median seconds spent in each stage, measured by wrapping its function."""
+    names = ["_read_binary", "_read_hv", "_drop_small", "_tile_edge", "_fill_holes", "_opened", "flood"]
+    names.append("nuclei_from_instances")
+    spent = {name: [] for name in names}
+
+    def wrap(name, function):
+        def measured(*args, **kwargs):
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            spent[name][-1] += time.perf_counter() - start
+            return result
+
+        return measured
+
+    with patch.multiple(hv, **{name: wrap(name, getattr(hv, name)) for name in names}):
+        for _ in range(repeats):
+            for values in spent.values():
+                values.append(0.0)
+            postprocess(maps)
+    return {name.strip("_"): round(median(values), 5) for name, values in spent.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a 256 px tile with 50 nuclei and few repeats")
+    quick = parser.parse_args().quick
+    size, num, repeats = (256, 50, 3) if quick else (1024, 800, 15)
+    cv2.setNumThreads(1)
+
+    instances = draw_ellipses(num, (size, size), seed=0)
+    maps = noisy_maps(instances)
+    maps_of_labels = {
+        "nuclei_binary_map": maps["nuclei_binary_map"].argmax(axis=0).astype(np.uint8),
+        "nuclei_type_map": maps["nuclei_type_map"].argmax(axis=0).astype(np.uint8),
+        "hv_map": maps["hv_map"],
+    }
+    with_tokens = maps | {"embedding_map": np.random.default_rng(0).random((384, size // 16, size // 16), np.float32)}
+    postprocess, fixed = HVPostprocessor(), HVPostprocessor(normalisation="fixed")
+    postprocess(maps)  # the first call pays for lazy imports
+
+    ours_wall, ours_cpu, prediction = timed(lambda: postprocess(maps), repeats)
+    literal_wall, literal_cpu, expected = timed(lambda: literal(maps, 40), max(3, repeats // 3))
+    assert_same(prediction, *expected)
+    variants = {
+        "label_maps": (postprocess, maps_of_labels),
+        "with_384_channel_embedding": (postprocess, with_tokens),
+        "fixed_normalisation": (fixed, maps),
+    }
+    report = {
+        "benchmark": "postprocess",
+        "pixels": [size, size],
+        "nuclei_drawn": int(instances.max()),
+        "nuclei_found": len(prediction.nuclei),
+        "foreground": round(float((prediction.instance_map > 0).mean()), 3),
+        "identical": True,
+        "seconds": round(median(ours_wall), 4),
+        "seconds_best": round(min(ours_wall), 4),
+        "cpu_seconds": round(median(ours_cpu), 4),
+        "literal_seconds": round(median(literal_wall), 4),
+        "literal_cpu_seconds": round(median(literal_cpu), 4),
+        "ratio": round(median(literal_wall) / median(ours_wall), 2),
+        "variants": {
+            name: round(median(timed(lambda p=p, m=m: p(m), repeats)[0]), 4) for name, (p, m) in variants.items()
+        },
+        "stages": stage_seconds(postprocess, maps, repeats),
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

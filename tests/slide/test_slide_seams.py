@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 import shapely
@@ -246,7 +248,7 @@ def test_nuclei_of_different_tiles_overlap_by_a_tenth_at_most(seed):
     found = [(i, separated(part)) for i, part in random_findings(rng, grid, 60)]
     merged = merge_tiles(grid, found)
     polygons = [shapely.Polygon(merged.contour(i)).buffer(0.5, join_style="mitre") for i in range(len(merged))]
-    for i, j in ((i, j) for i in range(len(merged)) for j in range(i)):
+    for i, j in combinations(range(len(merged)), 2):
         common = polygons[i].intersection(polygons[j]).area
         assert common <= seams.SAME_NUCLEUS_SHARE * min(polygons[i].area, polygons[j].area) + 1e-6
 

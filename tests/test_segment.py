@@ -1,0 +1,318 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from cellvit.data.targets import hv_map_from_instances
+from cellvit.errors import ConfigError, ImageError, UnknownPluginError
+from cellvit.model import CellViT
+from cellvit.postprocess.hv import HVPostprocessor
+from cellvit.postprocess.table import nuclei_from_instances
+from cellvit.segment import autocast_context, choose_device, load_model, segment_image
+from cellvit.types import NucleiClasses
+
+CLASSES = NucleiClasses(("background", "one", "two", "three"), ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)))
+
+
+class StandIn:
+    """What all stand-ins share: a model of three types that runs on the CPU."""
+
+    def __init__(self, mpp=0.25):
+        self.classes, self.mpp, self.training, self.device = CLASSES, mpp, False, torch.device("cpu")
+        self.batches = []
+
+    def to(self, device):
+        self.device = device
+
+    def train(self, mode=True):
+        self.training = mode
+
+
+class DrawnMaps(StandIn):
+    """Returns crops of drawn maps: the pixels of its image say where the crop is."""
+
+    def __init__(self, instance_map, type_map, postprocessor=None):
+        super().__init__()
+        self.maps = {"instances": instance_map[None].astype(np.float32)}
+        self.maps["nuclei_type_map"] = (np.arange(len(CLASSES))[:, None, None] == type_map).astype(np.float32)
+        self.postprocessor = postprocessor
+        if postprocessor is not None:
+            hv, foreground = hv_map_from_instances(instance_map), instance_map > 0
+            self.maps |= {"hv_map": hv, "nuclei_binary_map": np.stack([~foreground, foreground]).astype(np.float32)}
+
+    @staticmethod
+    def image(height, width):
+        y, x = np.mgrid[:height, :width]
+        return np.stack([x >> 4, (x & 15) << 4 | y >> 8, y & 255], axis=-1).astype(np.uint8)
+
+    def predict_maps(self, image):
+        height, width = image.shape[-2:]
+        self.batches.append(tuple(image.shape))
+        red, green, blue = torch.round(image[:, :, 0, 0] * 255).int().T.numpy()
+        starts = zip((green & 15) << 8 | blue, red << 4 | green >> 4, strict=True)
+        crops = [(slice(y, y + height), slice(x, x + width)) for y, x in starts]
+        maps = {k: torch.from_numpy(np.stack([v[:, r, c] for r, c in crops])) for k, v in self.maps.items()}
+        tokens = torch.ones(len(image), 5, -(-height // 16), -(-width // 16))
+        return {**maps, "embedding_map": tokens, "tissue_types": torch.zeros(len(image), 19)}
+
+    def postprocess(self, maps):
+        if self.postprocessor is not None:
+            return self.postprocessor(maps)
+        instances = maps["instances"][0].astype(np.int32)
+        return nuclei_from_instances(
+            instances, type_map=maps["nuclei_type_map"], embedding_map=maps["embedding_map"], classes=CLASSES
+        )
+
+
+class DarkSpots(StandIn):
+    """Takes every connected dark spot for a nucleus; its type is that of its darkest channel."""
+
+    def predict_maps(self, image):
+        assert image.dtype == torch.float32
+        assert 0 <= image.min() <= image.max() <= 1
+        self.batches.append(tuple(image.shape))
+        assert not self.training
+        return {"embedding_map": torch.zeros(len(image), 4, 2, 2), "pixels": image}
+
+    def postprocess(self, maps):
+        instances = ndimage.label(maps["pixels"].mean(axis=0) < 0.5)[0]
+        types = np.where(instances > 0, 1 + maps["pixels"].argmin(axis=0), 0)
+        return nuclei_from_instances(instances, type_map=types, embedding_map=maps["embedding_map"])
+
+
+def drawn_tissue(height, width, *, seed=0, step=44):
+    """Return a map of ellipses up to 40 px long that do not touch, and their types."""
+    rng = np.random.default_rng(seed)
+    instances, types = np.zeros((height, width), np.int32), np.zeros((height, width), np.int32)
+    label = 0
+    for y in range(step // 2, height, step):
+        for x in range(step // 2, width, step):
+            axes = rng.integers(6, 20, 2).tolist()
+            angle, kind = int(rng.integers(0, 180)), int(rng.integers(1, 4))
+            label += 1
+            cv2.ellipse(instances, (x, y), axes, angle, 0, 360, label, -1)
+            cv2.ellipse(types, (x, y), axes, angle, 0, 360, kind, -1)
+    return instances, types
+
+
+def rows_of(nuclei):
+    """Return the nuclei as a set that does not depend on their order."""
+    contours = (tuple(map(tuple, nuclei.contour(i))) for i in range(len(nuclei)))
+    columns = zip(map(tuple, nuclei.bbox), map(tuple, nuclei.centroid.round(6)), nuclei.type, contours, strict=True)
+    return set(columns)
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    return drawn_tissue(600, 1500)
+
+
+@pytest.mark.parametrize(("tile_size", "batch_size"), [(256, 1), (256, 7), (512, 4), (1024, 1), (1024, 3), (2048, 1)])
+def test_tiles_of_any_size_give_exactly_the_drawn_nuclei(tissue, tile_size, batch_size):
+    model = DrawnMaps(*tissue)
+    drawn = nuclei_from_instances(tissue[0], type_map=tissue[1]).nuclei
+    nuclei = segment_image(model.image(600, 1500), model=model, tile_size=tile_size, batch_size=batch_size)
+    assert len(nuclei) == len(drawn)
+    assert rows_of(nuclei) == rows_of(drawn)
+    assert nuclei.embedding.shape == (len(drawn), 5)
+    assert nuclei.label.tolist() == list(range(1, len(drawn) + 1))
+    side = min(tile_size, 600), min(tile_size, 1500)
+    assert {shape[2:] for shape in model.batches} == {side}
+    assert max(shape[0] for shape in model.batches) <= batch_size
+
+
+@pytest.mark.parametrize("tile_size", [256, 512])
+def test_the_watershed_at_seams_neither_doubles_nor_cuts_nor_loses(tissue, tile_size):
+    model = DrawnMaps(*tissue, postprocessor=HVPostprocessor(normalisation="fixed"))
+    image = model.image(600, 1500)
+    whole = segment_image(image, model=model, tile_size=2048)
+    tiled = segment_image(image, model=model, tile_size=tile_size, batch_size=5)
+    assert len(whole) > 400
+    assert len(tiled) == len(whole)
+    distance, match = cKDTree(whole.centroid).query(tiled.centroid)
+    assert distance.max() < 0.5
+    assert len(set(match.tolist())) == len(whole)
+    np.testing.assert_allclose(tiled.bbox, whole.bbox[match], atol=1)
+    np.testing.assert_array_equal(tiled.type, whole.type[match])
+
+
+def test_progress_counts_the_tiles(tissue):
+    model, calls = DrawnMaps(*tissue), []
+    segment_image(
+        model.image(600, 1500),
+        model=model,
+        tile_size=512,
+        batch_size=4,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert calls == [(4, 8), (8, 8)]
+
+
+def spots(height, width, boxes, color=(20, 90, 90)):
+    image = np.full((height, width, 3), 255, np.uint8)
+    for x0, y0, x1, y1 in boxes:
+        image[y0:y1, x0:x1] = color
+    return image
+
+
+BOXES = [(10, 12, 30, 24), (40, 12, 48, 44), (72, 60, 92, 84)]
+
+
+def test_forms_of_one_image_give_the_same_nuclei():
+    image = spots(90, 100, BOXES)
+    expected = rows_of(segment_image(image, model=DarkSpots()))
+    alpha = np.dstack([image, np.full((90, 100), 255, np.uint8)])
+    hidden = np.dstack([np.where(image == 255, 0, image), np.where(image[..., 0] == 255, 0, 255)]).astype(np.uint8)
+    forms = [image.astype(np.uint16) * 257, image / 255, (image / 255).astype(np.float32), alpha, hidden]
+    assert len(expected) == 3
+    for form in forms:
+        assert rows_of(segment_image(form, model=DarkSpots())) == expected
+    for grey in (image[..., 1], image[..., 1:2]):
+        assert {row[0] for row in rows_of(segment_image(grey, model=DarkSpots()))} == {row[0] for row in expected}
+    with pytest.raises(ImageError, match="int64"):
+        segment_image(image.tolist(), model=DarkSpots())
+
+
+@pytest.mark.parametrize("mpp", [0.125, 0.2, 0.375, 0.5, 0.9])
+def test_another_resolution_gives_coordinates_of_the_given_image(mpp):
+    nuclei = segment_image(spots(90, 100, BOXES), model=DarkSpots(), mpp=mpp)
+    order = np.argsort(nuclei.centroid[:, 0])
+    centers = [((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2) for x0, y0, x1, y1 in BOXES]
+    np.testing.assert_allclose(nuclei.centroid[order], centers, atol=0.3)
+    np.testing.assert_allclose(nuclei.bbox[order], BOXES, atol=1)
+    extremes = [(nuclei.contour(i).min(axis=0) + nuclei.contour(i).max(axis=0)) / 2 for i in order]
+    np.testing.assert_allclose(extremes, centers, atol=0.5)
+
+
+def test_exactly_half_and_double_resolution_are_exact():
+    even = [(10, 12, 30, 24), (40, 12, 48, 44)]
+    nuclei = segment_image(spots(60, 64, even), model=DarkSpots(), mpp=0.125)
+    np.testing.assert_array_equal(nuclei.bbox, even)
+    np.testing.assert_array_equal(nuclei.centroid, [(19.5, 17.5), (43.5, 27.5)])
+
+
+def test_a_box_at_the_border_stays_inside_the_image():
+    nuclei = segment_image(spots(31, 33, [(20, 0, 33, 31)]), model=DarkSpots(), mpp=0.4)
+    assert nuclei.bbox[0, 1:].tolist() == [0, 33, 31]
+
+
+def test_almost_the_same_resolution_is_not_resampled():
+    model = DarkSpots()
+    segment_image(spots(90, 100, BOXES), model=model, mpp=0.2528)
+    assert model.batches == [(1, 3, 90, 100)]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (17, 33), (15, 15), (300, 5)])
+def test_small_and_odd_images_with_a_real_network(shape, tiny):
+    nuclei = segment_image(np.full((*shape, 3), 240, np.uint8), model=tiny)
+    assert nuclei.embedding.shape == (len(nuclei), 24)
+    assert nuclei.classes == tiny.classes
+
+
+def test_one_pixel_and_empty_tissue_give_empty_tables():
+    for shape in ((1, 1, 3), (300, 200, 3)):
+        image = np.full(shape, 255, np.uint8)
+        nuclei = segment_image(image, model=DarkSpots(), tile_size=128, mpp=0.5)
+        assert len(nuclei) == 0
+        assert nuclei.embedding.shape == (0, 4)
+        assert nuclei.classes is CLASSES
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(1)
+    encoder = {"class_path": "hybrid", "init_args": {"widths": [4, 8, 8], "embed_dim": 24, "depth": 1, "num_heads": 2}}
+    decoder = {"class_path": "unetr", "init_args": {"widths": [4, 8, 8, 16], "skip_widths": [8, 8], "image_width": 4}}
+    names = {"class_names": CLASSES.names, "class_colors": CLASSES.colors}
+    return CellViT(encoder, num_nuclei_classes=4, decoder=decoder, **names).eval()
+
+
+def test_labels_made_on_the_device_give_the_nuclei_of_the_probabilities(tiny):
+    image = np.random.default_rng(0).integers(0, 256, (96, 80, 3), dtype=np.uint8)
+    direct = segment_image(image, model=tiny)
+    maps = tiny.predict_maps(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
+    expected = tiny.postprocess({name: value[0].numpy() for name, value in maps.items()}).nuclei
+    assert rows_of(direct) == rows_of(expected)
+    np.testing.assert_allclose(direct.type_prob, expected.type_prob)
+
+
+def test_precision_and_batches_of_a_real_network(tiny):
+    image = np.random.default_rng(0).integers(0, 256, (200, 140, 3), dtype=np.uint8)
+    one = segment_image(image, model=tiny, tile_size=64, overlap=32)
+    many = segment_image(image, model=tiny, tile_size=64, overlap=32, batch_size=5)
+    assert abs(len(one) - len(many)) <= 1  # sums in another order may move a pixel
+    mixed = segment_image(image, model=tiny, tile_size=64, overlap=32, precision="bf16-mixed")
+    assert mixed.embedding.dtype == np.float32
+
+
+def test_training_mode_is_left_as_it_was(tiny):
+    tiny.train()
+    segment_image(np.zeros((32, 32, 3), np.uint8), model=tiny)
+    assert tiny.training
+    assert all(module.training for module in tiny.modules())
+    tiny.eval()
+
+
+def test_a_saved_model_is_loaded_by_its_path(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "tiny")
+    loaded = load_model(tmp_path / "tiny", device="cpu")
+    image = np.random.default_rng(0).integers(0, 256, (96, 80, 3), dtype=np.uint8)
+    assert rows_of(segment_image(image, model=loaded)) == rows_of(segment_image(image, model=tiny))
+    assert rows_of(segment_image(image, model=str(tmp_path / "tiny"), device="cpu")) == rows_of(
+        segment_image(image, model=tiny)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mpp": 0.0}, "mpp 0.0 is not a resolution"),
+        ({"mpp": float("nan")}, "mpp nan"),
+        ({"mpp": 2.0}, "too far from the model's 0.25"),
+        ({"mpp": 0.001}, "0.00781 to 1"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"tile_size": 8}, "tile size 8"),
+        ({"overlap": 600}, "overlap 600"),
+        ({"precision": "64"}, "32-true, bf16-mixed"),
+        ({"precision": "16-mixed"}, "needs a GPU"),
+        ({"device": "tpu"}, "'tpu' is unknown"),
+        ({"device": "cuda:x"}, "'cuda:x' is unknown"),
+        ({"device": "cpu:1"}, "not available here"),
+        ({"model": 5}, "neither a name"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        segment_image(np.zeros((20, 20, 3), np.uint8), **{"model": DarkSpots(), **settings})
+
+
+def test_unknown_model_and_wrong_image():
+    with pytest.raises(UnknownPluginError, match="no-such-model"):
+        segment_image(np.zeros((20, 20, 3), np.uint8), model="no-such-model")
+    with pytest.raises(ImageError, match="read_image"):
+        segment_image("image.png", model=DarkSpots())
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device() == torch.device("cpu")
+    with pytest.raises(ConfigError, match="device 'cuda' is not available here; use 'auto' or one of: 'cpu'"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device() == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device() == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ConfigError, match="cuda:2"):
+        choose_device("cuda:2")
+    assert autocast_context("16-mixed", torch.device("cuda")) is not None
+
+
+def test_a_model_that_is_passed_in_stays_where_it_is():
+    model = DarkSpots()
+    model.device = "somewhere"
+    assert load_model(model).device == "somewhere"
+    assert load_model(model, device="cpu").device == torch.device("cpu")

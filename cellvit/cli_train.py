@@ -1,5 +1,7 @@
 """``cellvit fit``, ``validate``, ``test`` and ``predict`` on LightningCLI."""
 
+import sys
+
 import lightning as L
 from lightning.pytorch.cli import LightningCLI
 
@@ -35,6 +37,6 @@ def main(arguments: list[str]) -> int:
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=19,
-        args=arguments,
+        args=None if arguments == sys.argv[1:] else arguments,  # given both, LightningCLI warns
     )
     return 0

@@ -126,10 +126,11 @@ def open_rings(points: Floats, offsets: Offsets) -> tuple[Floats, Offsets]:
     first, last = offsets[:-1][long], offsets[1:][long] - 1
     repeats = (points[first] == points[last]).all(axis=1)
     keep = np.ones(len(points), bool)
+    keep[: offsets[0]] = keep[offsets[-1] :] = False
     keep[last[repeats]] = False
     shorter = lengths.copy()
     shorter[long[repeats]] -= 1
-    return points[keep], ring_offsets(shorter)
+    return points if keep.all() else points[keep], ring_offsets(shorter)
 
 
 def polygon_area(points: Floats, offsets: Offsets) -> Floats:

@@ -17,8 +17,8 @@ from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import ConfigError
 from cellvit.heads.base import HEADS, Head, HeadSizes
-from cellvit.metrics.base import METRICS
-from cellvit.parts import PartSpec, build, import_path, normalise_spec
+from cellvit.metrics.base import METRICS, NucleiMetric
+from cellvit.parts import PartSpec, build, import_path, keyword_names, normalise_spec, resolve
 from cellvit.postprocess.base import POSTPROCESSORS
 from cellvit.postprocess.table import nuclei_from_instances
 from cellvit.types import (
@@ -116,7 +116,7 @@ class CellViT(L.LightningModule):
             self.decoder.out_channels, self.encoder.pooled_channels, num_nuclei_classes, num_tissue_classes
         )
         self.heads = nn.ModuleDict({name: build(HEADS, spec, sizes) for name, spec in head_specs.items()})
-        self.metrics = nn.ModuleList(build(METRICS, spec, self.classes) for spec in metrics)
+        self.metrics = nn.ModuleList(_metric(spec, self.classes.names) for spec in metrics)
         self.settings: dict[str, Any] = {
             "encoder": normalise_spec(encoder, what="encoder"),
             "num_nuclei_classes": num_nuclei_classes,
@@ -264,9 +264,9 @@ class CellViT(L.LightningModule):
         self._log_losses(cropped, batch, stage)
         self._log_tissue(outputs, batch, stage)
         predictions = self._postprocess_batch(self._activate(outputs, height, width))
-        for pred, target in zip(predictions, true_nuclei(batch), strict=True):
+        for pred, target, tissue in zip(predictions, true_nuclei(batch), batch["tissue_types"].tolist(), strict=True):
             for metric in self.metrics:
-                metric.update_nuclei(pred, target)
+                metric.update_nuclei(pred, target, tissue=tissue)
 
     def _log_tissue(self, outputs: Mapping[str, Tensor], batch: Batch, stage: str) -> None:
         known = batch["tissue_types"] >= 0
@@ -298,9 +298,17 @@ def true_nuclei(batch: Batch) -> list[NucleiPrediction]:
     return result
 
 
-def _head_class(branch: str, spec: PartSpec) -> type[Head]:
-    from cellvit.parts import resolve
+def _metric(spec: PartSpec, class_names: Sequence[str]) -> NucleiMetric:
+    plain = normalise_spec(spec, what="metric")
+    cls = resolve(METRICS, plain["class_path"])
+    if not issubclass(cls, NucleiMetric):
+        raise ConfigError(f"metric {plain['class_path']!r} does not compare nuclei: derive it from NucleiMetric")
+    accepted = keyword_names(cls) or set()
+    named = {"class_names": class_names} if "class_names" in accepted else {}
+    return cls(**named, **plain["init_args"])
 
+
+def _head_class(branch: str, spec: PartSpec) -> type[Head]:
     cls = resolve(HEADS, normalise_spec(spec, what="head")["class_path"])
     if cls.branch != branch:
         raise ConfigError(

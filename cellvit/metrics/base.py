@@ -18,13 +18,14 @@ class NucleiMetric(Metric):
     full_state_update = False
 
     @abstractmethod
-    def update_nuclei(self, pred: NucleiPrediction, target: NucleiPrediction) -> None:
+    def update_nuclei(self, pred: NucleiPrediction, target: NucleiPrediction, *, tissue: int = -1) -> None:
         """Add one image.
 
         Args:
             pred: Nuclei found.
             target: True nuclei; type -1 marks a nucleus whose type is unknown.
+            tissue: Tissue id of the image; -1 if unknown.
         """
 
 
-METRICS: Registry[NucleiMetric] = Registry("metric", NucleiMetric, package="cellvit.metrics")
+METRICS: Registry[Metric] = Registry("metric", Metric, package="cellvit.metrics")

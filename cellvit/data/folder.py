@@ -50,7 +50,8 @@ class FolderDataset(Dataset[dict[str, Any]]):
             are never augmented.
         num_classes: Number of types with background; a larger type id is an error. None checks nothing.
         mpp: Resample images of another known resolution to this many microns per pixel; None leaves all as they are.
-        cache: Keep decoded images and labels in memory.
+        cache: Keep decoded images and labels in memory (5 bytes per pixel). Either way all are read once at the start,
+            for the checks.
 
     Raises:
         DataError: If something is wrong with the data; one error lists every file.

@@ -1,7 +1,9 @@
 """Where the images and labels of a data set lie, and how they are read from disk."""
 
 import csv
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,9 @@ READ_ERRORS = (
     KeyError,
     SyntaxError,  # Pillow, on a broken PNG
     EOFError,
+    RuntimeError,  # the codecs of TIFF
+    struct.error,
+    zlib.error,
     zipfile.BadZipFile,
     tifffile.TiffFileError,
     Image.DecompressionBombError,
@@ -148,8 +153,8 @@ def _from_folder(root: Path, split: str | None) -> list[ImageRecord]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    """Return the image files of a folder that are not hidden, sorted by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
 def _first_existing(folder: Path, stem: str, suffixes: Sequence[str], *, default: str) -> Path:
@@ -168,7 +173,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             array = tifffile.imread(path)
         else:
             with Image.open(path) as image:
-                plain = image.mode in ("RGB", "RGBA", "L", "LA") or image.mode.startswith("I;16")
+                plain = image.mode in ("RGB", "RGBA", "L", "LA", "I", "F") or image.mode.startswith("I;16")
                 array = np.asarray(image if plain else image.convert("RGB"))
     except READ_ERRORS as error:
         raise ImageError(f"image '{path}' cannot be read ({error}); replace the file") from error

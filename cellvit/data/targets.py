@@ -48,9 +48,8 @@ def hv_map_from_instances(instance_map: NDArray[Any]) -> FloatMap:
         DataError: If the map is not two-dimensional, not of integers, or has negative labels.
 
     Example:
-        >>> hv_map_from_instances(np.array([[0, 1, 1, 1, 1, 1, 0]]))[0]
-        array([[ 0. , -1. ,  0. ,  0.33333334,  0.6666667 ,  1. ,  0. ]],
-              dtype=float32)
+        >>> hv_map_from_instances(np.array([[0, 1, 1, 1, 1, 0]] * 4))[0, 0]  # raw distances -1, 0, 1, 2
+        array([ 0. , -1. ,  0. ,  0.5,  1. ,  0. ], dtype=float32)
     """
     _check_map(instance_map)
     hv = np.zeros((2, *instance_map.shape), np.float32)
@@ -65,8 +64,7 @@ def hv_map_from_instances(instance_map: NDArray[Any]) -> FloatMap:
     col_hv, col_box = _axis_distance(cols, labels, count)
     thin = _thin(*row_box, height) | _thin(*col_box, width)
     if thin.any():
-        visible = ~thin[labels]
-        row_hv, col_hv = row_hv * visible, col_hv * visible
+        row_hv, col_hv = (np.where(thin[labels], np.float32(0), d) for d in (row_hv, col_hv))
     hv[0].ravel()[pixels] = col_hv
     hv[1].ravel()[pixels] = row_hv
     return hv

@@ -149,7 +149,8 @@ def _random_resized_crop(size: int, *, p: float = 0.1, scale: tuple[float, float
     if not 0 < low <= high <= 1:
         raise ValueError(f"scale {scale!r} is not 0 < low <= high <= 1")
     heights = (max(1, round(low * size)), max(1, round(high * size)))
-    return A.RandomSizedCrop(min_max_height=heights, size=(size, size), p=p)
+    exact = cv2.INTER_NEAREST_EXACT  # plain nearest of OpenCV shifts labels by up to half a pixel against the image
+    return A.RandomSizedCrop(min_max_height=heights, size=(size, size), mask_interpolation=exact, p=p)
 
 
 def _elastic(

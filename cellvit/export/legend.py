@@ -18,7 +18,7 @@ _FRAME = (120, 120, 120)
 
 
 def legend_entries(nuclei: Nuclei) -> list[tuple[Rgb | None, str]]:
-    """Return the lines of a legend: the total without a colour, then colour and ``"name count"`` per type.
+    """Return the lines of a legend: the total without a colour, then colour and ``"name: count"`` per type.
 
     Args:
         nuclei: All named types are listed, also those that do not occur; unnamed types only if they occur.
@@ -28,10 +28,10 @@ def legend_entries(nuclei: Nuclei) -> list[tuple[Rgb | None, str]]:
     total = f"{len(nuclei):,} nucle{'us' if len(nuclei) == 1 else 'i'}"
     entries: list[tuple[Rgb | None, str]] = [(None, total)]
     for kind in sorted({*named, *(k for k in counts if k > 0)}):
-        entries.append((type_color(nuclei.classes, kind), f"{type_name(nuclei.classes, kind)} {counts[kind]:,}"))
+        entries.append((type_color(nuclei.classes, kind), f"{type_name(nuclei.classes, kind)}: {counts[kind]:,}"))
     untyped = sum(number for kind, number in counts.items() if kind <= 0)
     if untyped and len(entries) > 1:
-        entries.append((type_color(nuclei.classes, 0), f"No type {untyped:,}"))
+        entries.append((type_color(nuclei.classes, 0), f"No type: {untyped:,}"))
     return entries
 
 

@@ -139,7 +139,7 @@ def draw_comparison(image: NDArray[np.uint8], target: Nuclei, pred: Nuclei) -> P
             check_finite(nuclei)
             # integer coordinates are pixel centres, which lie half a pixel inside
             moved = nuclei.transform(scale=(factor, factor), shift=((factor - 1) / 2, (factor - 1) / 2))
-            _draw(canvas, moved, _thickness(canvas))
+            _draw(canvas, moved, _thickness(canvas) + (factor > 1))
             entries = legend_entries(nuclei)
         rows = [draw_legend([(None, title)], canvas.shape[1], size=size), canvas]
         panels.append(stack_rows([*rows, draw_legend(entries, canvas.shape[1], size=size)] if entries else rows))
@@ -174,10 +174,10 @@ def _draw(canvas: Picture, nuclei: Nuclei, thickness: int) -> None:
 
 
 def _side_by_side(panels: list[Picture], *, gap: int) -> Picture:
-    """Return panels from left to right on white, aligned at the top."""
-    height, last = max(p.shape[0] for p in panels), len(panels) - 1
-    padded = [
-        np.pad(p, ((0, height - p.shape[0]), (0, gap if i < last else 0), (0, 0)), constant_values=255)
-        for i, p in enumerate(panels)
-    ]
+    """Return panels from left to right on white, all as wide as the widest, aligned at the top."""
+    height, width = np.max([p.shape[:2] for p in panels], axis=0).tolist()
+    padded = []
+    for i, panel in enumerate(panels):
+        below, right = height - panel.shape[0], width - panel.shape[1] + (gap if i < len(panels) - 1 else 0)
+        padded.append(np.pad(panel, ((0, below), (0, right), (0, 0)), constant_values=255))
     return np.concatenate(padded, axis=1)

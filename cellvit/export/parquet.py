@@ -60,7 +60,7 @@ def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa
         columns["embedding"] = _fixed(nuclei.embedding, np.float32)
     facts = {"version": SCHEMA_VERSION, "classes": classes_to_list(nuclei.classes), "metadata": dict(metadata or {})}
     try:
-        text = json.dumps(facts, ensure_ascii=False).encode()
+        text = json.dumps(facts).encode()
     except (TypeError, ValueError) as error:
         raise DataError(f"metadata {metadata!r} cannot be stored as JSON ({error}); use plain data") from error
     return pa.table(columns).replace_schema_metadata({_KEY: text})

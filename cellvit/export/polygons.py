@@ -10,6 +10,7 @@ from cellvit.geometry import (
     Floats,
     Offsets,
     bbox_area,
+    open_rings,
     ring_bounds,
     ring_lengths,
     ring_offsets,
@@ -34,13 +35,13 @@ def valid_rings(nuclei: Nuclei) -> tuple[Floats, Offsets]:
     Returns:
         Points ``(P, 2)``, ``(x, y)``, of open rings, and offsets ``(N + 1,)``.
     """
-    points, offsets = nuclei.contour_points, nuclei.contour_offsets
+    points, offsets = open_rings(nuclei.contour_points, nuclei.contour_offsets)
     long = np.flatnonzero(ring_lengths(offsets) >= 3)
     shapes = polygons_from_rings(*select_rings(points, offsets, long))
     valid = shapely.is_valid(shapes)
     kept = valid & (shapely.area(shapes) > 0)
     if kept.all() and len(long) == len(nuclei):
-        return select_rings(points, offsets, long)
+        return points, offsets
     rings: NDArray[Any] = np.full(len(nuclei), None, dtype=object)
     rings[long[kept]] = shapely.get_exterior_ring(shapes[kept])
     broken, repaired = _largest_parts(shapes[~valid])

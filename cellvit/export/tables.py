@@ -19,19 +19,22 @@ from cellvit.types import Nuclei, NucleiClasses
 CHUNK = 4096
 """Nuclei that are Python objects at the same time while a text file is written."""
 
-encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-"""Compact JSON; refuses NaN, which is not JSON."""
+encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+"""Compact JSON in ASCII, which also holds file names that are not valid Unicode; refuses NaN, which is not JSON."""
 
 
 def check_finite(nuclei: Nuclei) -> None:
     """Raise if coordinates are not finite numbers, which no text format can hold.
 
     Args:
-        nuclei: The nuclei.
+        nuclei: The nuclei. A probability may be NaN: not known.
 
     Raises:
-        DataError: If a coordinate is NaN or infinite; names the column and the first nucleus.
+        DataError: If a coordinate is NaN or infinite, or a probability infinite; names column and row.
     """
+    if np.isinf(nuclei.type_prob).any():
+        row = int(np.flatnonzero(np.isinf(nuclei.type_prob))[0])
+        raise DataError(f"type_prob of nucleus {row} is infinite; probabilities lie in [0, 1]")
     for name in ("centroid", "bbox", "contour_points"):
         bad = np.flatnonzero(~np.isfinite(getattr(nuclei, name)).all(axis=1))
         if len(bad):

@@ -203,9 +203,9 @@ def read_label(path: Path) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
     types = None
     try:
         if path.suffix == ".npz":
-            with np.load(path) as file:
-                array = file["inst_map"]
-                types = file["inst_type"].astype(np.int32) if "inst_type" in file else None
+            with path.open("rb") as file, np.load(file) as arrays:  # np.load leaks the file of a damaged archive
+                array = arrays["inst_map"]
+                types = arrays["inst_type"].astype(np.int32) if "inst_type" in arrays else None
         elif path.suffix == ".npy":
             array = np.load(path)
         elif path.suffix == ".png":

@@ -89,7 +89,7 @@ def test_no_label_is_in_two_far_places(name, labels):
         for label in np.unique(instance_map[instance_map > labels.max()]):
             assert cv2.connectedComponents((instance_map == label).astype(np.uint8))[0] == 2
         for label in np.unique(copy[copy > 0]):
-            if before[label] == 1 and 0 < (instance_map == label).sum():
+            if before[label] == 1 and (instance_map == label).sum() > 0:
                 assert cv2.connectedComponents((instance_map == label).astype(np.uint8))[0] - 1 <= 4
     assert split > 5
 
@@ -208,7 +208,7 @@ def test_empty_configuration_changes_nothing(labels):
 
 
 def test_order_is_the_published_one():
-    reverse = dict.fromkeys(reversed(PUBLISHED), {})
+    reverse = {name: {} for name in reversed(PUBLISHED)}
     names = [type(t).__name__ for t in build_augmentation(reverse).transforms]
     assert names == [type(t).__name__ for t in build_augmentation().transforms]
 

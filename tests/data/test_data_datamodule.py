@@ -1,0 +1,185 @@
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch import nn
+
+from cellvit.data import FolderDataModule, WeightedDraws
+from cellvit.errors import ConfigError, DataError
+
+
+def module(root, **settings):
+    defaults = {"crop_size": 24, "batch_size": 4, "samples_per_epoch": 12, "num_workers": 0}
+    return FolderDataModule(str(root), **{**defaults, **settings})
+
+
+def draws(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_draws_depend_on_seed_and_epoch_alone():
+    first, second = (WeightedDraws([1, 2, 1], num_samples=50, seed=4) for _ in range(2))
+    assert draws(first) == draws(second)
+    assert draws(first, 1) == draws(second, 1) != draws(first, 0)
+    assert draws(first) != draws(WeightedDraws([1, 2, 1], num_samples=50, seed=5))
+    assert len(first) == 50
+    assert len({d.seed for d in draws(first)}) == 50
+
+
+def test_processes_share_one_list_of_draws():
+    alone = draws(WeightedDraws([1, 2, 1], num_samples=32, seed=4), 3)
+    parts = [draws(WeightedDraws([1, 2, 1], num_samples=32, seed=4, num_replicas=3, rank=r), 3) for r in range(3)]
+    assert [len(p) for p in parts] == [10, 10, 10]
+    assert [d for group in zip(*parts, strict=True) for d in group] == alone[:30]
+
+
+def test_draws_follow_the_weights():
+    images = [d.image for d in WeightedDraws([1, 0, 3], num_samples=4000)]
+    np.testing.assert_allclose(np.bincount(images, minlength=3) / 4000, [0.25, 0, 0.75], atol=0.03)
+
+
+@pytest.mark.parametrize("weights", [[], [0, 0], [1, -1], [np.nan], [[1.0]]])
+def test_wrong_weights_are_refused(weights):
+    with pytest.raises(ConfigError, match="sampling weights"):
+        WeightedDraws(weights, num_samples=3)
+
+
+def test_fewer_draws_than_processes_are_refused():
+    with pytest.raises(ConfigError, match="2 draws per epoch for 4 process"):
+        WeightedDraws([1], num_samples=2, num_replicas=4, rank=0)
+
+
+def test_loaders(two_datasets):
+    data = module(two_datasets, class_names=["Background", "a", "b", "c", "d"], seed=1)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert [tuple(b["image"].shape) for b in batches] == [(4, 3, 24, 24)] * 3
+    assert {n for b in batches for n in b["name"]} <= {"typed/a", "typed/b", "plain/c"}
+    assert [b["name"] for b in data.val_dataloader()] == [["plain/d"], ["typed/e"]]
+
+
+@pytest.mark.parametrize("augmentation", [None, {}], ids=["published", "none"])
+def test_workers_do_not_change_the_draws(two_datasets, augmentation):
+    sums = []
+    for workers in (0, 2):
+        data = module(two_datasets, num_workers=workers, seed=1, augmentation=augmentation)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        epochs = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            epochs.append(torch.cat([b["image"] for b in loader]))
+        assert not torch.equal(*epochs)
+        sums.append(torch.stack(epochs))
+    assert torch.equal(*sums)
+
+
+def test_data_sets_are_chosen_for_training_and_evaluation(two_datasets):
+    data = module(two_datasets, datasets=["typed"], val_datasets=["plain"])
+    data.setup("fit")
+    assert {n for b in data.train_dataloader() for n in b["name"]} <= {"typed/a", "typed/b"}
+    assert [b["name"] for b in data.val_dataloader()] == [["plain/d"]]
+    data = module(two_datasets, datasets=["typed"], dataset_weights={"typed": 1.0})
+    data.setup("fit")
+    assert [b["name"] for b in data.val_dataloader()] == [["typed/e"]]
+
+
+def test_evaluation_leaves_out_training_sets_without_images_of_the_split(data_folder):
+    data_folder.add("a", "1", "train").add("b", "2", "train").add("b", "3", "val").add("c", "4", "val")
+    data = module(data_folder.write(), datasets=["a", "b"])
+    data.setup("validate")
+    assert [b["name"] for b in data.val_dataloader()] == [["b/3"]]
+
+
+def test_test_uses_its_split_or_val(data_folder):
+    data_folder.add_plain("train", "x").add_plain("val", "y")
+    data = module(data_folder.root)
+    data.setup("test")
+    assert [b["name"] for b in data.test_dataloader()] == [["nuclei/y"]]
+    data_folder.add_plain("test", "z")
+    data = module(data_folder.root)
+    data.setup("test")
+    assert [b["name"] for b in data.test_dataloader()] == [["nuclei/z"]]
+
+
+def test_predict_reads_images_alone(data_folder, monkeypatch):
+    data_folder.add_plain("", "b").add_plain("", "a")
+    monkeypatch.setenv("SOME_FOLDER", str(data_folder.root))
+    data = module("unused", predict_dir="${SOME_FOLDER}/images")
+    data.setup("predict")
+    assert [b["name"] for b in data.predict_dataloader()] == [["a.png"], ["b.png"]]
+    with pytest.raises(ConfigError, match="predict_dir is not set"):
+        module("unused").setup("predict")
+
+
+def test_variables_in_the_root_are_expanded(two_datasets, monkeypatch):
+    monkeypatch.setenv("SOME_FOLDER", str(two_datasets.parent))
+    assert module("${SOME_FOLDER}/nuclei").root == two_datasets
+    monkeypatch.delenv("SOME_FOLDER")
+    with pytest.raises(DataError, match=r"'\$\{SOME_FOLDER\}/nuclei' does not exist.*environment variable"):
+        module("${SOME_FOLDER}/nuclei").setup("fit")
+
+
+@pytest.mark.parametrize("name", ["crop_size", "batch_size", "samples_per_epoch", "val_batch_size"])
+def test_numbers_must_be_positive(name):
+    with pytest.raises(ConfigError, match=f"{name} is 0; give"):
+        module("x", **{name: 0})
+    with pytest.raises(ConfigError, match="num_workers is -1"):
+        module("x", num_workers=-1)
+
+
+class Recorder(LightningModule):
+    """Keeps what it was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen = []
+
+    def training_step(self, batch):
+        self.seen.append((self.current_epoch, batch["image"].clone()))
+        return self.layer(batch["image"].mean()[None]).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*no `validation_step`")
+def test_trainer_advances_the_draws_each_epoch_and_repeats_them(two_datasets, monkeypatch, tmp_path):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "11")
+    runs = []
+    for _ in range(2):
+        recorder = Recorder()
+        trainer = Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(recorder, datamodule=module(two_datasets))
+        assert type(trainer.train_dataloader.sampler) is WeightedDraws
+        runs.append(recorder.seen)
+    epochs = [torch.cat([image for e, image in runs[0] if e == epoch]) for epoch in range(2)]
+    assert not torch.equal(*epochs)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*runs, strict=True))
+
+
+def test_real_tissue(test_data, monkeypatch):
+    monkeypatch.setenv("CELLVIT_TEST_DATA", str(test_data))
+    names = ["Background", "Other", "Inflammatory", "Epithelial", "Spindle-shaped"]
+    data = module("${CELLVIT_TEST_DATA}/nuclei", crop_size=256, class_names=names, seed=0, samples_per_epoch=24)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    types = torch.cat([b["nuclei_type_map"].ravel() for b in batches]).unique()
+    assert {-1, 0} < set(types.tolist()) <= {-1, 0, 1, 2, 3, 4}
+    share = torch.cat([b["nuclei_binary_map"].ravel() for b in batches]).float().mean()
+    assert 0.05 < share < 0.5
+    inside = torch.cat([b["image"].mean(1)[b["nuclei_binary_map"] > 0] for b in batches]).mean()
+    outside = torch.cat([b["image"].mean(1)[b["nuclei_binary_map"] == 0] for b in batches]).mean()
+    assert inside < outside - 0.1  # nuclei are dark: labels lie where they should
+    assert len(data.val_dataloader()) == 28

@@ -56,8 +56,9 @@ def jaccard(pred: BinaryMap, target: BinaryMap) -> float:
 def aggregated_jaccard(pred: Labels, target: Labels) -> float:
     """Compute the aggregated Jaccard index of one image [1].
 
-    Every true instance takes the prediction with the largest IoU, even one that another took before. The
-    intersections of these pairs are divided by their unions plus the area of all predictions never taken.
+    Every true instance takes the prediction with the largest IoU, even one that another took before; of equals the
+    one that shares more pixels, then the lower label. The intersections of these pairs are divided by their unions
+    plus the area of all predictions never taken.
 
     Args:
         pred: Predicted instance map ``(H, W)``, 0 is background; labels may have gaps.
@@ -80,8 +81,8 @@ def aggregated_jaccard(pred: Labels, target: Labels) -> float:
         IEEE TMI 2017, 10.1109/TMI.2017.2677499
     """
     overlaps = instance_overlaps(pred, target)
-    # Sorted by true instance, then by falling IoU, then by predicted label: the first of each run is the choice.
-    order = np.lexsort((overlaps.pred, -overlaps.iou, overlaps.target))
+    # Sorted by true instance, then by falling IoU, then by falling intersection: the first of each run is the choice.
+    order = np.lexsort((-overlaps.intersection, -overlaps.iou, overlaps.target))
     _, first = np.unique(overlaps.target[order], return_index=True)
     chosen = order[first]
     missed = np.delete(overlaps.target_area, overlaps.target[chosen])

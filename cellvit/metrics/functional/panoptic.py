@@ -1,5 +1,6 @@
 """Panoptic quality of instance maps."""
 
+from math import fsum
 from typing import NamedTuple
 
 import numpy as np
@@ -261,7 +262,7 @@ def _dense_iou(overlaps: InstanceOverlaps) -> NDArray[np.float64]:
 
 def _score(overlaps: InstanceOverlaps, iou_threshold: float) -> PanopticScore:
     matched = _match(overlaps, iou_threshold)
-    tp, iou = len(matched), float(overlaps.iou[matched].sum())
+    tp, iou = len(matched), fsum(overlaps.iou[matched])  # exact, so the order of the labels cannot matter
     fp, fn = len(overlaps.pred_labels) - tp, len(overlaps.target_labels) - tp
     if not tp + fn:
         return PanopticScore(np.nan, np.nan, np.nan, tp, fp, fn, iou)

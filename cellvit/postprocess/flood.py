@@ -31,19 +31,19 @@ def flood(energy: NDArray[np.float64], markers: IntMap, components: IntMap) -> I
     """
     inside = components > 0
     seeds = markers * inside
-    at = np.flatnonzero(seeds)
+    at = np.flatnonzero(seeds > 0)
     component, seed = components.reshape(-1)[at], seeds.reshape(-1)[at]
     owner = np.zeros(int(components.max()) + 1, np.int32)
     owner[component] = seed  # any one of the component's markers; a component with a second one is contested
     contested = np.zeros(len(owner), np.bool_)
     contested[component[owner[component] != seed]] = True
     if not contested.any():
-        return owner[components]
-    arena = contested[components]
+        return owner.take(components)
+    arena = contested.take(components)
     if not _order_is_certain(energy, seeds, components, arena):
         return _watershed(energy, seeds, inside)
     owner[contested] = 0
-    return owner[components] + _watershed(energy, seeds * arena, arena)
+    return owner.take(components) + _watershed(energy, seeds * arena, arena)
 
 
 def _order_is_certain(energy: NDArray[np.float64], seeds: IntMap, components: IntMap, arena: NDArray[np.bool_]) -> bool:

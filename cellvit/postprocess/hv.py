@@ -186,7 +186,7 @@ def _drop_small(mask: Mask, min_size: int) -> tuple[Mask, IntMap]:
     keep = np.bincount(labels.reshape(-1)) >= min_size
     keep[0] = False
     if not keep[1:].all():
-        labels = np.where(keep, keep.cumsum(dtype=np.int32), np.int32(0))[labels]
+        labels = np.where(keep, keep.cumsum(dtype=np.int32), np.int32(0)).take(labels)
         mask = (labels > 0).view(np.uint8)
     return mask, labels
 

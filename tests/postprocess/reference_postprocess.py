@@ -40,14 +40,17 @@ def literal_nuclei(instance_map, type_map=None, nucleus_prob=None):
         if label == 0:
             continue
         mask = instance_map == label
-        contour = literal_contour(mask)
+        rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        ymin, xmin, ymax, xmax = rows[0], cols[0], rows[-1] + 1, cols[-1] + 1
+        crop = mask[ymin:ymax, xmin:xmax]
+        contour = literal_contour(crop) + np.array([xmin, ymin])
         if len(contour) < 3:
             continue
         kept[mask] = len(nuclei) + 1
-        rows, cols = np.nonzero(mask)
+        rows, cols = np.nonzero(crop)
         nucleus = {
-            "centroid": (cols.mean(), rows.mean()),
-            "bbox": (cols.min(), rows.min(), cols.max() + 1, rows.max() + 1),
+            "centroid": (xmin + cols.mean(), ymin + rows.mean()),
+            "bbox": (xmin, ymin, xmax, ymax),
             "contour": contour,
         }
         if type_map is None:
@@ -75,11 +78,8 @@ def literal_type(types):
 
 
 def remove_small(labels, min_size):
-    labels = labels.copy()
     sizes = np.bincount(labels.ravel())
-    for label in np.flatnonzero(sizes < min_size):
-        labels[labels == label] = 0
-    return labels
+    return np.where(sizes[labels] < min_size, 0, labels)
 
 
 def without_gaps(labels):

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -38,10 +40,10 @@ exit status: 0 all images done; 1 some failed (each with a line that says why); 
 
 @dataclass
 class Outcome:
-    """What became of one image; ``error`` is None if all went well."""
+    """What became of one image: nuclei per type, or an error."""
 
     path: Path
-    nuclei: Nuclei | None = None
+    counts: NDArray[np.int64] | None = None
     mpp: float = 0.0
     seconds: float = 0.0
     error: str | None = None
@@ -121,7 +123,7 @@ def _run(options: argparse.Namespace, errors: Console) -> int:
     autocast_context(options.precision, choose_device(options.device))
     names = output_names(inputs, options.out, suffixes=[SUFFIXES[name] for name in formats])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         starting = progress.add_task("loading the model", total=None)
         model = load_model(options.model, device=options.device)
         progress.remove_task(starting)
@@ -138,7 +140,7 @@ def _run(options: argparse.Namespace, errors: Console) -> int:
 
 def _segment_one(job: Job, path: Path, name: str, progress: Progress) -> None:
     """Do one image; an error is reported and kept, the next image can go on."""
-    task: TaskID = progress.add_task(f"  {path.name}".replace("[", "\\["), total=None)
+    task: TaskID = progress.add_task(escape(f"  {path.name}"), total=None)
     outcome, started = Outcome(path), time.monotonic()
     try:
         _produce(job, outcome, name, lambda done, total: progress.update(task, completed=done, total=total))
@@ -147,12 +149,11 @@ def _segment_one(job: Job, path: Path, name: str, progress: Progress) -> None:
     except CellViTError as error:
         if job.options.debug:
             raise
-        _fail(job, outcome, str(error))
+        _fail(job, outcome, str(error) if path.name in str(error) else f"{str(path)!r}: {error}")
     except Exception as error:  # a fault of ours in one image must not cost the user the others
         if job.options.debug:
             raise
-        text = " ".join(str(error).split())
-        _fail(job, outcome, f"{path}: {type(error).__name__}: {text} (--debug shows where)")
+        _fail(job, outcome, f"{str(path)!r}: {type(error).__name__}: {error} (--debug shows where)")
     finally:
         progress.remove_task(task)
 
@@ -189,7 +190,7 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         "cellvit_version": version("cellvit-lightning"),
     }
     _write(targets, image, nuclei, metadata)
-    outcome.nuclei = nuclei
+    outcome.counts = np.bincount(nuclei.type, minlength=len(job.model.classes))
 
 
 def _write(targets: dict[str, Path], image: NDArray[np.uint8], nuclei: Nuclei, metadata: dict[str, Any]) -> None:
@@ -220,6 +221,8 @@ def _check_folder(out: Path, images: Sequence[str]) -> None:
     """Make the output folder and try to write into it, before anything is computed."""
     if any(Path(text).is_dir() and out.exists() and Path(text).samefile(out) for text in images):
         raise OutputError(f"--out {str(out)!r} is also an input folder; choose another, or its results become inputs")
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"--out {str(out)!r} is a file, not a folder; choose another")
     probe = out / ".cellvit-write-test"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -265,24 +268,22 @@ def _print_summary(job: Job) -> None:
     """Print the counts per class of every image to standard output."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     names = job.model.classes.names
-    found = [outcome.nuclei for outcome in job.outcomes if outcome.nuclei is not None]
-    counts: list[NDArray[np.int64]] = [np.bincount(nuclei.type, minlength=len(names)) for nuclei in found]
+    counts = [outcome.counts for outcome in job.outcomes if outcome.counts is not None]
     total: NDArray[np.int64] = np.sum([np.zeros(len(names), dtype=np.int64), *counts], axis=0)
     shown = [kind for kind in range(len(names)) if kind > 0 or total[kind]]
-    table = Table(title=f"Nuclei in {str(job.options.out)!r}".replace("[", "\\["))
+    repeated = Counter(outcome.path.name for outcome in job.outcomes)
+    table = Table(title=escape(f"Nuclei in {str(job.options.out)!r}"))
     table.add_column("image", overflow="fold")
     for heading in ("µm/px", "nuclei", *(names[kind] if kind else "no type" for kind in shown), "seconds"):
-        table.add_column(heading.replace("[", "\\["), justify="right")
-    rows = iter(counts)
+        table.add_column(escape(heading), justify="right")
     for outcome in job.outcomes:
-        label = outcome.path.name.replace("[", "\\[")
-        if outcome.nuclei is None:
+        label = escape(outcome.path.name if repeated[outcome.path.name] == 1 else str(outcome.path))
+        if outcome.counts is None:
             table.add_row(label, "", "[red]failed[/red]")
-            continue
-        row = next(rows)
-        numbers = (f"{len(outcome.nuclei):,}", *(f"{row[kind]:,}" for kind in shown), f"{outcome.seconds:.1f}")
-        table.add_row(label, f"{outcome.mpp:g}", *numbers)
+        else:
+            cells = [f"{number:,}" for number in (outcome.counts.sum(), *outcome.counts[shown])]
+            table.add_row(label, f"{outcome.mpp:g}", *cells, f"{outcome.seconds:.1f}")
     if len(counts) > 1:
         table.add_section()
-        table.add_row("total", "", f"{total.sum():,}", *(f"{total[kind]:,}" for kind in shown))
+        table.add_row("total", "", *(f"{number:,}" for number in (total.sum(), *total[shown])))
     console.print(table)

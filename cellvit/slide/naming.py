@@ -72,13 +72,9 @@ def output_names(inputs: Sequence[Path], out: Path, *, suffixes: Sequence[str]) 
         results = {path: [str(folder / f"{names[path]}{suffix}").casefold() for suffix in suffixes] for path in inputs}
         return [path for path in inputs if not sources.isdisjoint(results[path])]
 
-    rules = (
-        (clashing, _with_folder),
-        (clashing, _with_suffix),
-        (clashing, _with_digest),
-        (replacing_inputs, _with_nuclei),
-    )
-    for affected, rename in (*rules, (clashing, _with_digest)):
+    rules = [(clashing, _with_folder), (clashing, _with_suffix), (clashing, _with_digest)]
+    rules += [(replacing_inputs, _with_nuclei), (clashing, _with_digest), (replacing_inputs, _with_digest)]
+    for affected, rename in rules:
         names.update({path: rename(places[path], names[path]) for path in affected()})
     return names
 

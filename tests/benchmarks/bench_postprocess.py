@@ -1,7 +1,7 @@
 """Time the HV watershed against its literal implementation on one drawn tile; print one JSON object.
 
 Run as ``python tests/benchmarks/bench_postprocess.py [--quick]``. Both sides start from the same maps and end with
-the same nuclei, which is checked. One thread; medians over the repeats, in wall seconds and, steadier on a busy machine,
+the same nuclei, which is checked. One thread; medians over the repeats, in wall seconds and, steadier under load,
 processor seconds.
 """
 

@@ -18,7 +18,7 @@ from export_samples import (
     square,
     star_outlines,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import Polygon, shape
 
@@ -32,6 +32,7 @@ LINE = [(3, 3), (5, 5), (9, 9)]
 
 
 @given(nuclei(star_outlines(), embeddings=False), st.sampled_from(["a.geojson", "a.geojson.gz"]))
+@settings(max_examples=40)
 def test_reading_gives_back_what_was_written(given_nuclei, name):
     with TemporaryDirectory() as folder:
         write_geojson(given_nuclei, Path(folder, name))
@@ -39,6 +40,7 @@ def test_reading_gives_back_what_was_written(given_nuclei, name):
 
 
 @given(nuclei(st.one_of(grid_outlines, loose_outlines, star_outlines()), embeddings=False))
+@settings(max_examples=40)
 def test_every_nucleus_becomes_one_valid_polygon(given_nuclei):
     with TemporaryDirectory() as folder:
         write_geojson(given_nuclei, Path(folder, "a.geojson"))

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 from export_samples import PANNUKE, assert_same, make_nuclei, many, nuclei, square
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellvit.errors import DataError
@@ -26,6 +26,7 @@ CELL = {
 
 
 @given(nuclei(embeddings=False), st.sampled_from(["a.json", "a.json.gz"]))
+@settings(max_examples=40)
 def test_reading_gives_back_what_was_written(given_nuclei, name):
     with TemporaryDirectory() as folder:
         write_json(given_nuclei, Path(folder, name))

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 from export_samples import assert_same, grid_outlines, loose_outlines, make_nuclei, many, nuclei, square
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellvit.errors import DataError
@@ -28,6 +28,7 @@ def assert_all_same(one, two):
 
 
 @given(any_nuclei, st.booleans())
+@settings(max_examples=40)
 def test_reading_gives_back_what_was_written(given_nuclei, geometry):
     with TemporaryDirectory() as folder:
         write_parquet(given_nuclei, Path(folder, "a.parquet"), geometry=geometry)

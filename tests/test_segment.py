@@ -316,3 +316,14 @@ def test_a_model_that_is_passed_in_stays_where_it_is():
     model.device = "somewhere"
     assert load_model(model).device == "somewhere"
     assert load_model(model, device="cpu").device == torch.device("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_a_graphics_card_finds_the_same_nuclei(tiny, tmp_path, precision):
+    tiny.save_pretrained(tmp_path / "tiny")
+    image = np.random.default_rng(0).integers(0, 256, (96, 80, 3), dtype=np.uint8)
+    there = segment_image(image, model=tmp_path / "tiny", device="cuda", precision=precision)
+    if precision == "32-true":
+        assert abs(len(there) - len(segment_image(image, model=tiny))) <= 2
+    assert there.embedding.shape[1] == 24

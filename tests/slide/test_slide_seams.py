@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -97,6 +98,12 @@ def test_the_whole_outline_wins_over_the_cut_one_although_its_centre_lies_elsewh
     assert box_set(merged) == [(82, 10, 105, 30)]
 
 
+def test_a_whole_outline_wins_over_a_cut_one_of_the_owner():
+    left, right = in_tiles(TWO, [(77, 10, 100, 30)], [(82, 10, 105, 30)])
+    lopsided = replace(right[1], centroid=np.array([[8.0, 20.0]]))  # heavy on the left: at 88 in the image
+    assert box_set(merge_tiles(TWO, [left, (1, lopsided)])) == [(82, 10, 105, 30)]
+
+
 def test_a_rim_of_a_nucleus_beyond_the_edge_is_dropped():
     merged = merge_tiles(TWO, in_tiles(TWO, [], [(80, 10, 84, 30)]))
     assert len(merged) == 0
@@ -132,6 +139,11 @@ def test_cut_pieces_that_disagree_are_not_joined():
     assert (merged.bbox[:, 2] - merged.bbox[:, 0] <= 50).all()
 
 
+def test_a_piece_that_covers_another_nucleus_too_is_not_joined():
+    merged = merge_tiles(TWO, in_tiles(TWO, [(60, 10, 100, 20), (82, 21, 98, 24)], [(80, 10, 130, 24)]))
+    assert box_set(merged) == [(60, 10, 100, 20), (82, 21, 98, 24)]
+
+
 def test_joined_nuclei_keep_their_place_in_the_table():
     found = in_tiles(TWO, [(5, 5, 9, 9), (60, 40, 100, 50), (5, 80, 9, 90)], [(80, 40, 130, 50), (150, 5, 159, 9)])
     merged = merge_tiles(TWO, found)
@@ -157,7 +169,7 @@ def test_one_pixel_wide_outlines_are_compared_too():
 def test_bow_tie_outlines_do_not_stop_the_merge():
     nuclei = boxes_to_nuclei([(82, 10, 98, 30)])
     points = nuclei.contour_points[[0, 2, 1, 3]]
-    twisted = Nuclei(**{**nuclei.__dict__, "contour_points": points})
+    twisted = replace(nuclei, contour_points=points)
     shifted = twisted.transform(shift=(-80, 0))
     assert len(merge_tiles(TWO, [(0, twisted), (1, shifted)])) == 1
 

@@ -1,5 +1,6 @@
-"""Callbacks for the Trainer: freezing the encoder and drawing sample pictures."""
+"""Callbacks for the Trainer: freezing the encoder, drawing sample pictures, writing predictions."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,20 @@ import cv2
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cellvit.assembly import true_nuclei
 from cellvit.errors import ConfigError
+from cellvit.export.geojson import write_geojson
+from cellvit.export.json import write_json
 from cellvit.export.overlay import draw_comparison
-from cellvit.model import CellViT, true_nuclei
+from cellvit.export.parquet import write_parquet
+from cellvit.model import CellViT
+
+WRITERS: dict[str, Callable[..., None]] = {"geojson": write_geojson, "json": write_json, "parquet": write_parquet}
 
 
 class EncoderFreezing(L.Callback):
@@ -94,6 +102,42 @@ class SamplePictures(L.Callback):
             self._drawn += 1
 
 
+class PredictionWriter(BasePredictionWriter):
+    """Writes the nuclei that ``cellvit predict`` finds, one set of files per image.
+
+    Args:
+        out: Folder; made if it does not exist.
+        formats: Any of ``geojson``, ``json`` and ``parquet``.
+
+    Raises:
+        ConfigError: If a format is unknown.
+    """
+
+    def __init__(self, out: str, formats: Sequence[str] = ("geojson", "parquet")) -> None:
+        super().__init__(write_interval="batch")
+        unknown = sorted(set(formats) - set(WRITERS))
+        if unknown:
+            raise ConfigError(f"formats {unknown} cannot be written; choose from {', '.join(WRITERS)}")
+        self.out = Path(out)
+        self.formats = tuple(formats)
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write the images of this batch."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name, found in zip(batch["name"], prediction, strict=True):
+            for format_ in self.formats:
+                WRITERS[format_](found.nuclei, self.out / f"{_safe(name)}.{format_}")
+
+
 def _encoder(module: L.LightningModule) -> nn.Module:
     if not isinstance(module, CellViT):
         raise ConfigError(f"EncoderFreezing works on CellViT, not {type(module).__name__}; remove the callback")
@@ -117,8 +161,11 @@ def _write(trainer: L.Trainer, picture: np.ndarray[Any, Any], name: str) -> None
     if trainer.log_dir is not None:
         folder = Path(trainer.log_dir) / "pictures" / f"epoch_{trainer.current_epoch:03d}"
         folder.mkdir(parents=True, exist_ok=True)
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-        cv2.imwrite(str(folder / f"{safe}.png"), picture[..., ::-1])
+        cv2.imwrite(str(folder / f"{_safe(name)}.png"), picture[..., ::-1])
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(f"samples/{name}", picture, trainer.current_epoch, dataformats="HWC")
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

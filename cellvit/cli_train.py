@@ -16,7 +16,15 @@ from cellvit.postprocess.base import POSTPROCESSORS
 
 
 class CellViTCLI(LightningCLI):
-    """LightningCLI for CellViT; the optimiser is one of the model's settings, so its own way is switched off."""
+    """LightningCLI for CellViT; the optimiser is one of the model's settings, so its own way is switched off.
+
+    With ``--ckpt_path`` the configuration stands and only weights and training state come from the checkpoint.
+    LightningCLI would lay the checkpoint's settings over it, silently undoing what the user has just written, and
+    it takes the names of our parts for import paths.
+    """
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it is."""
 
 
 def main(arguments: list[str]) -> int:

@@ -1,26 +1,25 @@
 """CellViT: an encoder, a decoder and heads composed into one LightningModule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import lightning as L
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cellvit.assembly import build_metric, check_branches, head_class, instantiate, true_nuclei
 from cellvit.classes import default_classes
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import ConfigError
 from cellvit.heads.base import HEADS, Head, HeadSizes
-from cellvit.metrics.base import METRICS, NucleiMetric
-from cellvit.parts import PartSpec, build, import_path, keyword_names, normalise_spec, resolve
+from cellvit.metrics.base import NucleiMetric
+from cellvit.parts import PartSpec, build, normalise_spec
 from cellvit.postprocess.base import POSTPROCESSORS
-from cellvit.postprocess.table import nuclei_from_instances
 from cellvit.types import (
     EMBEDDING_MAP,
     HV_MAP,
@@ -74,6 +73,9 @@ class CellViT(L.LightningModule):
         Analysis 94, 2024, DOI 10.1016/j.media.2024.103143.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         encoder: PartSpec = "vit-256",
@@ -108,15 +110,15 @@ class CellViT(L.LightningModule):
         head_specs = dict(heads) if heads is not None else head_specs
         self.encoder = build(ENCODERS, encoder)
         self.postprocessor = build(POSTPROCESSORS, postprocessor)
-        _check_branches(head_specs, self.postprocessor.needs, postprocessor)
-        classes = {name: _head_class(name, spec) for name, spec in head_specs.items()}
+        check_branches(head_specs, self.postprocessor.needs, postprocessor)
+        classes = {name: head_class(name, spec) for name, spec in head_specs.items()}
         dense = [name for name, cls in classes.items() if cls.source == "decoder"]
         self.decoder = build(DECODERS, decoder, self.encoder.features, dense)
         sizes = HeadSizes(
             self.decoder.out_channels, self.encoder.pooled_channels, num_nuclei_classes, num_tissue_classes
         )
         self.heads = nn.ModuleDict({name: build(HEADS, spec, sizes) for name, spec in head_specs.items()})
-        self.metrics = nn.ModuleList(_metric(spec, self.classes.names) for spec in metrics)
+        self.metrics = nn.ModuleList(build_metric(spec, self.classes.names) for spec in metrics)
         self.settings: dict[str, Any] = {
             "encoder": normalise_spec(encoder, what="encoder"),
             "num_nuclei_classes": num_nuclei_classes,
@@ -158,7 +160,7 @@ class CellViT(L.LightningModule):
         normalised = (image - self.mean) / self.std
         encoded = self.encoder(normalised)
         decoded = self.decoder(normalised, encoded.features)
-        logits = {name: head(decoded.get(name, encoded.pooled)) for name, head in self.heads.items()}
+        logits = {name: head(decoded.get(name, encoded.pooled)) for name, head in self._heads()}
         return {**logits, EMBEDDING_MAP: encoded.features[-1]}
 
     @torch.inference_mode()
@@ -208,12 +210,12 @@ class CellViT(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser over all parameters and its schedule, as the settings say."""
-        optimizer = _instantiate(self.optimizer_spec, self.parameters(), what="optimizer")
+        optimizer = instantiate(self.optimizer_spec, self.parameters(), what="optimizer")
         arguments = dict(self.scheduler_spec["init_args"])
         if arguments.get("total_steps", 0) is None:
             arguments["total_steps"] = int(self.trainer.estimated_stepping_batches)
         spec = {**self.scheduler_spec, "init_args": arguments}
-        scheduler = _instantiate(spec, optimizer, what="lr_scheduler")
+        scheduler = instantiate(spec, optimizer, what="lr_scheduler")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
 
     @classmethod
@@ -229,9 +231,15 @@ class CellViT(L.LightningModule):
 
         save(self, folder, dtype=dtype)
 
+    def _heads(self) -> Iterator[tuple[str, Head]]:
+        return ((name, cast(Head, head)) for name, head in self.heads.items())
+
+    def _metrics(self) -> Iterator[NucleiMetric]:
+        return (cast(NucleiMetric, metric) for metric in self.metrics)
+
     def _activate(self, outputs: Mapping[str, Tensor], height: int, width: int) -> dict[str, Tensor]:
         maps = {EMBEDDING_MAP: outputs[EMBEDDING_MAP]}
-        for name, head in self.heads.items():
+        for name, head in self._heads():
             activated = head.activate(outputs[name].float())
             maps[name] = activated[..., :height, :width] if activated.ndim == 4 else activated
         return maps
@@ -239,7 +247,7 @@ class CellViT(L.LightningModule):
     def _log_losses(self, outputs: Mapping[str, Tensor], batch: Batch, stage: str) -> Tensor:
         terms = {
             f"{stage}/{name}/{term}": value
-            for name, head in self.heads.items()
+            for name, head in self._heads()
             for term, value in head.losses(outputs[name], batch).items()
         }
         total = torch.stack(list(terms.values())).sum()
@@ -265,7 +273,7 @@ class CellViT(L.LightningModule):
         self._log_tissue(outputs, batch, stage)
         predictions = self._postprocess_batch(self._activate(outputs, height, width))
         for pred, target, tissue in zip(predictions, true_nuclei(batch), batch["tissue_types"].tolist(), strict=True):
-            for metric in self.metrics:
+            for metric in self._metrics():
                 metric.update_nuclei(pred, target, tissue=tissue)
 
     def _log_tissue(self, outputs: Mapping[str, Tensor], batch: Batch, stage: str) -> None:
@@ -275,7 +283,7 @@ class CellViT(L.LightningModule):
             self.log(f"{stage}/tissue_accuracy", right.mean(), on_epoch=True, batch_size=len(right), sync_dist=True)
 
     def _log_metrics(self, stage: str) -> None:
-        for metric in self.metrics:
+        for metric in self._metrics():
             scores = metric.compute()
             self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()}, sync_dist=False)
             metric.reset()
@@ -283,51 +291,3 @@ class CellViT(L.LightningModule):
     def _postprocess_batch(self, maps: Mapping[str, Tensor]) -> list[NucleiPrediction]:
         arrays = {name: value.float().cpu().numpy() for name, value in maps.items() if value.ndim == 4}
         return [self.postprocess({k: v[i] for k, v in arrays.items()}) for i in range(len(maps[EMBEDDING_MAP]))]
-
-
-def true_nuclei(batch: Batch) -> list[NucleiPrediction]:
-    """Return the true nuclei of every image of a batch; type -1 marks a nucleus of unknown type."""
-    result = []
-    for instances, types in zip(
-        batch["instance_map"].cpu().numpy(), batch["nuclei_type_map"].cpu().numpy(), strict=True
-    ):
-        truth = nuclei_from_instances(instances)
-        known = np.zeros(truth.instance_map.max(initial=0) + 1, np.int32)
-        known[truth.instance_map] = types
-        result.append(replace(truth, nuclei=replace(truth.nuclei, type=known[truth.nuclei.label])))
-    return result
-
-
-def _metric(spec: PartSpec, class_names: Sequence[str]) -> NucleiMetric:
-    plain = normalise_spec(spec, what="metric")
-    cls = resolve(METRICS, plain["class_path"])
-    if not issubclass(cls, NucleiMetric):
-        raise ConfigError(f"metric {plain['class_path']!r} does not compare nuclei: derive it from NucleiMetric")
-    accepted = keyword_names(cls) or set()
-    named = {"class_names": class_names} if "class_names" in accepted else {}
-    return cls(**named, **plain["init_args"])
-
-
-def _head_class(branch: str, spec: PartSpec) -> type[Head]:
-    cls = resolve(HEADS, normalise_spec(spec, what="head")["class_path"])
-    if cls.branch != branch:
-        raise ConfigError(
-            f"head {cls.__name__} makes {cls.branch!r} but is listed as {branch!r}; list it under its own name"
-        )
-    return cls
-
-
-def _check_branches(heads: Mapping[str, PartSpec], needs: frozenset[str], postprocessor: PartSpec) -> None:
-    missing = sorted(needs - set(heads))
-    if missing:
-        raise ConfigError(
-            f"postprocessor {postprocessor!r} needs {missing}, but the heads are {sorted(heads)}; add the heads"
-        )
-
-
-def _instantiate(spec: Mapping[str, Any], first: Any, *, what: str) -> Any:
-    cls = import_path(spec["class_path"], what=what)
-    try:
-        return cls(first, **spec["init_args"])
-    except TypeError as error:
-        raise ConfigError(f"{what} {spec['class_path']}: {error}; check its init_args") from error

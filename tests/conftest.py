@@ -52,3 +52,7 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"CELLVIT_TEST_DATA={value!r} is not a folder")
     return folder.resolve()
+
+
+# conftest files hold no doctests, and collecting several of one name as modules is an error
+collect_ignore_glob = ["**/conftest.py", "conftest.py"]

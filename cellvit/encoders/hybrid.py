@@ -97,7 +97,7 @@ def attend_in_windows(tokens: Tensor, block: nn.Module, *, window: int) -> Tenso
     padded = F.pad(tokens, (0, -width % cols, 0, -height % rows))
     down, across = padded.shape[2] // rows, padded.shape[3] // cols
     split = padded.reshape(batch, channels, down, rows, across, cols).permute(0, 2, 4, 3, 5, 1)
-    done = block(split.reshape(-1, rows * cols, channels))
+    done: Tensor = block(split.reshape(-1, rows * cols, channels))
     joined = done.reshape(batch, down, across, rows, cols, channels).permute(0, 5, 1, 3, 2, 4)
     return joined.reshape(padded.shape)[:, :, :height, :width]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -60,7 +61,7 @@ class ViTEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.taps = choose_taps(depth, taps=taps)
-        self.vit = VisionTransformer(
+        self.vit: Any = VisionTransformer(
             img_size=PRETRAINING_SIZE,
             patch_size=patch_size,
             embed_dim=embed_dim,
@@ -114,7 +115,7 @@ def interpolate_position(position: Tensor, grid: Sequence[int]) -> Tensor:
     height, width = grid
     if (height, width) == (side, side):
         return position
-    stored = position[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    stored = position[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
     # the 0.1 guards the output size against rounding, and because the factor is also the sampling scale it
     # shifts the samples a little: released weights were trained with exactly this
     factor = ((height + 0.1) / side, (width + 0.1) / side)

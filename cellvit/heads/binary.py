@@ -1,7 +1,7 @@
 """NP: is a pixel part of a nucleus?"""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ class BinaryHead(Head):
     """
 
     branch = NUCLEI_BINARY_MAP
-    default_losses: Mapping[str, float] = {"focal_tversky": 1.0, "dice": 1.0}
+    default_losses: ClassVar[Mapping[str, float]] = {"focal_tversky": 1.0, "dice": 1.0}
     out_channels = 2
 
     def __init__(

@@ -1,7 +1,7 @@
 """HV: how far is a pixel from the centre of its nucleus?"""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ class HVHead(Head):
     """
 
     branch = HV_MAP
-    default_losses: Mapping[str, float] = {"mse": 2.5, "msge": 8.0}
+    default_losses: ClassVar[Mapping[str, float]] = {"mse": 2.5, "msge": 8.0}
     out_channels = 2
 
     def __init__(

@@ -1,7 +1,7 @@
 """NT: which type of nucleus does a pixel belong to?"""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ class NucleiTypeHead(Head):
     """
 
     branch = NUCLEI_TYPE_MAP
-    default_losses: Mapping[str, float] = {"focal_tversky": 0.5, "dice": 0.2, "cross_entropy": 0.5}
+    default_losses: ClassVar[Mapping[str, float]] = {"focal_tversky": 0.5, "dice": 0.2, "cross_entropy": 0.5}
 
     def __init__(
         self,

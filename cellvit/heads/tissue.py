@@ -1,7 +1,7 @@
 """Tissue: which organ does the image show?"""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,8 +26,8 @@ class TissueHead(Head):
     """
 
     branch = TISSUE_TYPES
-    source: Literal["decoder", "pooled"] = "pooled"
-    default_losses: Mapping[str, float] = {"cross_entropy": 0.1}
+    source: ClassVar[Literal["decoder", "pooled"]] = "pooled"
+    default_losses: ClassVar[Mapping[str, float]] = {"cross_entropy": 0.1}
 
     def __init__(self, sizes: HeadSizes, *, losses: Mapping[str, float] | None = None) -> None:
         super().__init__(sizes, losses=losses)

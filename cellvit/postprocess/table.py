@@ -40,9 +40,10 @@ def nuclei_from_instances(
             None makes every nucleus type 1.
         nucleus_prob: ``(H, W)`` in [0, 1], read only where ``type_map`` is None: ``type_prob`` is its mean
             inside the nucleus. None makes ``type_prob`` 1.
-        embedding_map: ``(D, h, w)`` feature map over the same field of view. A nucleus's embedding is the mean of
-            the tokens its bounding box covers: rows ``floor(ymin / s)`` to ``ceil(ymax / s)`` (half-open), where
-            ``s = H / h``, and likewise for columns. None leaves the embedding out.
+        embedding_map: ``(D, h, w)`` feature map of the image, padded at the bottom and the right to whole tokens. A
+            nucleus's embedding is the mean of the tokens its bounding box covers: rows ``floor(ymin / s)`` to
+            ``ceil(ymax / s)`` (half-open), and likewise for columns, where the stride ``s`` is the least power of
+            two that makes ``h`` tokens cover ``H`` pixels. None leaves the embedding out.
         classes: Names and colours of the types, passed on to the table.
 
     Returns:
@@ -230,9 +231,13 @@ def _box_means(tokens: NDArray[Any], bbox: NDArray[np.int64], shape: tuple[int, 
         table[row + 1] += table[row]
     for column in range(width):
         table[:, column + 1] += table[:, column]
-    # Integer arithmetic: the token borders are exact also where H / h is not a whole number.
-    x0, y0 = bbox[:, 0] * width // shape[1], bbox[:, 1] * height // shape[0]
-    x1, y1 = -(-bbox[:, 2] * width // shape[1]), -(-bbox[:, 3] * height // shape[0])
+    rows, cols = _stride(shape[0], height), _stride(shape[1], width)
+    x0, y0, x1, y1 = bbox[:, 0] // cols, bbox[:, 1] // rows, -(-bbox[:, 2] // cols), -(-bbox[:, 3] // rows)
     total = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
     means: NDArray[np.float64] = total / ((y1 - y0) * (x1 - x0))[:, None]
     return means.astype(np.float32)
+
+
+def _stride(pixels: int, tokens: int) -> int:
+    """Return the pixels per token of a map whose image was padded to whole tokens: the next power of two."""
+    return int(1 << (-(-pixels // tokens) - 1).bit_length())

@@ -37,10 +37,7 @@ def test_published_network_has_the_published_number_of_parameters():
 def test_branches_are_apart_unless_shared():
     def trunk_and_branch(shared):
         decoder = UNETRDecoder(PLAIN, ["a", "b"], shared_levels=shared, **SMALL)
-        counts = [
-            sum(p.numel() for p in m.parameters()) for m in (decoder.trunk, decoder.paths["a"], decoder.paths["b"])
-        ]
-        return counts
+        return [sum(p.numel() for p in m.parameters()) for m in (decoder.trunk, decoder.paths["a"], decoder.paths["b"])]
 
     alone, all_shared = trunk_and_branch(0), trunk_and_branch(4)
     assert alone[0] == all_shared[1] == all_shared[2] == 0

@@ -102,9 +102,17 @@ def test_probabilities_count_by_their_first_maximum():
     np.testing.assert_array_equal(by_probability.type_prob, by_label.type_prob)
 
 
-@pytest.mark.parametrize("grid", [(8, 10), (7, 9), (1, 1), (160, 200)])
-def test_embedding_is_the_mean_of_the_tokens_under_the_box(grid):
-    instances = draw_ellipses(40, (128, 160), seed=5)
+@pytest.mark.parametrize(
+    ("shape", "grid", "stride"),
+    [
+        ((128, 160), (8, 10), 16),
+        ((121, 146), (8, 10), 16),  # the image was padded to whole tokens
+        ((128, 160), (32, 40), 4),
+        ((128, 160), (128, 160), 1),
+    ],
+)
+def test_embedding_is_the_mean_of_the_tokens_under_the_box(shape, grid, stride):
+    instances = draw_ellipses(40, shape, seed=5)
     tokens = np.random.default_rng(1).normal(3, 1, (4, *grid)).astype(np.float32)
     nuclei = nuclei_from_instances(instances, embedding_map=tokens).nuclei
     assert nuclei.embedding.dtype == np.float32
@@ -113,10 +121,7 @@ def test_embedding_is_the_mean_of_the_tokens_under_the_box(grid):
             tokens[:, row, col]
             for row in range(grid[0])
             for col in range(grid[1])
-            if row * 128 < ymax * grid[0]
-            and (row + 1) * 128 > ymin * grid[0]
-            and col * 160 < xmax * grid[1]
-            and (col + 1) * 160 > xmin * grid[1]
+            if row * stride < ymax and (row + 1) * stride > ymin and col * stride < xmax and (col + 1) * stride > xmin
         ]
         np.testing.assert_allclose(found, np.mean(covered, axis=0), rtol=1e-5)
 

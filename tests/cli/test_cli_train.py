@@ -1,0 +1,121 @@
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cellvit import CellViT
+from cellvit.cli import main
+from cellvit.export import read_parquet
+
+CONFIGS = sorted((Path(__file__).parents[2] / "docs/configs").rglob("*.yaml"))
+
+
+def read_csv(run):
+    rows = []
+    for path in sorted(run.glob("csv/version_*/metrics.csv")):
+        with path.open() as file:
+            rows += list(csv.DictReader(file))
+    return rows
+
+
+@pytest.fixture
+def trained(training_config, tmp_path):
+    assert main(["fit", "--config", str(training_config)]) == 0
+    return tmp_path / "run"
+
+
+def test_fit_logs_saves_draws_and_the_other_verbs_read_it(trained, training_config, tmp_path, capsys):
+    rows = read_csv(trained)
+    names = {name for row in rows for name, value in row.items() if value}
+    assert {"train/loss_epoch", "val/loss", "val/F1_d", "val/bPQ", "val/mPQ", "val/PQ/Small", "val/F1/Large"} <= names
+    assert {"train/hv_map/msge", "train/nuclei_binary_map/dice", "train/nuclei_type_map/cross_entropy"} <= names
+    assert list(trained.glob("tensorboard/version_0/events*"))
+    assert len(list(trained.glob("tensorboard/version_0/pictures/epoch_*/*.png"))) == 2
+    checkpoint = trained / "checkpoints/last.ckpt"
+
+    model = CellViT.from_pretrained(checkpoint)
+    assert model.classes.names == ("Background", "Small", "Large")
+    raw = torch.load(checkpoint, weights_only=True)  # plain data only: nothing in it can run
+    assert raw["hyper_parameters"]["encoder"]["class_path"] == "hybrid"
+
+    for verb in ("validate", "test"):
+        assert main([verb, "--config", str(training_config), "--ckpt_path", str(checkpoint)]) == 0
+    assert "test/F1_d" in capsys.readouterr().out
+
+    images = training_config.parent / "data/val/images"
+    command = ["predict", "--config", str(training_config), "--ckpt_path", str(checkpoint)]
+    writer = ["--trainer.callbacks+=PredictionWriter", f"--trainer.callbacks.out={tmp_path}/predicted"]
+    assert main([*command, "--data.predict_dir", str(images), *writer]) == 0
+    assert {p.name for p in (tmp_path / "predicted").iterdir()} == {
+        "t0.png.geojson", "t0.png.parquet", "t1.png.geojson", "t1.png.parquet",
+    }  # fmt: skip
+    assert read_parquet(tmp_path / "predicted/t0.png.parquet").classes == model.classes
+
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "exported"), "--dtype", "float16"]) == 0
+    assert CellViT.from_pretrained(tmp_path / "exported").settings == model.settings
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_training_resumes_where_it_stopped(trained, training_config):
+    checkpoint = trained / "checkpoints/last.ckpt"
+    command = ["fit", "--config", str(training_config), "--ckpt_path", str(checkpoint)]
+    assert main([*command, "--trainer.max_epochs", "3"]) == 0
+    resumed = torch.load(checkpoint, weights_only=True)
+    assert (resumed["epoch"], resumed["global_step"]) == (2, 6)
+    steps = [int(row["step"]) for row in read_csv(trained) if row.get("train/loss_step")]
+    assert steps == [0, 1, 2, 3, 4, 5]  # no step twice, none left out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_documented_configuration_runs(config, tissue_folder, tmp_path):
+    """The real network on small pictures: two steps of training and one validation image."""
+    small = [
+        *("--trainer.fast_dev_run", "2"),
+        *("--trainer.accelerator", "cpu"),
+        *("--trainer.default_root_dir", str(tmp_path)),
+        *("--trainer.callbacks", "[]"),
+        *("--data.root", str(tissue_folder)),
+        *("--data.crop_size", "64"),
+        *("--data.batch_size", "2"),
+        *("--data.num_workers", "0"),
+        *("--data.samples_per_epoch", "4"),
+    ]
+    assert main(["fit", "--config", str(config), *small]) == 0
+
+
+def test_nano_states_where_its_weights_come_from():
+    config = yaml.safe_load((Path(__file__).parents[2] / "docs/configs/nano.yaml").read_text())
+    assert "research use" in config["model"]["about"]["licence"]
+    assert {"data", "origin"} <= set(config["model"]["about"])
+
+
+def test_missing_data_folder_says_what_to_do(training_config, capsys):
+    assert main(["fit", "--config", str(training_config), "--data.root", "no/such/folder"]) == 1
+    message = capsys.readouterr().err
+    assert "no/such/folder" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ([], 2, "usage: cellvit"),
+        (["--help"], 0, "cellvit fit"),
+        (["--version"], 0, "cellvit "),
+        (["segmnt"], 2, "segment"),
+    ],
+)
+def test_top_level(arguments, code, text, capsys):
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert text in captured.out + captured.err
+
+
+def test_export_of_something_else_is_an_error_without_a_traceback(tmp_path, capsys):
+    (tmp_path / "x.ckpt").write_bytes(b"no")
+    assert main(["export", str(tmp_path / "x.ckpt"), "--out", str(tmp_path / "o")]) == 1
+    assert "x.ckpt" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

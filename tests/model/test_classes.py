@@ -1,0 +1,21 @@
+import pytest
+
+from cellvit.classes import PANNUKE, default_classes
+from cellvit.errors import ConfigError
+
+
+def test_six_classes_are_pannukes_with_the_published_colours():
+    assert default_classes(6) == PANNUKE
+    assert PANNUKE.colors[1:] == ((255, 0, 0), (34, 221, 77), (35, 92, 236), (254, 255, 0), (255, 159, 68))
+
+
+def test_known_names_keep_their_colour_in_any_order():
+    classes = default_classes(3, names=["Background", "Dead", "Other"])
+    assert classes.colors[1] == (254, 255, 0)
+    assert len(set(classes.colors)) == 3
+
+
+@pytest.mark.parametrize("settings", [{"names": ["a"]}, {"colors": [[0, 0, 0]]}])
+def test_wrong_numbers_are_refused(settings):
+    with pytest.raises(ConfigError, match="for num_nuclei_classes 3"):
+        default_classes(3, **settings)

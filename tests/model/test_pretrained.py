@@ -1,0 +1,159 @@
+import json
+import pickle
+
+import pytest
+import torch
+
+from cellvit import CellViT
+from cellvit.errors import OutputError, UnknownPluginError, WeightsError
+from cellvit.pretrained import BUNDLED, bundled_models
+
+
+@pytest.fixture
+def saved(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def outputs(model, image):
+    with torch.inference_mode():
+        return model(image)
+
+
+def test_round_trip_is_exact_and_carries_everything(small_settings, tmp_path):
+    about = {"licence": "research use only", "origin": "a test"}
+    names = ["Background", "Round", "Längs"]
+    model = CellViT(**small_settings, class_names=names, mpp=0.5, mean=(0.1, 0.2, 0.3), about=about).eval()
+    model.save_pretrained(tmp_path / "m")
+    again = CellViT.from_pretrained(tmp_path / "m")
+    assert not again.training
+    assert again.classes == model.classes
+    assert again.classes.names == tuple(names)
+    assert (again.mpp, again.about) == (0.5, about)
+    image = torch.rand(1, 3, 32, 48)
+    for name, value in outputs(model, image).items():
+        assert torch.equal(value, outputs(again, image)[name])
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    assert config["model"]["encoder"]["class_path"] == "hybrid"
+    assert config["model"]["about"] == about
+    assert set(config["weights"]) == {"file", "sha256", "dtype"}
+
+
+def test_float16_halves_the_file_and_loads_as_float32(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path / "full")
+    small_model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    full, half = ((tmp_path / n / "model.safetensors").stat().st_size for n in ("full", "half"))
+    assert half < 0.65 * full
+    again = CellViT.from_pretrained(tmp_path / "half")
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    image = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(outputs(again, image), outputs(small_model, image), rtol=0.05, atol=0.05)
+
+
+def test_unknown_name_lists_bundled_models():
+    with pytest.raises(UnknownPluginError, match="bundled"):
+        CellViT.from_pretrained("no-such-model")
+
+
+def test_folder_that_is_not_a_model(tmp_path):
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        CellViT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "cellvit", "schema": 1, "model": {}}'])
+def test_damaged_configuration(saved, text):
+    (saved / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match="not a cellvit configuration"):
+        CellViT.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"), [("format", "other", "not 'cellvit'"), ("schema", 99, "upgrade cellvit-lightning")]
+)
+def test_foreign_configuration(saved, key, value, message):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(WeightsError, match=message):
+        CellViT.from_pretrained(saved)
+
+
+def test_truncated_and_missing_weights(saved):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="cannot be read"):
+        CellViT.from_pretrained(saved)
+    weights.unlink()
+    with pytest.raises(WeightsError, match="cannot be read"):
+        CellViT.from_pretrained(saved)
+
+
+def test_weights_that_are_not_those_of_the_configuration(saved, small_settings, tmp_path):
+    CellViT(**small_settings).save_pretrained(tmp_path / "other")
+    (tmp_path / "other/model.safetensors").replace(saved / "model.safetensors")
+    with pytest.raises(WeightsError, match="SHA-256"):
+        CellViT.from_pretrained(saved)
+
+
+def test_class_counts_that_do_not_fit_name_the_tensor(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["model"] |= {"num_nuclei_classes": 4, "class_names": list("abcd"), "class_colors": [[0, 0, 0]] * 4}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"heads\.nuclei_type_map\.output\.weight \(3, 4, 1, 1\) for \(4, 4, 1, 1\)"):
+        CellViT.from_pretrained(saved)
+
+
+def test_missing_and_unused_tensors_are_named(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["model"]["heads"] = {"nuclei_binary_map": "binary", "hv_map": "hv"}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"unused: decoder\.paths\.nuclei_type_map.* and \d+ more"):
+        CellViT.from_pretrained(saved)
+
+
+def test_settings_of_another_version(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["model"]["colour"] = "red"
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="colour"):
+        CellViT.from_pretrained(saved)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("pwned", "w"))
+
+
+def test_a_checkpoint_with_code_in_it_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "hyper_parameters": Bomb()}, tmp_path / "evil.ckpt")
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Bomb()))
+    for name in ("evil.ckpt", "plain.pkl"):
+        with pytest.raises(WeightsError, match="opened safely"):
+            CellViT.from_pretrained(tmp_path / name)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken zip"])
+def test_a_file_that_is_no_checkpoint(tmp_path, content):
+    (tmp_path / "x.ckpt").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"x\.ckpt"):
+        CellViT.from_pretrained(tmp_path / "x.ckpt")
+
+
+def test_a_checkpoint_that_is_not_ours(tmp_path):
+    torch.save({"model": torch.zeros(3)}, tmp_path / "x.ckpt")
+    with pytest.raises(WeightsError, match="holds no cellvit checkpoint"):
+        CellViT.from_pretrained(tmp_path / "x.ckpt")
+
+
+def test_a_folder_that_cannot_be_written(small_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="choose a folder"):
+        small_model.save_pretrained(tmp_path / "file" / "model")
+
+
+def test_bundled_models_are_complete_and_small():
+    for name in bundled_models():
+        model = CellViT.from_pretrained(name)
+        assert (BUNDLED / name / "model.safetensors").stat().st_size < 20e6
+        assert {"licence", "origin", "data"} <= set(model.about)

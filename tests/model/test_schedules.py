@@ -1,0 +1,50 @@
+import math
+
+import pytest
+import torch
+
+from cellvit.errors import ConfigError
+from cellvit.schedules import WarmupCosineLR
+
+
+def rates(steps, **settings):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = WarmupCosineLR(optimizer, **settings)
+    result = []
+    for _ in range(steps):
+        result.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return result
+
+
+def test_rises_linearly_and_falls_along_half_a_cosine():
+    found = rates(21, total_steps=20, warmup=0.2)
+    assert found[:4] == pytest.approx([2 * k / 5 for k in (1, 2, 3, 4)])
+    expected = [1 + math.cos(math.pi * k / 16) for k in range(17)]
+    assert found[4:] == pytest.approx(expected)
+
+
+def test_stays_at_its_last_rate():
+    assert rates(12, total_steps=5, warmup=0.0, final=0.1)[5:] == pytest.approx([0.2] * 7)
+
+
+def test_state_survives_a_round_trip_as_plain_data(tmp_path):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = WarmupCosineLR(optimizer, total_steps=10)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    torch.save(scheduler.state_dict(), tmp_path / "s.pt")
+    again = WarmupCosineLR(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0), total_steps=10)
+    again.load_state_dict(torch.load(tmp_path / "s.pt", weights_only=True))
+    assert again.last_epoch == 3
+    assert again.get_last_lr() == scheduler.get_last_lr()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"total_steps": 0}, {"total_steps": 5, "warmup": 1.0}, {"total_steps": 5, "warmup": -0.1}]
+)
+def test_impossible_schedules_are_refused(settings):
+    with pytest.raises(ConfigError, match="total_steps"):
+        rates(1, **settings)

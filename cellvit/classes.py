@@ -5,14 +5,39 @@ from collections.abc import Sequence
 from cellvit.errors import ConfigError
 from cellvit.types import NucleiClasses, Rgb
 
-PANNUKE = NucleiClasses(
-    names=("Background", "Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial"),
-    colors=((0, 0, 0), (255, 0, 0), (34, 221, 77), (35, 92, 236), (254, 255, 0), (255, 159, 68)),
-)
+PANNUKE_COLORS: dict[str, Rgb] = {
+    "Neoplastic": (255, 0, 0),
+    "Inflammatory": (34, 221, 77),
+    "Connective": (35, 92, 236),
+    "Dead": (254, 255, 0),
+    "Epithelial": (255, 159, 68),
+}
+"""Colours of the PanNuke types, in the order of their ids 1 to 5."""
+
+PANNUKE = NucleiClasses(("Background", *PANNUKE_COLORS), ((0, 0, 0), *PANNUKE_COLORS.values()))
+
 PALETTE: tuple[Rgb, ...] = (
-    (255, 0, 0), (34, 221, 77), (35, 92, 236), (254, 255, 0), (255, 159, 68),
-    (180, 80, 220), (0, 200, 200), (255, 105, 180), (140, 90, 40), (120, 120, 120),
-)  # fmt: skip
+    *PANNUKE_COLORS.values(),
+    (0, 200, 210),
+    (140, 86, 255),
+    (120, 180, 0),
+    (0, 110, 90),
+    (255, 90, 200),
+    (150, 75, 30),
+    (20, 20, 120),
+)
+"""Colours of types without a colour of their own, by id from 1 on."""
+
+
+def palette_color(type_id: int) -> Rgb:
+    """Return the colour of a type id of 1 or more that has no colour of its own."""
+    return PALETTE[(type_id - 1) % len(PALETTE)]
+
+
+def standard_colors(names: Sequence[str]) -> tuple[Rgb, ...]:
+    """Return a colour per class name, background first: PanNuke's by name, others by id."""
+    types = enumerate(names[1:], start=1)
+    return ((0, 0, 0), *(PANNUKE_COLORS.get(name, palette_color(i)) for i, name in types))[: len(names)]
 
 
 def default_classes(
@@ -40,8 +65,7 @@ def default_classes(
     if names is None:
         names = PANNUKE.names if count == len(PANNUKE) else ("Background", *(f"Type {i}" for i in range(1, count)))
     if colors is None:
-        known = dict(zip(PANNUKE.names, PANNUKE.colors, strict=True))
-        colors = [(0, 0, 0), *(known.get(n, PALETTE[i % len(PALETTE)]) for i, n in enumerate(names[1:]))]
+        colors = standard_colors(names)
     for what, values in (("class_names", names), ("class_colors", colors)):
         if len(values) != count:
             raise ConfigError(

@@ -35,13 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = parser.parse_args(argv).out
 
     import cv2
-    from skimage.data import immunohistochemistry
+    from skimage import data
 
     from cellvit.cli_segment import main as segment
 
     source = out / "input" / "tissue.png"
     source.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(source), immunohistochemistry()[..., ::-1])
+    tissue = data.immunohistochemistry()  # type: ignore[no-untyped-call]  # (512, 512, 3) uint8
+    cv2.imwrite(str(source), tissue[..., ::-1])
     arguments = [str(source), "--out", str(out), "--mpp", str(DEMO_MPP), "--overwrite"]
     sys.stdout.write(f"cellvit segment {' '.join(arguments)}\n")
     sys.stdout.flush()

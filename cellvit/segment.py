@@ -14,11 +14,11 @@ from torch import Tensor
 
 from cellvit.errors import ConfigError
 from cellvit.model import CellViT
-from cellvit.postprocess.hv import HVPostprocessor
+from cellvit.postprocess.base import Postprocessor
 from cellvit.slide.reader import to_rgb
 from cellvit.slide.seams import merge_tiles
 from cellvit.slide.tiling import TileGrid
-from cellvit.types import NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP, Nuclei, NucleiClasses, NucleiPrediction
+from cellvit.types import NUCLEI_TYPE_MAP, Nuclei, NucleiClasses, NucleiPrediction
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -208,11 +208,10 @@ def _predict(model: NucleiModel, tiles: NDArray[np.uint8]) -> list[dict[str, NDA
     """Return the activated maps of tiles ``(B, H, W, 3)``, one dictionary without batch axis per tile."""
     batch = torch.from_numpy(tiles).to(model.device).permute(0, 3, 1, 2).float() / 255
     maps = {name: value for name, value in model.predict_maps(batch).items() if value.ndim == 4}
-    if isinstance(getattr(model, "postprocessor", None), HVPostprocessor) and NUCLEI_TYPE_MAP in maps:
-        # It needs no more than the labels of these two: an eighth of the bytes to move off the device.
-        foreground = maps[NUCLEI_BINARY_MAP][:, 1] > maps[NUCLEI_BINARY_MAP][:, 0]
-        maps[NUCLEI_BINARY_MAP] = foreground.to(torch.uint8)
-        maps[NUCLEI_TYPE_MAP] = maps[NUCLEI_TYPE_MAP].argmax(1).to(torch.int32)
+    postprocessor = getattr(model, "postprocessor", None)
+    if isinstance(postprocessor, Postprocessor) and NUCLEI_TYPE_MAP in maps:
+        # A fraction of the bytes to move off the device. Without a type map the probabilities themselves are needed.
+        maps |= {name: maps[name].argmax(1).to(torch.int16) for name in postprocessor.takes_labels & set(maps)}
     arrays = {
         name: (value.float() if value.is_floating_point() else value).cpu().numpy() for name, value in maps.items()
     }

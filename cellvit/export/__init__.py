@@ -18,14 +18,12 @@ from cellvit.export.atomic import atomic_path, atomic_text
 from cellvit.export.geojson import read_geojson, write_geojson
 from cellvit.export.json import read_json, write_json
 from cellvit.export.overlay import draw_comparison, draw_instances, draw_overlay, write_overlay
-from cellvit.export.palette import PANNUKE_COLORS, default_classes, type_color, type_name
+from cellvit.export.palette import type_color, type_name
 from cellvit.export.parquet import from_arrow, read_parquet, to_arrow, write_parquet
 
 __all__ = [
-    "PANNUKE_COLORS",
     "atomic_path",
     "atomic_text",
-    "default_classes",
     "draw_comparison",
     "draw_instances",
     "draw_overlay",

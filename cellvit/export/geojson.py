@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from cellvit.classes import PANNUKE_COLORS, standard_colors
 from cellvit.errors import ConfigError, DataError
 from cellvit.export.atomic import atomic_text
 from cellvit.export.palette import (
-    PANNUKE_COLORS,
     classes_from_list,
     classes_to_list,
     type_color,
@@ -170,11 +170,11 @@ def _named_classes(features: list[Any]) -> tuple[NucleiClasses | None, dict[str,
         return None, {}
     pannuke = set(found) <= set(PANNUKE_COLORS)
     names = ["Background", *(PANNUKE_COLORS if pannuke else found)]
-    colors = [type_color(None, 0)]
+    colors = list(standard_colors(names))
     for i, name in enumerate(names[1:], start=1):
         stated = found.get(name)
-        color = stated if isinstance(stated, list) and len(stated) == 3 else type_color(None, i)
-        colors.append((int(color[0]), int(color[1]), int(color[2])))
+        if isinstance(stated, list) and len(stated) == 3:
+            colors[i] = (int(stated[0]), int(stated[1]), int(stated[2]))
     return NucleiClasses(tuple(names), tuple(colors)), {name: i for i, name in enumerate(names) if i}
 
 

@@ -1,33 +1,14 @@
 """Names and colours for type ids: those a model states, those of PanNuke, and stand-ins for all others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from cellvit.classes import palette_color, standard_colors
 from cellvit.errors import DataError
 from cellvit.types import NucleiClasses, Rgb
 
 BACKGROUND_COLOR: Rgb = (128, 128, 128)
 """Colour of nuclei without a known type."""
-
-PANNUKE_COLORS: dict[str, Rgb] = {
-    "Neoplastic": (255, 0, 0),
-    "Inflammatory": (34, 221, 77),
-    "Connective": (35, 92, 236),
-    "Dead": (254, 255, 0),
-    "Epithelial": (255, 159, 68),
-}
-"""Colours of the PanNuke types, in the order of their ids 1 to 5."""
-
-_PALETTE: tuple[Rgb, ...] = (
-    *PANNUKE_COLORS.values(),
-    (0, 200, 210),
-    (140, 86, 255),
-    (120, 180, 0),
-    (0, 110, 90),
-    (255, 90, 200),
-    (150, 75, 30),
-    (20, 20, 120),
-)
 
 
 def type_name(classes: NucleiClasses | None, type_id: int) -> str | None:
@@ -57,20 +38,7 @@ def type_color(classes: NucleiClasses | None, type_id: int) -> Rgb:
         return BACKGROUND_COLOR
     if classes is not None and type_id < len(classes):
         return classes.colors[type_id]
-    return _PALETTE[(type_id - 1) % len(_PALETTE)]
-
-
-def default_classes(names: Sequence[str]) -> NucleiClasses:
-    """Return classes with standard colours for names.
-
-    Args:
-        names: One name per type id; index 0 is background.
-
-    Returns:
-        PanNuke names get their published colours, others one by id.
-    """
-    colors = tuple(PANNUKE_COLORS.get(name, type_color(None, i)) for i, name in enumerate(names))
-    return NucleiClasses(tuple(names), colors)
+    return palette_color(type_id)
 
 
 def classes_from_map(names: Mapping[int, str]) -> NucleiClasses | None:
@@ -81,7 +49,8 @@ def classes_from_map(names: Mapping[int, str]) -> NucleiClasses | None:
     if not names:
         return None
     fallback = {i: type_name(None, i) or "Background" for i in range(max(names) + 1)}
-    return default_classes([names.get(i, name) for i, name in fallback.items()])
+    known = tuple(names.get(i, name) for i, name in fallback.items())
+    return NucleiClasses(known, standard_colors(known))
 
 
 def classes_to_list(classes: NucleiClasses | None) -> list[dict[str, Any]] | None:

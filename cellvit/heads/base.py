@@ -77,4 +77,42 @@ class Head(Configurable, nn.Module, ABC):
         return {name: weight * terms[name] for name, weight in self.loss_weights.items() if weight}
 
 
+class MapHead(Head):
+    """A head whose map comes from the decoder's features by one 1x1 convolution.
+
+    Args:
+        sizes: See :class:`Head`.
+        losses: See :class:`Head`.
+        variant: ``"meant"``, or ``"released"`` to repeat the faults of the published training runs.
+
+    Raises:
+        ConfigError: If the variant is unknown.
+    """
+
+    def __init__(
+        self,
+        sizes: HeadSizes,
+        *,
+        losses: Mapping[str, float] | None = None,
+        variant: Literal["meant", "released"] = "meant",
+    ) -> None:
+        super().__init__(sizes, losses=losses)
+        if variant not in ("meant", "released"):
+            raise ConfigError(
+                f"variant {variant!r} of head {type(self).__name__} is unknown; use 'meant' or 'released'"
+            )
+        self.variant = variant
+        self.out_channels = self.channels(sizes)
+        self.output = nn.Conv2d(sizes.decoder_channels, self.out_channels, 1)
+
+    @staticmethod
+    @abstractmethod
+    def channels(sizes: HeadSizes) -> int:
+        """Return the number of channels of the map."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(B, channels, H, W)``."""
+        return self.output(features)  # type: ignore[no-any-return]
+
+
 HEADS: Registry[Head] = Registry("head", Head, package="cellvit.heads")

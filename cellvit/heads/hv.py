@@ -1,44 +1,29 @@
 """HV: how far is a pixel from the centre of its nucleus?"""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from cellvit.heads.base import HEADS, Head, HeadSizes
+from cellvit.heads.base import HEADS, HeadSizes, MapHead
 from cellvit.losses import hv_gradient_loss, hv_mse_loss
 from cellvit.types import HV_MAP, Batch
 
 
 @HEADS.register("hv")
-class HVHead(Head):
+class HVHead(MapHead):
     """Horizontal and vertical distances in [-1, 1], trained on their values and their gradients.
 
-    Args:
-        sizes: See :class:`Head`.
-        losses: Weights of ``mse`` and ``msge``; None takes the published ones.
-        variant: ``"meant"``, or ``"released"`` to repeat the published runs, where each map was differentiated along
-            the other axis.
+    The released variant differentiates each map along the other axis.
     """
 
     branch = HV_MAP
     default_losses: ClassVar[Mapping[str, float]] = {"mse": 2.5, "msge": 8.0}
-    out_channels = 2
 
-    def __init__(
-        self,
-        sizes: HeadSizes,
-        *,
-        losses: Mapping[str, float] | None = None,
-        variant: Literal["meant", "released"] = "meant",
-    ) -> None:
-        super().__init__(sizes, losses=losses)
-        self.variant = variant
-        self.output = nn.Conv2d(sizes.decoder_channels, self.out_channels, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the maps ``(B, 2, H, W)``; channel 0 horizontal, 1 vertical."""
-        return self.output(features)  # type: ignore[no-any-return]
+    @staticmethod
+    def channels(sizes: HeadSizes) -> int:
+        """Return 2; channel 0 is horizontal, 1 vertical."""
+        return 2
 
     def activate(self, logits: Tensor) -> Tensor:
         """Return the maps as they are; the published network bounds them by nothing."""

@@ -1,44 +1,29 @@
 """NT: which type of nucleus does a pixel belong to?"""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from cellvit.heads.base import HEADS, Head, HeadSizes
+from cellvit.heads.base import HEADS, HeadSizes, MapHead
 from cellvit.losses import cross_entropy_loss, dice_loss, focal_tversky_loss
 from cellvit.types import NUCLEI_TYPE_MAP, UNKNOWN_TYPE, Batch
 
 
 @HEADS.register("nuclei-type")
-class NucleiTypeHead(Head):
+class NucleiTypeHead(MapHead):
     """One channel per nucleus type and one for background; pixels of unknown type do not train it.
 
-    Args:
-        sizes: See :class:`Head`; ``num_nuclei_classes`` sets the channels.
-        losses: Weights of ``focal_tversky``, ``dice`` and ``cross_entropy``; None takes the published ones.
-        variant: ``"meant"``, or ``"released"`` to repeat the published runs, where the Tversky loss applied softmax
-            to values that were probabilities already.
+    The released variant applies softmax to the probabilities before the Tversky loss.
     """
 
     branch = NUCLEI_TYPE_MAP
     default_losses: ClassVar[Mapping[str, float]] = {"focal_tversky": 0.5, "dice": 0.2, "cross_entropy": 0.5}
 
-    def __init__(
-        self,
-        sizes: HeadSizes,
-        *,
-        losses: Mapping[str, float] | None = None,
-        variant: Literal["meant", "released"] = "meant",
-    ) -> None:
-        super().__init__(sizes, losses=losses)
-        self.variant = variant
-        self.out_channels = sizes.num_nuclei_classes
-        self.output = nn.Conv2d(sizes.decoder_channels, self.out_channels, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return logits ``(B, C, H, W)``; channel 0 is background."""
-        return self.output(features)  # type: ignore[no-any-return]
+    @staticmethod
+    def channels(sizes: HeadSizes) -> int:
+        """Return the number of nucleus types; channel 0 is background."""
+        return sizes.num_nuclei_classes
 
     def activate(self, logits: Tensor) -> Tensor:
         """Return probabilities ``(B, C, H, W)``."""

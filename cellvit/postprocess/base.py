@@ -16,9 +16,12 @@ class Postprocessor(Configurable, ABC):
 
     Attributes:
         needs: Names of the maps without which it cannot work.
+        takes_labels: Names of the maps of which it needs no more than the most probable class: it also takes them
+            as integers ``(H, W)``, so that the argmax can be taken on the device and less is moved off it.
     """
 
     needs: ClassVar[frozenset[str]]
+    takes_labels: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def __call__(self, maps: Mapping[str, NDArray[Any]]) -> NucleiPrediction:

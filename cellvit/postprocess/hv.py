@@ -60,6 +60,7 @@ class HVPostprocessor(Postprocessor):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({NUCLEI_BINARY_MAP, HV_MAP})
+    takes_labels: ClassVar[frozenset[str]] = frozenset({NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP})
 
     def __init__(self, *, magnification: Literal[40, 20] = 40, normalisation: Normalisation = "tile") -> None:
         if magnification not in _SCALES:

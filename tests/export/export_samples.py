@@ -4,12 +4,10 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cellvit.export import default_classes
+from cellvit.classes import PANNUKE
 from cellvit.types import Nuclei, NucleiClasses
 
 COLUMNS = ("centroid", "bbox", "type", "type_prob", "label", "contour_offsets", "contour_points")
-
-PANNUKE = default_classes(["Background", "Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial"])
 
 
 def make_nuclei(contours, *, type=None, classes=PANNUKE, embedding=None, label=None, type_prob=None):

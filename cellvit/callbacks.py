@@ -1,6 +1,7 @@
 """Callbacks for the Trainer: freezing the encoder, drawing sample pictures, writing predictions."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,12 @@ class SamplePictures(L.Callback):
         self.every_n_epochs = every_n_epochs
         self.max_size = max_size
         self._drawn = 0
+        self._folder: str | None = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting anew."""
         self._drawn = 0
+        self._folder = trainer.log_dir  # asks the other processes, so every one has to be here
 
     def on_validation_batch_end(
         self,
@@ -96,10 +99,18 @@ class SamplePictures(L.Callback):
             }
             pred, truth = pl_module.postprocess(maps), true_nuclei(small)[0]
             image = (small["image"][0].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
-            _write(
-                trainer, draw_comparison(image, truth.nuclei, pred.nuclei), f"{self._drawn:02d}_{batch['name'][index]}"
-            )
+            picture = draw_comparison(image, replace(truth.nuclei, classes=pl_module.classes), pred.nuclei)
+            self._write(trainer, picture, f"{self._drawn:02d}_{batch['name'][index]}")
             self._drawn += 1
+
+    def _write(self, trainer: L.Trainer, picture: np.ndarray[Any, Any], name: str) -> None:
+        if self._folder is not None:
+            folder = Path(self._folder) / "pictures" / f"epoch_{trainer.current_epoch:03d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / f"{_safe(name)}.png"), picture[..., ::-1])
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"samples/{name}", picture, trainer.current_epoch, dataformats="HWC")
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -155,16 +166,6 @@ def _rewrap(trainer: L.Trainer) -> None:
 def _crop(batch: Any, index: int, size: int) -> Any:
     row = slice(index, index + 1)
     return {k: v[row][..., :size, :size] if torch.is_tensor(v) and v.ndim > 1 else v[row] for k, v in batch.items()}
-
-
-def _write(trainer: L.Trainer, picture: np.ndarray[Any, Any], name: str) -> None:
-    if trainer.log_dir is not None:
-        folder = Path(trainer.log_dir) / "pictures" / f"epoch_{trainer.current_epoch:03d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(folder / f"{_safe(name)}.png"), picture[..., ::-1])
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(f"samples/{name}", picture, trainer.current_epoch, dataformats="HWC")
 
 
 def _safe(name: str) -> str:

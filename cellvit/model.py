@@ -17,7 +17,7 @@ from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import ConfigError
 from cellvit.heads.base import HEADS, Head, HeadSizes
-from cellvit.metrics.base import NucleiMetric
+from cellvit.metrics.base import METRICS, NucleiMetric
 from cellvit.parts import PartSpec, build, normalise_spec
 from cellvit.postprocess.base import POSTPROCESSORS
 from cellvit.types import (
@@ -119,6 +119,7 @@ class CellViT(L.LightningModule):
         )
         self.heads = nn.ModuleDict({name: build(HEADS, spec, sizes) for name, spec in head_specs.items()})
         self.metrics = nn.ModuleList(build_metric(spec, self.classes.names) for spec in metrics)
+        self.tissue_accuracy = METRICS.get("tissue-accuracy")() if TISSUE_TYPES in head_specs else None
         self.settings: dict[str, Any] = {
             "encoder": normalise_spec(encoder, what="encoder"),
             "num_nuclei_classes": num_nuclei_classes,
@@ -270,20 +271,16 @@ class CellViT(L.LightningModule):
         outputs = self(F.pad(batch["image"], pad, mode="replicate"))
         cropped = {k: v if v.ndim != 4 or k == EMBEDDING_MAP else v[..., :height, :width] for k, v in outputs.items()}
         self._log_losses(cropped, batch, stage)
-        self._log_tissue(outputs, batch, stage)
+        if self.tissue_accuracy is not None:
+            self.tissue_accuracy.update(outputs[TISSUE_TYPES], batch["tissue_types"])
         predictions = self._postprocess_batch(self._activate(outputs, height, width))
         for pred, target, tissue in zip(predictions, true_nuclei(batch), batch["tissue_types"].tolist(), strict=True):
             for metric in self._metrics():
                 metric.update_nuclei(pred, target, tissue=tissue)
 
-    def _log_tissue(self, outputs: Mapping[str, Tensor], batch: Batch, stage: str) -> None:
-        known = batch["tissue_types"] >= 0
-        if TISSUE_TYPES in outputs and known.any():
-            right = (outputs[TISSUE_TYPES].argmax(1) == batch["tissue_types"])[known].float()
-            self.log(f"{stage}/tissue_accuracy", right.mean(), on_epoch=True, batch_size=len(right), sync_dist=True)
-
     def _log_metrics(self, stage: str) -> None:
-        for metric in self._metrics():
+        tissue = [] if self.tissue_accuracy is None else [self.tissue_accuracy]
+        for metric in (*self._metrics(), *tissue):
             scores = metric.compute()
             self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()}, sync_dist=False)
             metric.reset()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 
 from cellvit.errors import CellViTError, OutputError, UnknownPluginError, WeightsError
 
@@ -51,7 +52,7 @@ def save(model: "CellViT", folder: str | Path, *, dtype: torch.dtype = torch.flo
     try:
         target.mkdir(parents=True, exist_ok=True)
         weights = target / f"{WEIGHTS_NAME}.part"
-        save_file(state, weights, metadata={"format": "pt"})
+        weights.write_bytes(serialise(state, metadata={"format": "pt"}))  # save_file would hide it from other users
         config = {
             "format": FORMAT,
             "schema": SCHEMA,

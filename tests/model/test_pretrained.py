@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from cellvit import CellViT
 from cellvit.errors import OutputError, UnknownPluginError, WeightsError
@@ -152,8 +153,12 @@ def test_a_folder_that_cannot_be_written(small_model, tmp_path):
         small_model.save_pretrained(tmp_path / "file" / "model")
 
 
-def test_bundled_models_are_complete_and_small():
-    for name in bundled_models():
-        model = CellViT.from_pretrained(name)
-        assert (BUNDLED / name / "model.safetensors").stat().st_size < 20e6
-        assert {"licence", "origin", "data"} <= set(model.about)
+def test_nano_is_bundled_states_its_origin_and_is_small():
+    assert "nano" in bundled_models()
+    model = CellViT.from_pretrained("nano")
+    assert (BUNDLED / "nano/model.safetensors").stat().st_size < 20e6
+    assert {"licence", "origin", "data"} <= set(model.about)
+    assert model.mpp == 0.25
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.to("meta")(torch.empty(1, 3, 1024, 1024, device="meta"))
+    assert counter.get_total_flops() <= 150e9  # the published ViT-256 network needs 4,006e9

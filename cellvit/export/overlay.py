@@ -30,7 +30,7 @@ def draw_overlay(
         image: ``uint8 (H, W, 3)`` RGB; it is not changed.
         nuclei: In pixels of the image; parts outside are cut off. One without outline becomes a dot.
         legend: Add a panel with the names and counts of the types.
-        thickness: Of the lines in pixels; None chooses 1 for small images and more for large ones.
+        thickness: Of the lines in pixels; None chooses by the size of the image and of the nuclei.
 
     Returns:
         ``uint8 (H, W, 3)`` RGB without legend; with it, higher, and wider where a name needs the room.
@@ -41,7 +41,7 @@ def draw_overlay(
     """
     canvas = _canvas(image)
     check_finite(nuclei)
-    _draw(canvas, nuclei, thickness or _thickness(canvas))
+    _draw(canvas, nuclei, thickness or _thickness(canvas, nuclei))
     if not legend:
         return canvas
     return stack_rows([canvas, draw_legend(legend_entries(nuclei), canvas.shape[1])])
@@ -139,7 +139,7 @@ def draw_comparison(image: NDArray[np.uint8], target: Nuclei, pred: Nuclei) -> P
             check_finite(nuclei)
             # integer coordinates are pixel centres, which lie half a pixel inside
             moved = nuclei.transform(scale=(factor, factor), shift=((factor - 1) / 2, (factor - 1) / 2))
-            _draw(canvas, moved, _thickness(canvas) + (factor > 1))
+            _draw(canvas, moved, _thickness(canvas, moved) + (factor > 1))
             entries = legend_entries(nuclei)
         rows = [draw_legend([(None, title)], canvas.shape[1], size=size), canvas]
         panels.append(stack_rows([*rows, draw_legend(entries, canvas.shape[1], size=size)] if entries else rows))
@@ -154,9 +154,13 @@ def _canvas(image: NDArray[np.uint8]) -> Picture:
     return np.array(image, order="C")
 
 
-def _thickness(canvas: Picture) -> int:
-    """Return a line width in pixels that stays visible when the whole picture fills a screen."""
-    return max(1, round(int(max(canvas.shape[:2])) / 700))
+def _thickness(canvas: Picture, nuclei: Nuclei) -> int:
+    """Return a line width in pixels that is visible on a screen and leaves the inside of the nuclei to be seen."""
+    if not len(nuclei):
+        return 1
+    visible = int(max(canvas.shape[:2])) / 700
+    thin = float(np.median(nuclei.bbox[:, 2:] - nuclei.bbox[:, :2])) / 12
+    return max(1, round(min(visible, thin)))
 
 
 def _draw(canvas: Picture, nuclei: Nuclei, thickness: int) -> None:

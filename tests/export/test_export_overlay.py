@@ -149,3 +149,10 @@ def test_comparisons_hold_three_equal_panels(shape):
     third = picture.shape[1] // 3
     assert not truth_is_red[:third].any()
     assert truth_is_red[third : 2 * third].any()
+
+
+def test_lines_leave_the_inside_of_small_nuclei_to_be_seen_in_a_large_image():
+    table = make_nuclei([square(100 + 20 * i, 100, 10) for i in range(5)])
+    drawn = draw_overlay(np.full((3000, 3000, 3), 240, np.uint8), table, legend=False)
+    inside = drawn[103:108, 103:108]
+    assert (inside == 240).all()

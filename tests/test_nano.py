@@ -1,0 +1,51 @@
+"""The bundled model on real tissue: what a newcomer meets has to work."""
+
+import csv
+
+import numpy as np
+from skimage import data
+
+from cellvit import CentroidDetection, segment_image
+from cellvit.demo import main as demo
+from cellvit.export import read_geojson, read_json, read_parquet
+from cellvit.postprocess.table import nuclei_from_instances
+from cellvit.slide.reader import read_image
+
+
+def test_the_demo_finds_and_draws_real_nuclei(tmp_path, capsys):
+    assert demo(["--out", str(tmp_path / "demo")]) == 0
+    shown = capsys.readouterr().out
+    assert "Try next" in shown
+    found = read_parquet(tmp_path / "demo/tissue.parquet")
+    assert 100 < len(found) < 1000  # by eye there are about 300
+    assert found.embedding.shape[0] == len(found)
+    # nuclei are blue on a brown and white background: under the centroids it is bluer than elsewhere
+    image = data.immunohistochemistry().astype(int)
+    blueness = image[..., 2] - image[..., 0]
+    x, y = np.clip(found.centroid.round().astype(int), 0, 511).T
+    assert blueness[y, x].mean() > blueness.mean() + 15
+    for read, name in ((read_geojson, "tissue.geojson"), (read_json, "tissue.json")):
+        assert len(read(tmp_path / "demo" / name)) == len(found)
+    assert read_image(tmp_path / "demo/tissue.png").shape[0] >= 512
+
+
+def test_nano_beats_chance_clearly_on_unseen_tissue(test_data):
+    """F1 of detection of at least 0.60 at 12 px, on one validation image of each data set at 0.25 µm per pixel."""
+    with (test_data / "nuclei/manifest.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "val" and row["mpp"] == "0.25"]
+    metric = CentroidDetection(radius=12)
+    for name in sorted({row["dataset"] for row in rows}):
+        row = next(row for row in rows if row["dataset"] == name)
+        folder = test_data / "nuclei" / name
+        truth = nuclei_from_instances(np.load(folder / f"labels/{row['image']}.npz")["inst_map"]).nuclei
+        found = segment_image(read_image(folder / f"images/{row['image']}.jpg"), mpp=0.25)
+        metric.update(found.centroid, truth.centroid)
+    assert metric.compute()["F1_d"] >= 0.60
+
+
+def test_the_same_nuclei_whatever_the_batch(tmp_path):
+    image = data.immunohistochemistry()
+    alone = segment_image(image, mpp=0.25, tile_size=256, batch_size=1)
+    batched = segment_image(image, mpp=0.25, tile_size=256, batch_size=3)
+    np.testing.assert_array_equal(alone.centroid, batched.centroid)
+    np.testing.assert_array_equal(alone.contour_points, batched.contour_points)

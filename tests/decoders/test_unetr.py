@@ -1,5 +1,6 @@
 import pytest
 import torch
+from contracts.decoder_contract import DecoderContract
 
 from cellvit.decoders import DECODERS, UNETRDecoder
 from cellvit.encoders import ViTEncoder
@@ -13,6 +14,18 @@ SMALL = {"widths": (4, 6, 8, 10), "skip_widths": (8, 6), "image_width": 3}
 
 def maps(features, height=32, width=48):
     return [torch.randn(2, f.channels, height // f.stride, width // f.stride) for f in features]
+
+
+class TestPublishedWidths(DecoderContract):
+    def make(self, features, branches):
+        return UNETRDecoder(features, branches)
+
+
+class TestNarrowOnAPlainViT(DecoderContract):
+    features = PLAIN
+
+    def make(self, features, branches):
+        return UNETRDecoder(features, branches, shared_levels=3, **SMALL)
 
 
 @pytest.mark.parametrize("features", [PLAIN, PYRAMID, [FeatureInfo(5, 4), FeatureInfo(5, 8), *PYRAMID[2:]]])

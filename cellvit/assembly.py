@@ -5,13 +5,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from cellvit.errors import ConfigError
 from cellvit.heads.base import HEADS, Head
 from cellvit.metrics.base import METRICS, NucleiMetric
 from cellvit.parts import PartSpec, import_path, keyword_names, normalise_spec, resolve
+from cellvit.postprocess.base import Postprocessor
 from cellvit.postprocess.table import nuclei_from_instances
-from cellvit.types import Batch, NucleiPrediction
+from cellvit.types import NUCLEI_TYPE_MAP, Batch, NucleiPrediction
 
 
 def true_nuclei(batch: Batch) -> list[NucleiPrediction]:
@@ -46,6 +50,24 @@ def build_metric(spec: PartSpec, class_names: Sequence[str]) -> NucleiMetric:
     return cls(**named, **plain["init_args"])
 
 
+def image_arrays(maps: Mapping[str, Tensor], postprocessor: Postprocessor | None) -> list[dict[str, NDArray[Any]]]:
+    """Return the maps of each image of a batch as arrays without batch axis, as a post-processor takes them.
+
+    Where the post-processor needs no more than the most probable class, that is found on the device: a fraction of
+    the bytes have to leave it. Without a type map it needs the probabilities themselves.
+
+    Args:
+        maps: Activated maps ``(B, C, H, W)``; entries of other dimensions are left out.
+        postprocessor: Who will read them; None gives every map as it is.
+    """
+    dense = {name: value for name, value in maps.items() if value.ndim == 4}
+    if postprocessor is not None and NUCLEI_TYPE_MAP in dense:
+        dense |= {name: dense[name].argmax(1).to(torch.int16) for name in postprocessor.takes_labels & set(dense)}
+    arrays = {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in dense.items()}
+    count = min((len(value) for value in arrays.values()), default=0)
+    return [{name: value[i] for name, value in arrays.items()} for i in range(count)]
+
+
 def head_class(branch: str, spec: PartSpec) -> type[Head]:
     """Return the class of a head.
 
@@ -73,19 +95,22 @@ def check_branches(heads: Mapping[str, PartSpec], needs: frozenset[str], postpro
         )
 
 
-def instantiate(spec: Mapping[str, Any], first: Any, *, what: str) -> Any:
-    """Return an object of any importable class.
+def instantiate(spec: Mapping[str, Any], first: Any, *, base: type[Any], what: str) -> Any:
+    """Return an object of an importable class.
 
     Args:
         spec: ``{"class_path": dotted path, "init_args": {...}}``.
         first: Its first argument, such as the parameters of an optimiser.
+        base: What the class must derive from.
         what: What the object is for; named in errors.
 
     Raises:
-        ConfigError: If the arguments do not fit.
+        ConfigError: If it is no such class or the arguments do not fit.
         UnknownPluginError: If there is no such class.
     """
     cls = import_path(spec["class_path"], what=what)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise ConfigError(f"{what} {spec['class_path']!r} does not derive from {base.__name__}; name one that does")
     try:
         return cls(first, **spec["init_args"])
     except TypeError as error:

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cellvit.assembly import true_nuclei
-from cellvit.errors import ConfigError
+from cellvit.assembly import image_arrays, true_nuclei
+from cellvit.errors import ConfigError, OutputError
 from cellvit.export.geojson import write_geojson
 from cellvit.export.json import write_json
 from cellvit.export.overlay import draw_comparison
@@ -42,17 +42,19 @@ class EncoderFreezing(L.Callback):
         if unfreeze_epoch < 0:
             raise ConfigError(f"unfreeze_epoch {unfreeze_epoch} is negative; 0 never freezes")
         self.unfreeze_epoch = unfreeze_epoch
+        self._frozen: list[nn.Parameter] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Freeze before the strategy wraps the model, so that DDP does not wait for these gradients."""
         if stage == "fit" and self.unfreeze_epoch > 0:
-            _encoder(pl_module).requires_grad_(requires_grad=False)
+            self._frozen = [p for p in _encoder(pl_module).parameters() if p.requires_grad]
+            _train(self._frozen, wanted=False)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Unfreeze when the epoch has come, also after resuming later than it."""
-        frozen = [p for p in _encoder(pl_module).parameters() if not p.requires_grad]
-        if trainer.current_epoch >= self.unfreeze_epoch and frozen:
-            _encoder(pl_module).requires_grad_(requires_grad=True)
+        if trainer.current_epoch >= self.unfreeze_epoch and self._frozen:
+            _train(self._frozen, wanted=True)
+            self._frozen = []
             _rewrap(trainer)
 
 
@@ -72,11 +74,13 @@ class SamplePictures(L.Callback):
         self.every_n_epochs = every_n_epochs
         self.max_size = max_size
         self._drawn = 0
+        self._validations = 0
         self._folder: str | None = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting anew."""
-        self._drawn = 0
+        self._drawn = 0 if self._validations % self.every_n_epochs == 0 else self.num_images
+        self._validations += not trainer.sanity_checking
         self._folder = trainer.log_dir  # asks the other processes, so every one has to be here
 
     def on_validation_batch_end(
@@ -89,15 +93,12 @@ class SamplePictures(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the images of this batch while there is room."""
-        wanted = trainer.current_epoch % self.every_n_epochs == 0 and not trainer.sanity_checking
-        if not (wanted and trainer.is_global_zero and isinstance(pl_module, CellViT)):
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(pl_module, CellViT):
             return
         for index in range(min(len(batch["image"]), self.num_images - self._drawn)):
             small = _crop(batch, index, self.max_size)
-            maps = {
-                k: v[0].float().cpu().numpy() for k, v in pl_module.predict_maps(small["image"]).items() if v.ndim == 4
-            }
-            pred, truth = pl_module.postprocess(maps), true_nuclei(small)[0]
+            arrays = image_arrays(pl_module.predict_maps(small["image"]), pl_module.postprocessor)
+            pred, truth = pl_module.postprocess(arrays[0]), true_nuclei(small)[0]
             image = (small["image"][0].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
             picture = draw_comparison(image, replace(truth.nuclei, classes=pl_module.classes), pred.nuclei)
             self._write(trainer, picture, f"{self._drawn:02d}_{batch['name'][index]}")
@@ -114,7 +115,9 @@ class SamplePictures(L.Callback):
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes the nuclei that ``cellvit predict`` finds, one set of files per image.
+    """Writes the nuclei that ``cellvit predict`` finds, one set of files per image, named after the image file.
+
+    ``predict`` runs whole images at the model's resolution; for others, and for large ones, use ``cellvit segment``.
 
     Args:
         out: Folder; made if it does not exist.
@@ -143,16 +146,24 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write the images of this batch."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write into {str(self.out)!r} ({error.strerror}); choose another out") from error
         for name, found in zip(batch["name"], prediction, strict=True):
             for format_ in self.formats:
-                WRITERS[format_](found.nuclei, self.out / f"{_safe(name)}.{format_}")
+                WRITERS[format_](found.nuclei, self.out / f"{name}.{format_}")
 
 
 def _encoder(module: L.LightningModule) -> nn.Module:
     if not isinstance(module, CellViT):
         raise ConfigError(f"EncoderFreezing works on CellViT, not {type(module).__name__}; remove the callback")
     return module.encoder
+
+
+def _train(parameters: list[nn.Parameter], *, wanted: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(wanted)
 
 
 def _rewrap(trainer: L.Trainer) -> None:

@@ -18,7 +18,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from cellvit.errors import CellViTError, ConfigError, OutputError
-from cellvit.segment import DEVICES, PRECISIONS, NucleiModel, autocast_context, choose_device, load_model, segment_image
+from cellvit.segment import (
+    DEVICES,
+    PRECISIONS,
+    NucleiModel,
+    autocast_context,
+    choose_device,
+    load_model,
+    segment_image,
+    tile_grid,
+)
 from cellvit.slide.naming import expand_inputs, output_names
 from cellvit.slide.reader import read_image, read_mpp
 from cellvit.types import Nuclei
@@ -121,6 +130,7 @@ def _run(options: argparse.Namespace, errors: Console) -> int:
     inputs, missing = expand_inputs(options.images)
     _check_folder(options.out, options.images)
     autocast_context(options.precision, choose_device(options.device))
+    tile_grid(1, 1, tile_size=options.tile_size, overlap=options.overlap)
     names = output_names(inputs, options.out, suffixes=[SUFFIXES[name] for name in formats])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:

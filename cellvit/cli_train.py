@@ -1,18 +1,51 @@
 """``cellvit fit``, ``validate``, ``test`` and ``predict`` on LightningCLI."""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import lightning as L
+import yaml
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningCLI
 
 import cellvit.callbacks  # noqa: F401  its classes can then be named in YAML without their module
 from cellvit.data import FolderDataModule  # noqa: F401  likewise
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
+from cellvit.errors import WeightsError
 from cellvit.heads.base import HEADS
 from cellvit.metrics.base import METRICS
 from cellvit.model import CellViT
+from cellvit.parts import GivenPart
 from cellvit.postprocess.base import POSTPROCESSORS
+from cellvit.pretrained import read_checkpoint
+
+KEYWORDS = ("best", "last", "hpc", "registry")
+"""What the Trainer takes for a checkpoint beside a path."""
+
+
+def _read_part(value: Any) -> GivenPart:
+    if isinstance(value, GivenPart):
+        return value
+    plain = yaml.safe_load(value) if isinstance(value, str) else value
+    plain = plain.as_dict() if hasattr(plain, "as_dict") else plain
+    if not isinstance(plain, str | dict):
+        raise ValueError(f"{value!r} is neither a name nor {{class_path: NAME, init_args: {{...}}}}")
+    return GivenPart(plain)
+
+
+def _write_part(part: Any) -> Any:
+    return part.value if isinstance(part, GivenPart) else part
+
+
+register_type(
+    GivenPart,
+    serializer=_write_part,
+    deserializer=_read_part,
+    type_check=lambda value, _: isinstance(value, GivenPart),
+    deserializer_exceptions=(ValueError, yaml.YAMLError),
+)
 
 
 class CellViTCLI(LightningCLI):
@@ -24,7 +57,10 @@ class CellViTCLI(LightningCLI):
     """
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the configuration as it is."""
+        """Leave the configuration as it is, but look at the checkpoint before anything is built."""
+        path = self.config[self.config["subcommand"]].get("ckpt_path")
+        if path and path not in KEYWORDS:
+            read_checkpoint(Path(path))
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +74,20 @@ def main(arguments: list[str]) -> int:
     """
     for registry in (ENCODERS, DECODERS, HEADS, METRICS, POSTPROCESSORS):
         registry.load()  # plug-ins are known before anything is parsed
+    try:
+        _run(arguments)
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:500]
+        message = (
+            f"the checkpoint does not fit the model of the configuration: {reason}; give the one it was trained with"
+        )
+        raise WeightsError(message) from error
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
     CellViTCLI(
         CellViT,
         L.LightningDataModule,
@@ -47,4 +97,3 @@ def main(arguments: list[str]) -> int:
         seed_everything_default=19,
         args=None if arguments == sys.argv[1:] else arguments,  # given both, LightningCLI warns
     )
-    return 0

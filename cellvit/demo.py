@@ -12,7 +12,7 @@ NEXT = """
 Look at
   {out}/tissue.png       the tissue with every nucleus outlined in the colour of its type
   {out}/tissue.geojson   drag it onto the image in QuPath: one editable object per nucleus
-  {out}/tissue.parquet   one row per nucleus with its embedding: pandas.read_parquet(...)
+  {out}/tissue.parquet   one row per nucleus with its embedding: pyarrow.parquet.read_table(...)
 
 Try next
   1. your own image:     {cellvit} segment IMAGE.png --mpp 0.25 --out results

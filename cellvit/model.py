@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from cellvit.assembly import build_metric, check_branches, head_class, instantiate, true_nuclei
+from cellvit.assembly import build_metric, check_branches, head_class, image_arrays, instantiate, true_nuclei
 from cellvit.classes import default_classes
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
@@ -91,12 +93,14 @@ class CellViT(L.LightningModule):
         mpp: float = 0.25,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
-        optimizer: dict[str, Any] | None = None,
-        lr_scheduler: dict[str, Any] | None = None,
+        optimizer: PartSpec | None = None,
+        lr_scheduler: PartSpec | None = None,
         lr_interval: str = "epoch",
         about: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if not mpp > 0 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ConfigError(f"mpp {mpp} and std {std} must be above 0, mean {mean} and std have three numbers")
         self.classes = default_classes(num_nuclei_classes, names=class_names, colors=class_colors)
         self.mpp = mpp
         self.optimizer_spec = normalise_spec(optimizer or ADAMW, what="optimizer")
@@ -118,6 +122,9 @@ class CellViT(L.LightningModule):
             self.decoder.out_channels, self.encoder.pooled_channels, num_nuclei_classes, num_tissue_classes
         )
         self.heads = nn.ModuleDict({name: build(HEADS, spec, sizes) for name, spec in head_specs.items()})
+        if all(cls.source != "pooled" for cls in classes.values()):
+            for parameter in self.encoder.pooled_parameters():  # without a gradient, DDP would wait for one
+                parameter.requires_grad = False
         self.metrics = nn.ModuleList(build_metric(spec, self.classes.names) for spec in metrics)
         self.tissue_accuracy = METRICS.get("tissue-accuracy")() if TISSUE_TYPES in head_specs else None
         self.settings: dict[str, Any] = {
@@ -211,12 +218,12 @@ class CellViT(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser over all parameters and its schedule, as the settings say."""
-        optimizer = instantiate(self.optimizer_spec, self.parameters(), what="optimizer")
+        optimizer = instantiate(self.optimizer_spec, self.parameters(), base=Optimizer, what="optimizer")
         arguments = dict(self.scheduler_spec["init_args"])
         if arguments.get("total_steps", 0) is None:
             arguments["total_steps"] = int(self.trainer.estimated_stepping_batches)
         spec = {**self.scheduler_spec, "init_args": arguments}
-        scheduler = instantiate(spec, optimizer, what="lr_scheduler")
+        scheduler = instantiate(spec, optimizer, base=LRScheduler, what="lr_scheduler")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
 
     @classmethod
@@ -286,5 +293,4 @@ class CellViT(L.LightningModule):
             metric.reset()
 
     def _postprocess_batch(self, maps: Mapping[str, Tensor]) -> list[NucleiPrediction]:
-        arrays = {name: value.float().cpu().numpy() for name, value in maps.items() if value.ndim == 4}
-        return [self.postprocess({k: v[i] for k, v in arrays.items()}) for i in range(len(maps[EMBEDDING_MAP]))]
+        return [self.postprocess(arrays) for arrays in image_arrays(maps, self.postprocessor)]

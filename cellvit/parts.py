@@ -7,14 +7,41 @@ from the parts before it (the decoder receives the encoder's features), so they 
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cellvit.errors import ConfigError, UnknownPluginError
 from cellvit.registry import Registry
 
 T = TypeVar("T")
 
-PartSpec = str | Mapping[str, Any] | type | object
+
+class GivenPart:
+    """A part as a configuration file or a command line gives it, opaque to their parser.
+
+    The parser would take ``class_path`` for an import path and try to merge the arguments of different classes; the
+    names of parts are ours to look up, and a part that is given again replaces the one before it.
+
+    Args:
+        value: Name, or ``{"class_path": ..., "init_args": {...}}``.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GivenPart) and other.value == self.value
+
+    def __hash__(self) -> int:
+        return hash(repr(self.value))
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+if TYPE_CHECKING:
+    PartSpec = str | Mapping[str, Any] | type | object
+else:
+    PartSpec = GivenPart  # what annotations say to the parser of configurations
 """A registered name, a dotted path, ``{"class_path": ..., "init_args": {...}}``, a class, or an instance."""
 
 
@@ -76,6 +103,7 @@ def normalise_spec(spec: PartSpec, *, what: str) -> dict[str, Any]:
     Raises:
         ConfigError: If the spec is of another form.
     """
+    spec = spec.value if isinstance(spec, GivenPart) else spec
     if isinstance(spec, str):
         return {"class_path": spec, "init_args": {}}
     if isinstance(spec, type):
@@ -137,6 +165,7 @@ def build(registry: Registry[T], spec: PartSpec, *sizes: Any) -> T:
         ConfigError: If an argument is unknown or does not fit; the message lists the known ones.
         UnknownPluginError: If there is no such class.
     """
+    spec = spec.value if isinstance(spec, GivenPart) else spec
     if isinstance(spec, registry.base) and not isinstance(spec, type):
         return spec
     plain = normalise_spec(spec, what=registry.kind)

@@ -1,9 +1,14 @@
-"""Saving and loading a model as safetensors and JSON. Nothing that is loaded here is executed."""
+"""Saving and loading a model as safetensors and JSON.
+
+Weights are read without running anything. Parts are named in the configuration and imported by that name, so a
+configuration can choose among the code that is installed, and add none.
+"""
 
 import hashlib
 import json
 import pickle
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -92,10 +97,10 @@ def load(cls: type[M], name_or_path: str | Path) -> M:
         raise UnknownPluginError(
             f"no model {str(name_or_path)!r}: neither a path nor a bundled model (bundled: {known})"
         )
-    settings, state = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
+    settings, state = _read_folder(path) if path.is_dir() else read_checkpoint(path)
     try:
-        model = cls(**settings)
-    except (TypeError, CellViTError) as error:
+        model = cls(**_offline(settings))
+    except (TypeError, ValueError, RuntimeError, AssertionError, CellViTError) as error:
         raise WeightsError(f"the settings in {str(path)!r} build no model: {error}") from error
     _fill(model, state, path)
     return model.eval()
@@ -114,7 +119,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         is_ours = config["format"] == FORMAT and isinstance(config["model"], dict)
-        schema, weights, digest = config["schema"], folder / config["weights"]["file"], config["weights"]["sha256"]
+        schema, weights, digest = int(config["schema"]), folder / config["weights"]["file"], config["weights"]["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{str(config_path)!r} is not a cellvit configuration ({error!r}); export the model again"
@@ -137,7 +142,15 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     return config["model"], state
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the settings and the tensors of a Lightning checkpoint that ``cellvit fit`` wrote.
+
+    Args:
+        path: The file.
+
+    Raises:
+        WeightsError: If it is no such file, is damaged, or holds more than plain data.
+    """
     advice = "give a cellvit model folder or a checkpoint written by 'cellvit fit'"
     try:
         with warnings.catch_warnings():
@@ -149,9 +162,19 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
         raise WeightsError(message) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise WeightsError(f"{str(path)!r} is not a checkpoint or is damaged ({error}); {advice}") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(checkpoint):
+    known = isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters"} <= set(checkpoint)
+    if not known or not isinstance(checkpoint["hyper_parameters"], Mapping):
         raise WeightsError(f"{str(path)!r} holds no cellvit checkpoint; {advice}")
     return dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
+
+
+def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings whose encoder does not fetch weights that are about to be replaced."""
+    plain = dict(settings)
+    encoder = plain.get("encoder")
+    if isinstance(encoder, Mapping) and (encoder.get("init_args") or {}).get("pretrained"):
+        plain["encoder"] = {**encoder, "init_args": {**encoder["init_args"], "pretrained": False}}
+    return plain
 
 
 def _fill(model: "CellViT", state: dict[str, torch.Tensor], path: Path) -> None:

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from cellvit.assembly import image_arrays
 from cellvit.errors import ConfigError
 from cellvit.model import CellViT
 from cellvit.postprocess.base import Postprocessor
 from cellvit.slide.reader import to_rgb
 from cellvit.slide.seams import merge_tiles
 from cellvit.slide.tiling import TileGrid
-from cellvit.types import NUCLEI_TYPE_MAP, Nuclei, NucleiClasses, NucleiPrediction
+from cellvit.types import Nuclei, NucleiClasses, NucleiPrediction
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -31,6 +32,9 @@ MAX_SCALE = 4.0
 
 MIN_SCALE = 1 / 32
 """Smallest reduction."""
+
+MIN_OVERLAP = 8
+"""Pixels; with less, two tiles have too little in common to tell that they cut the same nucleus."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished tiles and the number of all tiles."""
@@ -82,8 +86,8 @@ def segment_image(
     """Find the nuclei of an image of any size.
 
     An image whose resolution differs from the model's by more than 5 % is resampled; one larger than a tile is
-    cut into overlapping tiles, and each nucleus is kept once. Memory beyond the image itself is bounded by one batch
-    of tiles.
+    cut into overlapping tiles, and each nucleus is kept once. Beyond the image at the model's resolution, memory is
+    bounded by one batch of tiles.
 
     Args:
         image: ``(H, W, 3)`` RGB, ``(H, W)`` grey, or with alpha; uint8, uint16, or float in [0, 1].
@@ -116,7 +120,7 @@ def segment_image(
     autocast = autocast_context(precision, network.device)
     resampled, scale = _resample(pixels, mpp, network.mpp)
     height, width = resampled.shape[:2]
-    grid = TileGrid(width=width, height=height, tile_size=tile_size, overlap=overlap)
+    grid = tile_grid(width, height, tile_size=tile_size, overlap=overlap)
     found: list[tuple[int, Nuclei]] = []
     with _evaluation_mode(network):
         for first in range(0, len(grid), batch_size):
@@ -129,6 +133,17 @@ def segment_image(
                 progress(len(found), len(grid))
     nuclei = replace(merge_tiles(grid, found), classes=network.classes)
     return nuclei if resampled is pixels else _to_source(nuclei, scale, width=pixels.shape[1], height=pixels.shape[0])
+
+
+def tile_grid(width: int, height: int, *, tile_size: int, overlap: int) -> TileGrid:
+    """Return the tiles of an image whose nuclei can be joined at the seams.
+
+    Raises:
+        ConfigError: If tiles of that size and overlap do not work.
+    """
+    if overlap < MIN_OVERLAP:
+        raise ConfigError(f"overlap {overlap} is too small to join nuclei at the seams; use {MIN_OVERLAP} px or more")
+    return TileGrid(width=width, height=height, tile_size=tile_size, overlap=overlap)
 
 
 def load_model(model: str | Path | NucleiModel, *, device: str = "auto") -> NucleiModel:
@@ -207,15 +222,9 @@ def _evaluation_mode(model: NucleiModel) -> Iterator[None]:
 def _predict(model: NucleiModel, tiles: NDArray[np.uint8]) -> list[dict[str, NDArray[Any]]]:
     """Return the activated maps of tiles ``(B, H, W, 3)``, one dictionary without batch axis per tile."""
     batch = torch.from_numpy(tiles).to(model.device).permute(0, 3, 1, 2).float() / 255
-    maps = {name: value for name, value in model.predict_maps(batch).items() if value.ndim == 4}
     postprocessor = getattr(model, "postprocessor", None)
-    if isinstance(postprocessor, Postprocessor) and NUCLEI_TYPE_MAP in maps:
-        # A fraction of the bytes to move off the device. Without a type map the probabilities themselves are needed.
-        maps |= {name: maps[name].argmax(1).to(torch.int16) for name in postprocessor.takes_labels & set(maps)}
-    arrays = {
-        name: (value.float() if value.is_floating_point() else value).cpu().numpy() for name, value in maps.items()
-    }
-    return [{name: value[i] for name, value in arrays.items()} for i in range(len(tiles))]
+    known = postprocessor if isinstance(postprocessor, Postprocessor) else None
+    return image_arrays(model.predict_maps(batch), known)
 
 
 def _resample(image: NDArray[np.uint8], mpp: float, model_mpp: float) -> tuple[NDArray[np.uint8], tuple[float, float]]:

@@ -327,3 +327,9 @@ def test_a_graphics_card_finds_the_same_nuclei(tiny, tmp_path, precision):
     if precision == "32-true":
         assert abs(len(there) - len(segment_image(image, model=tiny))) <= 2
     assert there.embedding.shape[1] == 24
+
+
+@pytest.mark.parametrize("overlap", [0, 7, -1])
+def test_an_overlap_in_which_seams_cannot_be_joined_is_refused(tiny, overlap):
+    with pytest.raises(ConfigError, match="use 8 px or more"):
+        segment_image(np.zeros((20, 20, 3), np.uint8), model=tiny, overlap=overlap)

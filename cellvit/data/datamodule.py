@@ -13,6 +13,7 @@ from cellvit.data.folder import FolderDataset, ImageDataset
 from cellvit.data.records import find_records, has_split
 from cellvit.data.sampler import WeightedDraws
 from cellvit.errors import ConfigError
+from cellvit.types import TISSUE_TYPES
 
 
 class FolderDataModule(LightningDataModule):
@@ -20,7 +21,8 @@ class FolderDataModule(LightningDataModule):
 
     Training draws ``samples_per_epoch`` random augmented patches of ``split`` train; validation and test take whole
     images, one at a time because their sizes differ. Test uses the split test where there is one, else val. The
-    draws of an epoch depend on the seed and the epoch alone: not on workers, nor on the number of processes.
+    draws of an epoch depend on the seed and the epoch alone: not on workers, nor on the number of processes. Evaluate
+    with one process: the trainer gives several equally many images and counts some twice for it.
 
     Args:
         root: Folder as :class:`FolderDataset` reads it; environment variables in it are expanded.
@@ -32,11 +34,12 @@ class FolderDataModule(LightningDataModule):
         dataset_weights: How often each training data set is drawn; None draws in proportion to the area of images.
         augmentation: See :func:`cellvit.data.transforms.build_augmentation`; None is the published one, ``{}`` none.
         num_workers: Loader processes.
-        class_names: Names of the types, background first; type ids beyond them are errors.
+        class_names: Names of the types, background first; type ids beyond them are errors. None takes the model's.
         mpp: Resample images of another known resolution to this many microns per pixel.
         cache: Keep decoded images in memory.
         val_batch_size: Images per evaluation batch; above 1 all must be of one size.
-        predict_dir: Folder of images without labels for ``predict``; environment variables are expanded.
+        predict_dir: Folder of images without labels for ``predict``, at the model's resolution and small enough to be
+            run whole (``cellvit segment`` resamples and tiles); environment variables are expanded.
         seed: Base of the draws; None takes the seed of ``seed_everything``, or 0.
 
     Raises:
@@ -83,6 +86,9 @@ class FolderDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the data that a stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
+        heads = getattr(getattr(self.trainer, "lightning_module", None), "heads", ())
+        if stage == "fit" and TISSUE_TYPES in heads:
+            raise ConfigError("the model has a tissue head but folders state no tissue; set num_tissue_classes to 0")
         if stage == "fit" and "train" not in self._sets:
             self._sets["train"] = self._folder("train", crop_size=self.crop_size, datasets=self.datasets)
         if stage in ("fit", "validate") and "val" not in self._sets:
@@ -115,6 +121,13 @@ class FolderDataModule(LightningDataModule):
         """Return the loader of the images of ``predict_dir``; batches have ``image`` and ``name``."""
         return self._loader(self._sets["predict"], batch_size=1)
 
+    def _num_nuclei_classes(self) -> int | None:
+        """Return the number of types that labels may have: as told here, else as the trained model knows them."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        classes = getattr(getattr(self.trainer, "lightning_module", None), "classes", None)
+        return None if classes is None else len(classes)
+
     def _evaluation(self, split: str) -> FolderDataset:
         if self.val_datasets is not None or self.datasets is None:
             return self._folder(split, datasets=self.val_datasets)
@@ -131,7 +144,7 @@ class FolderDataModule(LightningDataModule):
             datasets=datasets,
             crop_size=crop_size,
             augmentation=self.augmentation,
-            num_classes=None if self.class_names is None else len(self.class_names),
+            num_nuclei_classes=self._num_nuclei_classes(),
             mpp=self.mpp,
             cache=self.cache,
         )

@@ -48,7 +48,7 @@ class FolderDataset(Dataset[dict[str, Any]]):
         crop_size: Side of random patches in pixels; None gives whole images. Smaller images are padded by reflection.
         augmentation: See :func:`cellvit.data.transforms.build_augmentation`; None is the published one. Whole images
             are never augmented.
-        num_classes: Number of types with background; a larger type id is an error. None checks nothing.
+        num_nuclei_classes: Number of types with background; a larger type id is an error. None checks nothing.
         mpp: Resample images of another known resolution to this many microns per pixel; None leaves all as they are.
         cache: Keep decoded images and labels in memory (5 bytes per pixel). Either way all are read once at the start,
             for the checks.
@@ -66,7 +66,7 @@ class FolderDataset(Dataset[dict[str, Any]]):
         datasets: Sequence[str] | None = None,
         crop_size: int | None = None,
         augmentation: AugmentationConfig | None = None,
-        num_classes: int | None = None,
+        num_nuclei_classes: int | None = None,
         mpp: float | None = None,
         cache: bool = True,
     ) -> None:
@@ -74,7 +74,7 @@ class FolderDataset(Dataset[dict[str, Any]]):
             raise ConfigError(f"crop_size is {crop_size}; give at least 1 pixel, or None for whole images")
         if mpp is not None and not mpp > 0:
             raise ConfigError(f"mpp is {mpp}; give microns per pixel above 0, or None to leave images as they are")
-        self.root, self.crop_size, self.num_classes, self.mpp = Path(root), crop_size, num_classes, mpp
+        self.root, self.crop_size, self.num_nuclei_classes, self.mpp = Path(root), crop_size, num_nuclei_classes, mpp
         self.augmentation: Any = None if crop_size is None else build_augmentation(augmentation, size=crop_size)
         self.records = find_records(self.root, split=split, datasets=datasets)
         if not self.records:
@@ -174,9 +174,10 @@ class FolderDataset(Dataset[dict[str, Any]]):
         used = types[present[present > 0]]
         if (used == 0).any():
             raise DataError(f"label '{record.label}' has a nucleus of type 0, background; use -1 for unknown types")
-        if self.num_classes is not None and used.max(initial=0) >= self.num_classes:
+        if self.num_nuclei_classes is not None and used.max(initial=0) >= self.num_nuclei_classes:
             raise DataError(
-                f"label '{record.label}' has type {used.max()} but there are {self.num_classes} classes with background"
+                f"label '{record.label}' has type {used.max()} but there are {self.num_nuclei_classes} classes "
+                "with background; name more classes or correct the label"
             )
 
     def _load_all(self, *, keep: bool) -> None:

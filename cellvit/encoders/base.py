@@ -34,6 +34,10 @@ class Encoder(Configurable, nn.Module, ABC):
             Feature maps ``(B, C_i, H / stride_i, W / stride_i)`` and the pooled vector ``(B, P)``.
         """
 
+    def pooled_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that serve nothing but the pooled vector; a model without a use for it freezes them."""
+        return []
+
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Return the parameters in groups from input to output, for freezing and layer-wise learning rates."""
         return [list(self.parameters())]

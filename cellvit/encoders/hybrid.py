@@ -85,16 +85,17 @@ def attend_in_windows(tokens: Tensor, block: nn.Module, *, window: int) -> Tenso
     """Run a transformer block on each window of a token map by itself.
 
     Args:
-        tokens: ``(B, D, h, w)``; padded with zeros at the right and the bottom to whole windows.
-        block: Maps ``(B', window * window, D)`` to the same shape.
-        window: Tokens per window side; a smaller map is one window.
+        tokens: ``(B, D, h, w)``. As few windows as possible share each side evenly; the one or two tokens that may
+            lack are repeated from the right and bottom edges.
+        block: Maps ``(B', rows * cols, D)`` to the same shape.
+        window: Most tokens per window side.
 
     Returns:
         ``(B, D, h, w)``.
     """
     batch, channels, height, width = tokens.shape
-    rows, cols = min(window, height), min(window, width)
-    padded = F.pad(tokens, (0, -width % cols, 0, -height % rows))
+    rows, cols = (-(-side // -(-side // window)) for side in (height, width))
+    padded = F.pad(tokens, (0, -width % cols, 0, -height % rows), mode="replicate")
     down, across = padded.shape[2] // rows, padded.shape[3] // cols
     split = padded.reshape(batch, channels, down, rows, across, cols).permute(0, 2, 4, 3, 5, 1)
     done: Tensor = block(split.reshape(-1, rows * cols, channels))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cellvit.encoders.base import ENCODERS, Encoder
 from cellvit.encoders.taps import choose_taps
-from cellvit.errors import ConfigError, WeightsError
+from cellvit.errors import ConfigError, UnknownPluginError, WeightsError
 from cellvit.types import EncoderOutput, FeatureInfo
 
 STRIDE = 16
@@ -63,6 +63,11 @@ class TimmEncoder(Encoder):
         pooled = self.net.forward_head(tokens, pre_logits=True)
         return EncoderOutput([self._to_stride(m, height, width) for m in maps], pooled)
 
+    def pooled_parameters(self) -> list[nn.Parameter]:
+        """Return the final norm and whatever pools the tokens: the maps are tapped before them."""
+        last = [getattr(self.net, name, None) for name in ("norm", "attn_pool", "fc_norm")]
+        return [p for module in last if isinstance(module, nn.Module) for p in module.parameters()]
+
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Return everything before the blocks, then each block, then the rest."""
         blocks = [list(block.parameters()) for block in self.net.blocks]
@@ -85,7 +90,7 @@ class TimmEncoder(Encoder):
 def _create(model: str, *, pretrained: bool, drop_path_rate: float) -> Any:
     if not timm.is_model(model.split(".")[0]):
         close = ", ".join(get_close_matches(model, timm.list_models(), n=5)) or "none"
-        raise ConfigError(f"timm has no architecture {model!r}; similar ones: {close}; see timm.list_models()")
+        raise UnknownPluginError(f"timm has no architecture {model!r}; similar ones: {close}; see timm.list_models()")
     options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path_rate}
     try:
         return timm.create_model(model, pretrained=pretrained, dynamic_img_size=True, **options)

@@ -95,6 +95,10 @@ class ViTEncoder(Encoder):
                 maps.append(tokens[:, 1:].transpose(1, 2).unflatten(2, grid))
         return EncoderOutput(maps, self.vit.norm(tokens[:, :1])[:, 0])
 
+    def pooled_parameters(self) -> list[nn.Parameter]:
+        """Return the final norm: the maps are tapped before it."""
+        return list(self.vit.norm.parameters())
+
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Return the stem, then each block, then the final norm."""
         stem = [self.vit.cls_token, self.vit.pos_embed, *self.vit.patch_embed.parameters()]

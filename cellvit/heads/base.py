@@ -36,7 +36,7 @@ class Head(Configurable, nn.Module, ABC):
 
     Args:
         sizes: What flows in from the decoder, the encoder and the data.
-        losses: Weight per loss term; None takes ``default_losses``. A term left out is not computed.
+        losses: Weight per loss term; None takes ``default_losses``. A term left out is not added.
 
     Attributes:
         branch: Name of the map this head makes; also the key of its target in the batch.

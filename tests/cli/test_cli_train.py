@@ -77,6 +77,7 @@ def test_every_documented_configuration_runs(config, tissue_folder, tmp_path):
         *("--trainer.accelerator", "cpu"),
         *("--trainer.default_root_dir", str(tmp_path)),
         *("--trainer.callbacks", "[]"),
+        *("--trainer.enable_model_summary", "false"),
         *("--data.root", str(tissue_folder)),
         *("--data.crop_size", "64"),
         *("--data.batch_size", "2"),
@@ -97,6 +98,62 @@ def test_missing_data_folder_says_what_to_do(training_config, capsys):
     message = capsys.readouterr().err
     assert "no/such/folder" in message
     assert "Traceback" not in message
+
+
+def test_checkpoints_that_are_not_ours_or_do_not_fit_say_so(trained, training_config, tmp_path, capsys):
+    (tmp_path / "x.ckpt").write_bytes(b"no")
+    command = ["validate", "--config", str(training_config), "--ckpt_path"]
+    assert main([*command, str(tmp_path / "x.ckpt")]) == 1
+    assert "x.ckpt" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "missing.ckpt")]) == 1
+    assert "missing.ckpt" in capsys.readouterr().err
+    more = ["--model.num_nuclei_classes", "5", "--model.class_names", "[a, b, c, d, e]"]
+    assert main([*command, str(trained / "checkpoints/last.ckpt"), *more]) == 1
+    message = capsys.readouterr().err
+    assert "does not fit the model" in message
+    assert "nuclei_type_map" in message
+
+
+def test_a_second_configuration_and_the_command_line_replace_parts(training_config, tmp_path, capsys):
+    """A short file over a common base names other parts; what they do not name stays."""
+    over = tmp_path / "over.yaml"
+    over.write_text(
+        "model:\n  encoder: {class_path: vit-256, init_args: {embed_dim: 24, depth: 4, num_heads: 2}}\n"
+        "  optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}\n"
+    )
+    command = ["fit", "--config", str(training_config), "--config", str(over)]
+    flags = ["--trainer.fast_dev_run", "1", "--trainer.callbacks", "[]"]
+    decoder = '{"class_path": "unetr", "init_args": {"widths": [5, 6, 7, 8]}}'
+    assert main([*command, *flags, f"--model.decoder={decoder}", "--model.postprocessor", "hv-watershed"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*command, "--model.decoder", decoder, "--print_config"])
+    shown = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert shown["encoder"] == {"class_path": "vit-256", "init_args": {"embed_dim": 24, "depth": 4, "num_heads": 2}}
+    assert shown["decoder"]["init_args"] == {"widths": [5, 6, 7, 8]}
+    assert shown["optimizer"]["class_path"] == "torch.optim.SGD"
+    assert shown["class_names"] == ["Background", "Small", "Large"]
+
+
+@pytest.mark.parametrize("value", ["hybird", '{"class_path": "hybrid", "init_args": {"dept": 3}}', "[1, 2]"])
+def test_a_misspelt_part_is_refused_without_a_traceback(training_config, value, capsys):
+    try:
+        code = main(["fit", "--config", str(training_config), "--model.encoder", value])
+    except SystemExit as stop:  # the parser's own refusal
+        code = stop.code
+    assert code in (1, 2)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_types_beyond_the_models_classes_are_refused_before_training(training_config, capsys):
+    assert main(["fit", "--config", str(training_config), "--model.num_nuclei_classes", "2",
+                 "--model.class_names", "[a, b]"]) == 1  # fmt: skip
+    assert "has type 2 but there are 2 classes" in capsys.readouterr().err
+
+
+def test_a_tissue_head_without_tissues_is_refused_before_training(training_config, capsys):
+    assert main(["fit", "--config", str(training_config), "--model.num_tissue_classes", "3"]) == 1
+    assert "num_tissue_classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

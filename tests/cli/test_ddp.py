@@ -29,12 +29,16 @@ if __name__ == "__main__":
 """
 
 
+VIT = '{"class_path": "vit-256", "init_args": {"embed_dim": 24, "depth": 4, "num_heads": 2}}'
+
+
 @pytest.mark.slow
-def test_two_processes_train_one_model_also_after_the_encoder_thaws(training_config, tmp_path):
+@pytest.mark.parametrize("model", [[], ["--model.encoder", VIT]], ids=["hybrid", "vit without a tissue head"])
+def test_two_processes_train_one_model_also_after_the_encoder_thaws(training_config, tmp_path, model):
     script = tmp_path / "train_two.py"
     script.write_text(SCRIPT)
     arguments = ["fit", "--config", str(training_config), "--trainer.callbacks+=__main__.SameEverywhere"]
-    distributed = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "3"]
+    distributed = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "3", *model]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, str(script), *arguments, *distributed]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -129,7 +129,7 @@ def test_all_problems_are_in_one_error(data_folder):
     np.savez(labels / "4.npz", inst_map=one, inst_type=np.array([0, 5], np.uint8))
     np.savez(labels / "5.npz", inst_map=one, inst_type=np.array([0, 0], np.uint8))
     with pytest.raises(DataError) as caught:
-        FolderDataset(root, num_classes=5)
+        FolderDataset(root, num_nuclei_classes=5)
     text = str(caught.value)
     assert text.startswith("6 problem(s)")
     for part in (

@@ -9,7 +9,7 @@ from cellvit.encoders import vit as vit_module
 from cellvit.encoders.hybrid import attend_in_windows
 from cellvit.encoders.taps import choose_taps
 from cellvit.encoders.vit import interpolate_position
-from cellvit.errors import ConfigError
+from cellvit.errors import ConfigError, UnknownPluginError
 
 
 class TestSmallViT(EncoderContract):
@@ -120,10 +120,13 @@ def test_windows_do_not_see_each_other_and_padding_is_cut():
         def forward(self, x):
             return x.mean(1, keepdim=True).expand_as(x)
 
+    assert attend_in_windows(torch.ones(1, 1, 3, 5), Mean(), window=2).shape == (1, 1, 3, 5)
+    uneven = torch.zeros(1, 1, 1, 33)
+    uneven[..., 32] = 1  # three windows of eleven, not two of sixteen and one token among padding
+    assert attend_in_windows(uneven, Mean(), window=16)[0, 0, 0, -1].item() == pytest.approx(1 / 11)
     tokens = torch.arange(12.0).view(1, 1, 2, 6)
     result = attend_in_windows(tokens, Mean(), window=2)
     assert result[0, 0].tolist() == [[3.5, 3.5, 5.5, 5.5, 7.5, 7.5]] * 2
-    assert attend_in_windows(torch.ones(1, 1, 3, 5), Mean(), window=2).shape == (1, 1, 3, 5)
 
 
 def test_hybrid_means_the_same_at_any_size():
@@ -153,7 +156,7 @@ def test_default_taps_are_the_published_ones(depth, expected):
 
 
 def test_unknown_timm_model_lists_similar_ones():
-    with pytest.raises(ConfigError, match="vit_small_patch16_224"):
+    with pytest.raises(UnknownPluginError, match="vit_small_patch16_224"):
         TimmEncoder(model="vit_smal_patch16_224")
 
 

@@ -124,6 +124,19 @@ def test_wrong_optimizer_arguments_are_named(small_settings):
         model.configure_optimizers()
 
 
+def test_only_optimisers_are_taken_for_optimisers(small_settings):
+    model = CellViT(**small_settings, optimizer={"class_path": "builtins.print", "init_args": {}})
+    with pytest.raises(ConfigError, match="does not derive from Optimizer"):
+        model.configure_optimizers()
+
+
+def test_parameters_without_a_use_do_not_train():
+    small = {"class_path": "vit-256", "init_args": {"embed_dim": 24, "depth": 4, "num_heads": 2}}
+    frozen = [n for n, p in CellViT(small, 3).named_parameters() if not p.requires_grad]
+    assert frozen == ["encoder.vit.norm.weight", "encoder.vit.norm.bias"]
+    assert all(p.requires_grad for p in CellViT(small, 3, 2).parameters())
+
+
 def test_default_optimiser_and_schedule_are_the_published_ones(small_model):
     configured = small_model.configure_optimizers()
     group = configured["optimizer"].param_groups[0]

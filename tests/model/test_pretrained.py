@@ -2,6 +2,7 @@ import json
 import pickle
 
 import pytest
+import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -111,6 +112,34 @@ def test_missing_and_unused_tensors_are_named(saved):
         CellViT.from_pretrained(saved)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": [0.5]},
+        {"mpp": 0},
+        {"std": [0.5, 0.5, 0.0]},
+        {"class_colors": [["red"] * 3] * 3},
+        {"encoder": {"class_path": "hybrid", "init_args": {"embed_dim": 16, "num_heads": 5}}},
+    ],
+)
+def test_settings_that_build_no_model(saved, change):
+    config = json.loads((saved / "config.json").read_text())
+    config["model"] |= change
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="build no model"):
+        CellViT.from_pretrained(saved)
+
+
+def test_pretrained_weights_are_not_fetched_to_be_replaced(tmp_path, small_settings, monkeypatch):
+    asked = []
+    original = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, pretrained, **k: asked.append(pretrained) or original(*a, **k))
+    encoder = {"class_path": "timm", "init_args": {"model": "vit_tiny_patch16_224", "pretrained": True}}
+    CellViT(**{**small_settings, "encoder": encoder}).save_pretrained(tmp_path / "m")
+    CellViT.from_pretrained(tmp_path / "m")
+    assert asked == [True, False]
+
+
 def test_settings_of_another_version(saved):
     config = json.loads((saved / "config.json").read_text())
     config["model"]["colour"] = "red"
@@ -143,6 +172,9 @@ def test_a_file_that_is_no_checkpoint(tmp_path, content):
 
 def test_a_checkpoint_that_is_not_ours(tmp_path):
     torch.save({"model": torch.zeros(3)}, tmp_path / "x.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": [1, 2]}, tmp_path / "y.ckpt")
+    with pytest.raises(WeightsError, match="holds no cellvit checkpoint"):
+        CellViT.from_pretrained(tmp_path / "y.ckpt")
     with pytest.raises(WeightsError, match="holds no cellvit checkpoint"):
         CellViT.from_pretrained(tmp_path / "x.ckpt")
 

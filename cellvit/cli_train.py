@@ -57,7 +57,10 @@ class CellViTCLI(LightningCLI):
     """
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the configuration as it is, but look at the checkpoint before anything is built."""
+        """Leave the configuration as it is."""
+
+    def before_instantiate_classes(self) -> None:
+        """Look at the checkpoint before anything is built."""
         path = self.config[self.config["subcommand"]].get("ckpt_path")
         if path and path not in KEYWORDS:
             read_checkpoint(Path(path))

@@ -47,7 +47,7 @@ def test_all_files_are_written_and_agree(images, model, tmp_path, capsys):
     head = json.loads((out / "a.json").read_text())["wsi_metadata"]
     assert (head["width"], head["height"], head["base_mpp"], head["mpp_source"]) == (120, 96, 0.25, "default")
     printed = capsys.readouterr()
-    assert printed.err == ""
+    assert printed.err.strip() == ""  # rich before 14.3 leaves an empty line where its bar was
     assert "Neoplastic" in printed.out
     row = next(line for line in printed.out.splitlines() if "a.png" in line)
     counts = np.bincount(nuclei.type, minlength=6)
@@ -63,7 +63,7 @@ def test_a_bad_file_does_not_stop_the_others(images, model, tmp_path, capsys):
     assert main([*arguments, "--device", "cpu", "--formats", "geojson"]) == 1
     assert sorted(p.name for p in out.iterdir()) == ["grey [x].v2.geojson", "images_a.geojson", "other_a.geojson"]
     printed = capsys.readouterr()
-    lines = printed.err.splitlines()
+    lines = printed.err.strip().splitlines()
     assert len(lines) == 3
     assert [word in line for word, line in zip(("cut.png", "notes.jpg", "gone.png"), lines, strict=True)] == [True] * 3
     assert "Traceback" not in printed.err
@@ -82,7 +82,7 @@ def test_a_fault_of_ours_is_one_line_too(images, model, tmp_path, capsys, monkey
     monkeypatch.setattr(cli_segment, "segment_image", faulty)
     arguments = [str(images), "--out", str(tmp_path / "out"), "--model", model, "--device", "cpu"]
     assert main(arguments) == 1
-    lines = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "a.png': IndexError: list index out of range (--debug shows where)" in lines[0]
     with pytest.raises(IndexError):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellvit.errors import ConfigError, DataError
+from cellvit.geometry import ring_lengths, ring_offsets, select_rings
 
 NUCLEI_BINARY_MAP = "nuclei_binary_map"
 HV_MAP = "hv_map"
@@ -162,12 +163,12 @@ class Nuclei:
         for classes in named:
             if classes != named[0]:
                 raise DataError(f"tables with different types {named[0].names} and {classes.names}; convert one first")
-        lengths = np.concatenate([np.diff(p.contour_offsets) for p in parts])
+        lengths = np.concatenate([ring_lengths(p.contour_offsets) for p in parts])
         embeddings = [p.embedding for p in parts if p.embedding is not None]
         complete = bool(embeddings) and all(p.embedding is not None for p in parts if len(p))
         return cls(
             **{name: np.concatenate([getattr(p, name) for p in parts]) for name in _PLAIN_COLUMNS},
-            contour_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]),
+            contour_offsets=ring_offsets(lengths),
             contour_points=np.concatenate([p.contour_points for p in parts]),
             embedding=np.concatenate(embeddings) if complete else None,
             classes=named[0] if named else None,
@@ -190,10 +191,7 @@ class Nuclei:
         if rows.dtype == bool and len(rows) != len(self):
             raise DataError(f"mask of {len(rows)} rows for {len(self)} nuclei; give one value per nucleus")
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
-        lengths = np.diff(self.contour_offsets)[index]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-        starts = np.repeat(self.contour_offsets[:-1][index] - offsets[:-1], lengths)
-        points = self.contour_points[np.arange(offsets[-1]) + starts]
+        points, offsets = select_rings(self.contour_points, self.contour_offsets, index)
         return replace(
             self,
             **{name: getattr(self, name)[index] for name in _PLAIN_COLUMNS},

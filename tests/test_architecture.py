@@ -27,6 +27,7 @@ PLACES = [
     ("cellvit.parts", 0, "core"),
     ("cellvit.classes", 0, "core"),
     ("cellvit.geometry", 0, "core"),
+    ("cellvit.atomic", 0, "core"),
     ("cellvit.slide.runner", 4, "application"),
     ("cellvit.slide", 1, "slide"),
     ("cellvit.encoders", 1, "encoders"),

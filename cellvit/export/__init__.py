@@ -14,7 +14,7 @@ picture       write_overlay, draw_overlay for the eye only
 ============  ==========================  =========================================================
 """
 
-from cellvit.export.atomic import atomic_path, atomic_text
+from cellvit.atomic import atomic_path, atomic_text
 from cellvit.export.geojson import read_geojson, write_geojson
 from cellvit.export.json import read_json, write_json
 from cellvit.export.overlay import draw_comparison, draw_instances, draw_overlay, write_overlay

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from cellvit.atomic import atomic_text
 from cellvit.classes import PANNUKE_COLORS, standard_colors
 from cellvit.errors import ConfigError, DataError
-from cellvit.export.atomic import atomic_text
 from cellvit.export.palette import (
     classes_from_list,
     classes_to_list,

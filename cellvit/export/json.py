@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from cellvit.atomic import atomic_text
 from cellvit.errors import DataError
-from cellvit.export.atomic import atomic_text
 from cellvit.export.palette import classes_from_list, classes_from_map, classes_to_list, type_name
 from cellvit.export.tables import Rows, check_finite, chunks, encode, load_json, plain_numbers, shortest_floats
 from cellvit.geometry import bbox_rowcol_to_xyxy, bbox_xyxy_to_rowcol

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cellvit.atomic import atomic_path
 from cellvit.errors import ConfigError, ImageError
-from cellvit.export.atomic import atomic_path
 from cellvit.export.legend import Picture, draw_legend, legend_entries, stack_rows, text_size
 from cellvit.export.palette import type_color
 from cellvit.export.tables import check_finite

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
+from cellvit.atomic import atomic_path
 from cellvit.errors import DataError
-from cellvit.export.atomic import atomic_path
 from cellvit.export.palette import classes_from_list, classes_to_list
 from cellvit.export.polygons import polygons_from_rings, valid_rings
 from cellvit.export.tables import check_finite

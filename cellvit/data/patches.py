@@ -110,9 +110,8 @@ def read_dataset(root: Path) -> PatchDataset:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if (stored["format"], stored["version"]) != (FORMAT, FORMAT_VERSION):
-            message = (
-                f"'{path}' is {stored['format']} {stored['version']}, this version reads {FORMAT} {FORMAT_VERSION}"
-            )
+            found = f"{stored['format']} {stored['version']}"
+            message = f"'{path}' is {found}, this version reads {FORMAT} {FORMAT_VERSION}"
             raise DataError(f"{message}; prepare the data again")
         return PatchDataset(
             name=stored["name"],

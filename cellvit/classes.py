@@ -1,4 +1,4 @@
-"""Names and colours of nucleus types."""
+"""Names and colours of nucleus types, names of tissues."""
 
 from collections.abc import Sequence
 
@@ -15,6 +15,29 @@ PANNUKE_COLORS: dict[str, Rgb] = {
 """Colours of the PanNuke types, in the order of their ids 1 to 5."""
 
 PANNUKE = NucleiClasses(("Background", *PANNUKE_COLORS), ((0, 0, 0), *PANNUKE_COLORS.values()))
+
+PANNUKE_TISSUES: tuple[str, ...] = (
+    "Adrenal_gland",
+    "Bile-duct",
+    "Bladder",
+    "Breast",
+    "Cervix",
+    "Colon",
+    "Esophagus",
+    "HeadNeck",
+    "Kidney",
+    "Liver",
+    "Lung",
+    "Ovarian",
+    "Pancreatic",
+    "Prostate",
+    "Skin",
+    "Stomach",
+    "Testis",
+    "Thyroid",
+    "Uterus",
+)
+"""The tissues of PanNuke as its files spell them, in the order of their ids 0 to 18."""
 
 PALETTE: tuple[Rgb, ...] = (
     *PANNUKE_COLORS.values(),
@@ -72,3 +95,23 @@ def default_classes(
                 f"{len(values)} {what} for num_nuclei_classes {count}; give one per class, background first"
             )
     return NucleiClasses(tuple(names), tuple((int(r), int(g), int(b)) for r, g, b in colors))
+
+
+def default_tissues(count: int, *, names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the names of the tissues a model tells apart, or whose scores it averages.
+
+    Args:
+        count: Number of tissue classes of the model; 0 if it has no tissue head.
+        names: One per tissue; None takes PanNuke's names for 19 classes, else none.
+
+    Returns:
+        The names; empty if they are not known.
+
+    Raises:
+        ConfigError: If a model with a tissue head is given another number of names.
+    """
+    if names is None:
+        return PANNUKE_TISSUES if count == len(PANNUKE_TISSUES) else ()
+    if count and names and len(names) != count:
+        raise ConfigError(f"{len(names)} tissue_names for num_tissue_classes {count}; give one per tissue")
+    return tuple(names)

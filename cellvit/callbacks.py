@@ -1,5 +1,7 @@
-"""Callbacks for the Trainer: freezing the encoder, drawing sample pictures, writing predictions."""
+"""Callbacks for the Trainer: freezing the encoder, seeding epochs, drawing sample pictures, writing predictions."""
 
+import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +58,29 @@ class EncoderFreezing(L.Callback):
             _train(self._frozen, wanted=True)
             self._frozen = []
             _rewrap(trainer)
+
+
+class EpochSeeds(L.Callback):
+    """Seeds dropout and everything else random anew at each epoch.
+
+    A training that was stopped and resumed at the end of an epoch then goes on as if nothing had happened: what an
+    epoch draws depends on the seed, the epoch and the process alone.
+
+    Args:
+        seed: Base of the seeds; None takes the one of ``seed_everything``, or 0.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Seed for this epoch."""
+        base = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        state = np.random.SeedSequence([base, trainer.current_epoch, trainer.global_rank]).generate_state(1)
+        seed = int(state[0])
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  plug-ins may draw from the global generator
+        torch.manual_seed(seed)
 
 
 class SamplePictures(L.Callback):

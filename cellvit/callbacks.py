@@ -79,7 +79,7 @@ class EpochSeeds(L.Callback):
         state = np.random.SeedSequence([base, trainer.current_epoch, trainer.global_rank]).generate_state(1)
         seed = int(state[0])
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  plug-ins may draw from the global generator
+        np.random.seed(seed)
         torch.manual_seed(seed)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,42 +12,54 @@ from torch import Tensor
 from cellvit.errors import ConfigError
 from cellvit.heads.base import HEADS, Head
 from cellvit.metrics.base import METRICS, NucleiMetric
-from cellvit.parts import PartSpec, import_path, keyword_names, normalise_spec, resolve
+from cellvit.parts import PartSpec, build, import_path, keyword_names, normalise_spec, resolve
 from cellvit.postprocess.base import Postprocessor
 from cellvit.postprocess.table import nuclei_from_instances
 from cellvit.types import NUCLEI_TYPE_MAP, Batch, NucleiPrediction
 
 
 def true_nuclei(batch: Batch) -> list[NucleiPrediction]:
-    """Return the true nuclei of every image of a batch; type -1 marks a nucleus of unknown type."""
+    """Return the true nuclei of every image of a batch, those of few pixels too.
+
+    Args:
+        batch: ``instance_map`` and ``nuclei_type_map`` are read.
+
+    Returns:
+        Map and table of each image; row ``i`` is label ``i + 1``, type -1 marks a nucleus of unknown type. Single
+        pixels and lines are kept: the published panoptic quality counts them, and detection leaves them out itself.
+    """
     result = []
     for instances, types in zip(
         batch["instance_map"].cpu().numpy(), batch["nuclei_type_map"].cpu().numpy(), strict=True
     ):
-        truth = nuclei_from_instances(instances)
+        truth = nuclei_from_instances(instances, min_contour_points=1)
         known = np.zeros(truth.instance_map.max(initial=0) + 1, np.int32)
         known[truth.instance_map] = types
         result.append(replace(truth, nuclei=replace(truth.nuclei, type=known[truth.nuclei.label])))
     return result
 
 
-def build_metric(spec: PartSpec, class_names: Sequence[str]) -> NucleiMetric:
-    """Return a metric, told the class names if it takes them.
+def build_metric(spec: PartSpec, class_names: Sequence[str], tissue_names: Sequence[str] = ()) -> NucleiMetric:
+    """Return a metric, told the names of classes and tissues if it takes them and its spec does not state its own.
 
     Args:
         spec: See :data:`cellvit.parts.PartSpec`.
         class_names: Names of the nucleus types, background first.
+        tissue_names: Names of the tissues by id; may be empty.
 
     Raises:
-        ConfigError: If it is no metric on nuclei.
+        ConfigError: If it is no metric on nuclei, or takes no such argument.
+        UnknownPluginError: If there is no such class.
     """
     plain = normalise_spec(spec, what="metric")
     cls = resolve(METRICS, plain["class_path"])
     if not issubclass(cls, NucleiMetric):
         raise ConfigError(f"metric {plain['class_path']!r} does not compare nuclei: derive it from NucleiMetric")
     accepted = keyword_names(cls) or set()
-    named = {"class_names": class_names} if "class_names" in accepted else {}
-    return cls(**named, **plain["init_args"])
+    told = {"class_names": class_names, "tissue_names": tissue_names}
+    named = {name: value for name, value in told.items() if name in accepted}
+    built = build(METRICS, {"class_path": plain["class_path"], "init_args": {**named, **plain["init_args"]}})
+    return cast(NucleiMetric, built)
 
 
 def image_arrays(maps: Mapping[str, Tensor], postprocessor: Postprocessor | None) -> list[dict[str, NDArray[Any]]]:

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Offsets = NDArray[np.int64]
 
+MIN_CONTOUR_POINTS = 3
+"""An outline with fewer points encloses nothing; such an instance is no nucleus that could be detected."""
+
 
 def bbox_xyxy_to_rowcol(bbox: NDArray[Any]) -> NDArray[Any]:
     """Return boxes as corner pairs in array order.

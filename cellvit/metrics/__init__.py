@@ -2,7 +2,16 @@
 
 from cellvit.metrics.base import METRICS, NucleiMetric
 from cellvit.metrics.detection import CentroidDetection
+from cellvit.metrics.overlap import AggregatedJaccard, BinaryOverlap
 from cellvit.metrics.panoptic import PanopticQuality
 from cellvit.metrics.tissue import TissueAccuracy
 
-__all__ = ["METRICS", "CentroidDetection", "NucleiMetric", "PanopticQuality", "TissueAccuracy"]
+__all__ = [
+    "METRICS",
+    "AggregatedJaccard",
+    "BinaryOverlap",
+    "CentroidDetection",
+    "NucleiMetric",
+    "PanopticQuality",
+    "TissueAccuracy",
+]

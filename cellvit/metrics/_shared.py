@@ -8,11 +8,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cellvit.errors import ConfigError
+from cellvit.errors import ConfigError, DataError
 
 ArrayOrTensor = NDArray[Any] | Tensor
 
-_ONE = 2**40
+_HALF_BITS = 20
+_ONE = 2 ** (2 * _HALF_BITS)
 """Scale of the fixed-point sums.
 
 Integers add up to the same sum in any order, so batches and ranks cannot change a result, and every device has them
@@ -36,6 +37,44 @@ def as_array(values: ArrayOrTensor) -> NDArray[Any]:
 def to_fixed(values: ArrayLike, *, device: torch.device) -> Tensor:
     """Return finite numbers as int64 fixed-point numbers of the same shape."""
     return torch.from_numpy(np.asarray(np.rint(np.asarray(values, np.float64) * _ONE), np.int64)).to(device)
+
+
+def fixed_ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """Return counts divided by counts as fixed-point numbers, rounded down, in integers on the device they are on.
+
+    Args:
+        part: Counts, int64, at least 0 and at most the whole.
+        whole: Counts of the same shape, int64, 1 to 2**43.
+
+    Returns:
+        int64 of the same shape, 0 to the number that stands for 1.
+    """
+    # Two steps of a long division: the product with the full scale would overflow from 2**23 pixels on.
+    scaled = part << _HALF_BITS
+    high = scaled // whole
+    low = ((scaled - high * whole) << _HALF_BITS) // whole
+    return (high << _HALF_BITS) + low
+
+
+def counted_items(counted: Tensor | None, *, like: Tensor) -> Tensor:
+    """Return which items of a batch count.
+
+    Args:
+        counted: Boolean ``(B,)``, or None if all do.
+        like: Any tensor of the batch ``(B, …)``.
+
+    Returns:
+        Boolean ``(B,)`` on the device of the batch.
+
+    Raises:
+        DataError: If the mask is not boolean or does not have one entry per item.
+    """
+    if counted is None:
+        return torch.ones(len(like), dtype=torch.bool, device=like.device)
+    if counted.dtype != torch.bool or counted.shape != like.shape[:1]:
+        message = f"counted is {counted.dtype} {tuple(counted.shape)} for a batch of {len(like)}; "
+        raise DataError(message + "pass a boolean tensor with one entry per item")
+    return counted.to(like.device)
 
 
 def fixed_mean(total: Tensor, count: Tensor) -> NDArray[np.float64]:

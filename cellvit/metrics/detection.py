@@ -1,12 +1,16 @@
 """Detection of nuclei over a data set."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cellvit.errors import ConfigError
-from cellvit.metrics._shared import ArrayOrTensor, as_array, unique_names
+from cellvit.errors import ConfigError, DataError
+from cellvit.geometry import MIN_CONTOUR_POINTS, ring_lengths
+from cellvit.metrics._shared import ArrayOrTensor, as_array, fixed_mean, to_fixed, unique_names
 from cellvit.metrics.base import METRICS, NucleiMetric
 from cellvit.metrics.functional.detection import (
     CentroidMatch,
@@ -18,31 +22,40 @@ from cellvit.metrics.functional.detection import (
     type_detection_scores,
 )
 from cellvit.parts import Configurable
-from cellvit.types import UNKNOWN_TYPE, NucleiPrediction
+from cellvit.types import UNKNOWN_TYPE, Nuclei, NucleiPrediction
+
+_SCORES = ("F1_d", "P_d", "R_d")
 
 
 @METRICS.register("centroid-detection")
 class CentroidDetection(Configurable, NucleiMetric):
     """F1, precision and recall of the nuclei found, from centroids, of all nuclei and per type.
 
-    The unit is the nucleus: counts are pooled over all images. Points are paired per image by least total distance,
-    pairs farther apart than the radius are dropped.
+    The unit is the nucleus: counts are pooled over all images, unless the name says otherwise. Points are paired per
+    image by least total distance, pairs farther apart than the radius are dropped.
 
-    * ``F1_d``, ``P_d``, ``R_d``: all nuclei. An image without nuclei on one side counts the other side's nuclei as
-      missed or wrong; an image without any counts nothing.
+    * ``F1_d``, ``P_d``, ``R_d``: all nuclei, as published for PanNuke. An image without nuclei on one side counts
+      the other side's nuclei as missed or wrong; an image without any counts nothing.
+    * ``F1_d_image_mean``, ``P_d_image_mean``, ``R_d_image_mean``: mean over the images of the scores of each, as
+      published for MoNuSeg. The unit is the image; one whose score is 0 / 0 is left out of that mean.
     * ``F1/<type>``, ``P/<type>``, ``R/<type>``: a pair of different types is one wrong and one missed nucleus and
       weighs double. An image with true nuclei of unknown type (-1) is left out of these. Only with class names.
+
+    Predicted nuclei of type 0 found no type at all: the published evaluation of PanNuke counts them, that of MoNuSeg
+    leaves them out. Where predictions come without types none is left out. True nuclei in :meth:`update_nuclei` whose
+    outline has only one or two points are left out as published; nuclei without any outline are points and count.
 
     0 / 0 is nan. States are integer sums: batches and processes do not change the result.
 
     Args:
         class_names: Names by type id, background first; empty does not tell types apart.
         radius: Largest distance of a pair in pixels; 12 at x40, 6 at x20.
+        ignore_background: Leave predicted nuclei of type 0 out: False as published for PanNuke, True for MoNuSeg.
 
     Example:
         >>> metric = CentroidDetection(radius=12)
         >>> metric.update(torch.tensor([[5.0, 5.0], [90.0, 90.0]]), torch.tensor([[5.0, 9.0]]))
-        >>> {name: round(value.item(), 3) for name, value in metric.compute().items()}
+        >>> {name: round(value.item(), 3) for name, value in metric.compute().items() if "mean" not in name}
         {'F1_d': 0.667, 'P_d': 0.5, 'R_d': 1.0}
     """
 
@@ -50,16 +63,23 @@ class CentroidDetection(Configurable, NucleiMetric):
     higher_is_better = True
 
     counts: Tensor
+    image_sum: Tensor
+    image_count: Tensor
     type_counts: Tensor
 
-    def __init__(self, *, class_names: Sequence[str] = (), radius: float = 12.0) -> None:
+    def __init__(
+        self, *, class_names: Sequence[str] = (), radius: float = 12.0, ignore_background: bool = False
+    ) -> None:
         super().__init__()
         if not radius >= 0:
             raise ConfigError(f"radius {radius} matches nothing; pass a distance in pixels, 12 at x40")
         self.radius = radius
+        self.ignore_background = ignore_background
         self.class_names = unique_names(class_names, what="class name")
         shape = (len(TypeCounts._fields), len(self.class_names))
         self.add_state("counts", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")  # pairs, wrong, missed
+        self.add_state("image_sum", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")  # F1, precision, recall
+        self.add_state("image_count", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("type_counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
@@ -75,21 +95,27 @@ class CentroidDetection(Configurable, NucleiMetric):
         Args:
             pred_centroids: Predicted centroids ``(N, 2)`` in pixels.
             target_centroids: True centroids ``(M, 2)``, same axis order.
-            pred_types: Type of every prediction ``(N,)``, 0..C-1 (0: none, counts for no type).
+            pred_types: Type of every prediction ``(N,)``, 0..C-1 (0: none); None if they have none.
             target_types: Type of every true nucleus ``(M,)``, 1..C-1 or -1 if unknown; None if all are unknown.
 
         Raises:
             DataError: If the points are not ``(N, 2)`` and finite, or types do not fit points and classes.
         """
-        match = match_centroids(as_array(pred_centroids), as_array(target_centroids), radius=self.radius)
+        found = as_array(pred_centroids)
+        if self.ignore_background and pred_types is not None:
+            found, pred_types = _without_background(found, as_array(pred_types))
+        match = match_centroids(found, as_array(target_centroids), radius=self.radius)
         counts = [len(match.pairs), len(match.unmatched_pred), len(match.unmatched_target)]
         self.counts += torch.tensor(counts, device=self.device)
+        scores = np.array(detection_scores(*counts))
+        self.image_sum += to_fixed(np.nan_to_num(scores), device=self.device)
+        self.image_count += torch.from_numpy(~np.isnan(scores)).to(self.device)
         if self.class_names and pred_types is not None and target_types is not None:
             self._update_types(match, pred_types, target_types)
 
     def update_nuclei(self, pred: NucleiPrediction, target: NucleiPrediction, *, tissue: int = -1) -> None:
         """Add one image; see :class:`NucleiMetric`."""
-        found, true = pred.nuclei, target.nuclei
+        found, true = pred.nuclei, _detectable(target.nuclei)
         self.update(found.centroid, true.centroid, pred_types=found.type, target_types=true.type)
 
     def _update_types(self, match: CentroidMatch, pred_types: ArrayOrTensor, target_types: ArrayOrTensor) -> None:
@@ -104,7 +130,9 @@ class CentroidDetection(Configurable, NucleiMetric):
     def compute(self) -> dict[str, Tensor]:
         """Return all scores by name, scalars in [0, 1] or nan; see the class."""
         pairs, wrong, missed = self.counts.tolist()
-        result = _named(detection_scores(pairs, wrong, missed), ("F1_d", "P_d", "R_d"))
+        result = _named(detection_scores(pairs, wrong, missed), _SCORES)
+        image_means = fixed_mean(self.image_sum, self.image_count)
+        result |= {f"{name}_image_mean": float(mean) for name, mean in zip(_SCORES, image_means, strict=True)}
         if self.class_names:
             scores = type_detection_scores(TypeCounts(*as_array(self.type_counts)))
             for kind, name in enumerate(self.class_names[1:], start=1):
@@ -115,3 +143,17 @@ class CentroidDetection(Configurable, NucleiMetric):
 
 def _named(score: DetectionScore, names: tuple[str, str, str]) -> dict[str, float]:
     return {name: float(value) for name, value in zip(names, score, strict=True)}
+
+
+def _without_background(points: NDArray[Any], types: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the points whose type is not 0, and their types."""
+    if types.shape != (len(points),):
+        raise DataError(f"{len(points)} predicted points have types of shape {types.shape}; pass one type per point")
+    return points[types != 0], types[types != 0]
+
+
+def _detectable(nuclei: Nuclei) -> Nuclei:
+    """Return the nuclei without those whose outline encloses nothing; a nucleus without outline is a point."""
+    points = ring_lengths(nuclei.contour_offsets)
+    tiny = (points > 0) & (points < MIN_CONTOUR_POINTS)
+    return nuclei.select(~tiny) if tiny.any() else nuclei

@@ -9,6 +9,7 @@ from torch import Tensor
 from cellvit.errors import DataError
 from cellvit.metrics._shared import ArrayOrTensor, as_array, fixed_mean, to_fixed, unique_names
 from cellvit.metrics.base import METRICS, NucleiMetric
+from cellvit.metrics.functional.instances import drop_background
 from cellvit.metrics.functional.panoptic import (
     PanopticScore,
     check_iou_threshold,
@@ -34,6 +35,10 @@ class PanopticQuality(Configurable, NucleiMetric):
     * ``bPQ_tissue_mean``, ``mPQ_tissue_mean``: mean over the tissues of each tissue's mean over its images, and
       ``bPQ/<tissue>``, ``mPQ/<tissue>``. Only with tissue names; images of unknown tissue are left out.
 
+    Predicted nuclei of type 0 found no type at all. The published evaluation of PanNuke leaves them out of every
+    quality, that of MoNuSeg counts them; ``ignore_background`` decides for bPQ (they are of no type in mPQ either
+    way). Where predictions come without types none is left out.
+
     A mean over nothing is nan. States are sums of integers, so neither the batches nor the number of processes
     change a digit of the result.
 
@@ -41,6 +46,7 @@ class PanopticQuality(Configurable, NucleiMetric):
         class_names: Names by type id, background first; empty computes the binary qualities only.
         tissue_names: Names by tissue id; empty computes no tissue means.
         iou_threshold: IoU that a matched pair must exceed.
+        ignore_background: Leave predicted nuclei of type 0 out: True as published for PanNuke, False for MoNuSeg.
 
     Example:
         >>> metric = PanopticQuality(class_names=["background", "epithelial", "dead"])
@@ -66,12 +72,14 @@ class PanopticQuality(Configurable, NucleiMetric):
         class_names: Sequence[str] = (),
         tissue_names: Sequence[str] = (),
         iou_threshold: float = 0.5,
+        ignore_background: bool = True,
     ) -> None:
         super().__init__()
         check_iou_threshold(iou_threshold)
         self.class_names = unique_names(class_names, what="class name")
         self.tissue_names = unique_names(tissue_names, what="tissue name")
         self.iou_threshold = iou_threshold
+        self.ignore_background = ignore_background
         rows, types = len(self.tissue_names) + 1, max(len(self.class_names) - 1, 0)  # last row: unknown tissue
         for name, size in (("binary", rows), ("multi", rows), ("type", types)):
             self.add_state(f"{name}_sum", torch.zeros(size, len(_QUALITIES), dtype=torch.int64), dist_reduce_fx="sum")
@@ -90,7 +98,7 @@ class PanopticQuality(Configurable, NucleiMetric):
 
         Args:
             pred_instances: Predicted instance map ``(H, W)``, integer, 0 is background.
-            pred_types: Type of predicted label ``i + 1`` at ``i``, 0..C-1 (0: none, counts for bPQ only).
+            pred_types: Type of predicted label ``i + 1`` at ``i``, 0..C-1 (0: none); None if they have none.
             target_instances: True instance map ``(H, W)``, likewise.
             target_types: Type of true label ``i + 1`` at ``i``, 1..C-1 or -1 if unknown; None if all are unknown.
             tissue: Name or id of the image's tissue; None or -1 if unknown. Not used without tissue names.
@@ -100,6 +108,8 @@ class PanopticQuality(Configurable, NucleiMetric):
         """
         row = self._tissue_row(tissue)
         pred, target = as_array(pred_instances), as_array(target_instances)
+        if self.ignore_background and pred_types is not None:
+            pred = drop_background(pred, as_array(pred_types))
         types: tuple[PanopticScore, ...] = ()
         if self.class_names and pred_types is not None and target_types is not None:
             binary, types = typed_panoptic_quality(

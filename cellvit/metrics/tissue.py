@@ -5,6 +5,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from cellvit.errors import DataError
+from cellvit.metrics._shared import counted_items
 from cellvit.metrics.base import METRICS
 from cellvit.parts import Configurable
 from cellvit.types import UNKNOWN_TYPE
@@ -35,20 +36,22 @@ class TissueAccuracy(Configurable, Metric):
         self.add_state("correct", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, pred: Tensor, target: Tensor) -> None:
+    def update(self, pred: Tensor, target: Tensor, *, counted: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
             pred: Logits or probabilities ``(B, T)``.
             target: Tissue ids ``(B,)``, -1 if unknown.
+            counted: Boolean ``(B,)``; items where it is False, such as those that only fill up a process's share of
+                the data, are left out. None counts all.
 
         Raises:
-            DataError: If the shapes do not fit.
+            DataError: If the shapes do not fit, or the mask is not boolean.
         """
         if pred.ndim != 2 or target.shape != pred.shape[:1]:
             message = f"tissue logits {tuple(pred.shape)} and ids {tuple(target.shape)} do not fit; "
             raise DataError(message + "pass (B, T) and (B,)")
-        known = target != UNKNOWN_TYPE
+        known = (target != UNKNOWN_TYPE) & counted_items(counted, like=target)
         self.correct += ((pred.argmax(1) == target) & known).sum()
         self.total += known.sum()
 

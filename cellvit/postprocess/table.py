@@ -8,10 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from cellvit.errors import DataError
+from cellvit.geometry import MIN_CONTOUR_POINTS
 from cellvit.types import UNKNOWN_TYPE, IntMap, Nuclei, NucleiClasses, NucleiPrediction
-
-MIN_CONTOUR_POINTS = 3
-"""An outline with fewer points encloses nothing; such an instance is no nucleus."""
 
 _Box = tuple[slice, slice]
 
@@ -23,6 +21,7 @@ def nuclei_from_instances(
     nucleus_prob: ArrayLike | None = None,
     embedding_map: ArrayLike | None = None,
     classes: NucleiClasses | None = None,
+    min_contour_points: int = MIN_CONTOUR_POINTS,
 ) -> NucleiPrediction:
     """Measure every instance of a map and return the cleaned map with its table.
 
@@ -30,8 +29,8 @@ def nuclei_from_instances(
     background and another type occurs, the most frequent of the others. ``type_prob`` is the share of the
     nucleus's pixels that have the chosen type. Contour: outer border of the nucleus (8-connected), holes ignored;
     of a nucleus in several pieces the border of the largest piece (the first in reading order among equals),
-    where the released code takes whichever piece OpenCV lists first. An instance whose contour has fewer than three
-    points is no nucleus: it is left out of the table and of the returned map.
+    where the released code takes whichever piece OpenCV lists first. An instance whose contour has too few points is
+    no nucleus: it is left out of the table and of the returned map.
 
     Args:
         instance_map: Integers ``(H, W)``, 0 is background; ids may have gaps.
@@ -45,6 +44,7 @@ def nuclei_from_instances(
             ``ceil(ymax / s)`` (half-open), and likewise for columns, where the stride ``s`` is the least power of
             two that makes ``h`` tokens cover ``H`` pixels. None leaves the embedding out.
         classes: Names and colours of the types, passed on to the table.
+        min_contour_points: Points that a contour needs; 1 keeps every instance, single pixels and lines too.
 
     Returns:
         The map as int32 with ids 1..N without gaps in the order of the given ids (the given array itself where
@@ -65,7 +65,7 @@ def nuclei_from_instances(
     prob = None if nucleus_prob is None else _checked_prob(np.asarray(nucleus_prob), given.shape)
     tokens = None if embedding_map is None else _checked_tokens(np.asarray(embedding_map))
 
-    instances, boxes, contours = _outline(given)
+    instances, boxes, contours = _outline(given, min_contour_points)
     num = len(boxes)
     if num == 0:
         width = None if tokens is None else len(tokens)
@@ -164,15 +164,15 @@ def _checked_tokens(tokens: NDArray[Any]) -> NDArray[Any]:
     return tokens
 
 
-def _outline(instances: IntMap) -> tuple[IntMap, list[_Box], list[NDArray[np.int32]]]:
-    """Return the map without gaps and without outline-less instances, and a box and a contour per nucleus."""
+def _outline(instances: IntMap, min_points: int) -> tuple[IntMap, list[_Box], list[NDArray[np.int32]]]:
+    """Return the map without gaps and instances of too few points, and a box and a contour per nucleus."""
     kept, boxes, contours = [0], [], []
     found = ndimage.find_objects(instances)
     for label, box in enumerate(found, start=1):
         if box is None:
             continue
         contour = _contour((instances[box] == label).view(np.uint8), (box[1].start, box[0].start))
-        if len(contour) >= MIN_CONTOUR_POINTS:
+        if len(contour) >= min_points:
             kept.append(label)
             boxes.append(box)
             contours.append(contour)

@@ -9,7 +9,7 @@ from cellvit.metrics.functional.detection import (
     type_counts,
     type_detection_scores,
 )
-from cellvit.metrics.functional.instances import InstanceOverlaps, instance_overlaps
+from cellvit.metrics.functional.instances import InstanceOverlaps, drop_background, instance_overlaps
 from cellvit.metrics.functional.overlap import aggregated_jaccard, dice, jaccard
 from cellvit.metrics.functional.panoptic import (
     InstanceMatch,
@@ -32,6 +32,7 @@ __all__ = [
     "aggregated_jaccard",
     "detection_scores",
     "dice",
+    "drop_background",
     "instance_overlaps",
     "jaccard",
     "label_iou",

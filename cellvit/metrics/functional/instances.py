@@ -82,6 +82,38 @@ def instance_overlaps(pred: Labels, target: Labels) -> InstanceOverlaps:
     )
 
 
+def drop_background(instance_map: Labels, types: Labels) -> Labels:
+    """Return an instance map without the instances of type 0; the others keep their labels.
+
+    Args:
+        instance_map: ``(H, W)``, 0 is background; labels may have gaps.
+        types: Type of label ``i + 1`` at ``i``.
+
+    Returns:
+        ``(H, W)``; the given map where no type is 0.
+
+    Raises:
+        DataError: If it is no instance map, or a label has no type.
+
+    Example:
+        >>> drop_background(np.array([[1, 1, 0, 2]]), np.array([0, 3]))
+        array([[0, 0, 0, 2]])
+    """
+    check_instance_map(instance_map, what="predicted instance map")
+    check_types_cover(int(instance_map.max(initial=0)), types, what="predicted")
+    if types.all():
+        return instance_map
+    kept = np.concatenate([[0], np.where(types != 0, np.arange(1, len(types) + 1), 0)])
+    return np.asarray(kept[instance_map])
+
+
+def check_types_cover(top: int, types: Labels, *, what: str) -> None:
+    """Raise DataError unless every label up to the highest has a type."""
+    if types.ndim != 1 or top > len(types):
+        message = f"{what} labels reach up to {top}, but their types have shape {types.shape}; "
+        raise DataError(message + "give the type of label i + 1 at index i")
+
+
 def check_instance_map(labels: Labels, *, what: str) -> None:
     """Raise unless an array is an instance map.
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.metrics.functional.instances import InstanceOverlaps, Labels, instance_overlaps
+from cellvit.metrics.functional.instances import InstanceOverlaps, Labels, check_types_cover, instance_overlaps
 
 _EPSILON = 1e-6  # of the published formulas: a perfect match scores a little less than 1
 
@@ -213,10 +213,7 @@ def check_iou_threshold(iou_threshold: float) -> None:
 
 def _types_of(labels: NDArray[np.int64], types: Labels, num_nuclei_classes: int, *, what: str) -> NDArray[np.int64]:
     """Return the type of every label present, checked."""
-    top = int(labels[-1]) if len(labels) else 0
-    if types.ndim != 1 or top > len(types):
-        message = f"{what} labels reach up to {top}, but their types have shape {types.shape}; "
-        raise DataError(message + "give the type of label i + 1 at index i")
+    check_types_cover(int(labels[-1]) if len(labels) else 0, types, what=what)
     found = types.astype(np.int64)[labels - 1]
     lowest = 0 if what == "predicted" else -1
     wrong = (found < lowest) | (found >= num_nuclei_classes)

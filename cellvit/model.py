@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from cellvit.assembly import build_metric, check_branches, head_class, image_arrays, instantiate, true_nuclei
-from cellvit.classes import default_classes
+from cellvit.assembly import check_branches, head_class, image_arrays, instantiate
+from cellvit.classes import default_classes, default_tissues
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import ConfigError
 from cellvit.heads.base import HEADS, Head, HeadSizes
-from cellvit.metrics.base import METRICS, NucleiMetric
+from cellvit.model_scores import ModelScores
 from cellvit.parts import PartSpec, build, normalise_spec
 from cellvit.postprocess.base import POSTPROCESSORS
 from cellvit.types import (
@@ -34,7 +34,7 @@ from cellvit.types import (
 
 STRIDE = 16
 DEFAULT_HEADS: dict[str, PartSpec] = {NUCLEI_BINARY_MAP: "binary", HV_MAP: "hv", NUCLEI_TYPE_MAP: "nuclei-type"}
-DEFAULT_METRICS: tuple[PartSpec, ...] = ("panoptic-quality", "centroid-detection")
+DEFAULT_METRICS: tuple[PartSpec, ...] = ("panoptic-quality", "centroid-detection", "aggregated-jaccard")
 ADAMW: dict[str, Any] = {
     "class_path": "torch.optim.AdamW",
     "init_args": {"lr": 3e-4, "betas": [0.85, 0.95], "weight_decay": 1e-4},
@@ -55,9 +55,10 @@ class CellViT(L.LightningModule):
         decoder: Turns feature maps into one full-resolution map per branch.
         heads: One head per branch name; None gives the three branches of the paper and the tissue head.
         postprocessor: Turns maps into nuclei.
-        metrics: Metrics of validation and test.
+        metrics: Metrics on nuclei of validation and test.
         class_names: Name per nucleus type, background first; None takes PanNuke's for six classes.
         class_colors: RGB per nucleus type, 0..255.
+        tissue_names: Name per tissue type; None takes PanNuke's for 19, else none. Metrics then average over tissues.
         mpp: Resolution the model is made for, in microns per pixel.
         mean: Mean of R, G, B in [0, 1] that is subtracted from the image.
         std: Standard deviation of R, G, B that the image is divided by.
@@ -90,6 +91,7 @@ class CellViT(L.LightningModule):
         metrics: Sequence[PartSpec] = DEFAULT_METRICS,
         class_names: Sequence[str] | None = None,
         class_colors: Sequence[Sequence[int]] | None = None,
+        tissue_names: Sequence[str] | None = None,
         mpp: float = 0.25,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
@@ -102,6 +104,7 @@ class CellViT(L.LightningModule):
         if not mpp > 0 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ConfigError(f"mpp {mpp} and std {std} must be above 0, mean {mean} and std have three numbers")
         self.classes = default_classes(num_nuclei_classes, names=class_names, colors=class_colors)
+        self.tissue_names = default_tissues(num_tissue_classes, names=tissue_names)
         self.mpp = mpp
         self.optimizer_spec = normalise_spec(optimizer or ADAMW, what="optimizer")
         self.scheduler_spec = normalise_spec(lr_scheduler or EXPONENTIAL, what="lr_scheduler")
@@ -125,8 +128,9 @@ class CellViT(L.LightningModule):
         if all(cls.source != "pooled" for cls in classes.values()):
             for parameter in self.encoder.pooled_parameters():  # without a gradient, DDP would wait for one
                 parameter.requires_grad = False
-        self.metrics = nn.ModuleList(build_metric(spec, self.classes.names) for spec in metrics)
-        self.tissue_accuracy = METRICS.get("tissue-accuracy")() if TISSUE_TYPES in head_specs else None
+        self.scores = ModelScores(
+            metrics, class_names=self.classes.names, tissue_names=self.tissue_names, branches=head_specs
+        )
         self.settings: dict[str, Any] = {
             "encoder": normalise_spec(encoder, what="encoder"),
             "num_nuclei_classes": num_nuclei_classes,
@@ -137,6 +141,7 @@ class CellViT(L.LightningModule):
             "metrics": [normalise_spec(spec, what="metric") for spec in metrics],
             "class_names": list(self.classes.names),
             "class_colors": [list(color) for color in self.classes.colors],
+            "tissue_names": list(self.tissue_names),
             "mpp": mpp,
             "mean": list(mean),
             "std": list(std),
@@ -242,9 +247,6 @@ class CellViT(L.LightningModule):
     def _heads(self) -> Iterator[tuple[str, Head]]:
         return ((name, cast(Head, head)) for name, head in self.heads.items())
 
-    def _metrics(self) -> Iterator[NucleiMetric]:
-        return (cast(NucleiMetric, metric) for metric in self.metrics)
-
     def _activate(self, outputs: Mapping[str, Tensor], height: int, width: int) -> dict[str, Tensor]:
         maps = {EMBEDDING_MAP: outputs[EMBEDDING_MAP]}
         for name, head in self._heads():
@@ -278,19 +280,11 @@ class CellViT(L.LightningModule):
         outputs = self(F.pad(batch["image"], pad, mode="replicate"))
         cropped = {k: v if v.ndim != 4 or k == EMBEDDING_MAP else v[..., :height, :width] for k, v in outputs.items()}
         self._log_losses(cropped, batch, stage)
-        if self.tissue_accuracy is not None:
-            self.tissue_accuracy.update(outputs[TISSUE_TYPES], batch["tissue_types"])
-        predictions = self._postprocess_batch(self._activate(outputs, height, width))
-        for pred, target, tissue in zip(predictions, true_nuclei(batch), batch["tissue_types"].tolist(), strict=True):
-            for metric in self._metrics():
-                metric.update_nuclei(pred, target, tissue=tissue)
+        maps = self._activate(outputs, height, width)
+        self.scores.update(batch, maps, self._postprocess_batch(maps))
 
     def _log_metrics(self, stage: str) -> None:
-        tissue = [] if self.tissue_accuracy is None else [self.tissue_accuracy]
-        for metric in (*self._metrics(), *tissue):
-            scores = metric.compute()
-            self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()}, sync_dist=False)
-            metric.reset()
+        self.log_dict({f"{stage}/{name}": value for name, value in self.scores.compute().items()}, sync_dist=False)
 
     def _postprocess_batch(self, maps: Mapping[str, Tensor]) -> list[NucleiPrediction]:
         return [self.postprocess(arrays) for arrays in image_arrays(maps, self.postprocessor)]

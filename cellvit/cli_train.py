@@ -1,6 +1,9 @@
 """``cellvit fit``, ``validate``, ``test`` and ``predict`` on LightningCLI."""
 
-import sys
+import os
+import threading
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningCLI
 
 import cellvit.callbacks  # noqa: F401  its classes can then be named in YAML without their module
+from cellvit.cli_config import expand_bases
 from cellvit.data import FolderDataModule  # noqa: F401  likewise
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import WeightsError
+from cellvit.evaluation.cross_validation import SUPERVISOR
 from cellvit.heads.base import HEADS
 from cellvit.metrics.base import METRICS
 from cellvit.model import CellViT
@@ -77,8 +82,10 @@ def main(arguments: list[str]) -> int:
     """
     for registry in (ENCODERS, DECODERS, HEADS, METRICS, POSTPROCESSORS):
         registry.load()  # plug-ins are known before anything is parsed
+    if os.environ.get(SUPERVISOR):
+        threading.Thread(target=_stop_with, args=(int(os.environ[SUPERVISOR]),), daemon=True).start()
     try:
-        _run(arguments)
+        _run(expand_bases(arguments))
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
@@ -91,12 +98,25 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    CellViTCLI(
-        CellViT,
-        L.LightningDataModule,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=19,
-        args=None if arguments == sys.argv[1:] else arguments,  # given both, LightningCLI warns
-    )
+    with warnings.catch_warnings():
+        # It asks for args only within Python; ours differ from the command line where files build on others.
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        CellViTCLI(
+            CellViT,
+            L.LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=19,
+            args=arguments,
+        )
+
+
+def _stop_with(process: int) -> None:
+    """End this process soon after another has ended; what it had not saved by then is done again on resuming."""
+    while True:
+        try:
+            os.kill(process, 0)
+        except OSError:
+            os._exit(1)
+        time.sleep(1)

@@ -1,3 +1,6 @@
+import csv
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -76,6 +79,83 @@ model:
 data:
   class_path: FolderDataModule
   init_args: {{root: {tissue_folder}, crop_size: 64, batch_size: 2, samples_per_epoch: 4, num_workers: 0}}
+"""
+    )
+    return path
+
+
+def write_fold(root, number, patches):
+    """Write one fold of the compact form from a list of (image, instance map, types by label)."""
+    folder = root / f"fold{number}"
+    folder.mkdir(parents=True)
+    images, instances, types = zip(*patches, strict=True)
+    np.save(folder / "images.npy", np.stack(images))
+    np.save(folder / "instance_maps.npy", np.stack(instances).astype(np.uint16))
+    type_maps = [kinds[labels] for labels, kinds in zip(instances, types, strict=True)]
+    np.save(folder / "type_maps.npy", np.stack(type_maps).astype(np.uint8))
+    with (folder / "patches.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["name", "source", "tissue", "Small", "Large"])
+        for i, kinds in enumerate(types):
+            name = f"fold{number}/{i:04d}"
+            rows.writerow([name, name, ("Colon", "Skin")[i % 2], (kinds == 1).sum(), (kinds == 2).sum()])
+
+
+@pytest.fixture
+def patch_folds(tmp_path):
+    """A prepared data set of three folds with 64 px patches of two tissues."""
+    root = tmp_path / "folds"
+    for fold in (1, 2, 3):
+        write_fold(root, fold, [draw_tissue(10 * fold + i) for i in range(4)])
+    described = {
+        "format": "cellvit-patches",
+        "version": 1,
+        "name": "drawn",
+        "mpp": 0.25,
+        "class_names": ["Background", "Small", "Large"],
+        "tissue_names": ["Colon", "Skin"],
+        "folds": [1, 2, 3],
+        "patch_size": 64,
+        "about": {},
+    }
+    (root / "dataset.json").write_text(json.dumps(described))
+    return root
+
+
+@pytest.fixture
+def folds_config(patch_folds, tmp_path):
+    """A configuration of folds, small enough for a test."""
+    path = tmp_path / "folds.yaml"
+    path.write_text(
+        f"""
+seed_everything: 7
+trainer:
+  accelerator: cpu
+  max_epochs: 3
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: cellvit.callbacks.EpochSeeds
+    - class_path: cellvit.callbacks.EncoderFreezing
+      init_args: {{unfreeze_epoch: 1}}
+    - class_path: lightning.pytorch.callbacks.EarlyStopping
+      init_args: {{monitor: val/bPQ, mode: max, patience: 130, check_finite: false}}
+model:
+  encoder:
+    class_path: vit-256
+    init_args: {{embed_dim: 16, depth: 4, num_heads: 2}}
+  decoder:
+    class_path: unetr
+    init_args: {{widths: [4, 6, 8, 10], image_width: 3, shared_levels: 3}}
+  num_nuclei_classes: 3
+  num_tissue_classes: 2
+  class_names: [Background, Small, Large]
+  tissue_names: [Colon, Skin]
+  optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.003}}}}
+data:
+  class_path: PanNukeDataModule
+  init_args: {{root: {patch_folds}, batch_size: 2, val_batch_size: 3, num_workers: 0}}
 """
     )
     return path

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 
 USAGE = """\
@@ -11,20 +12,36 @@ usage: cellvit VERB ...
 Find, outline and type every cell nucleus in H&E-stained tissue.
 
 on images:
-  segment       find nuclei in images: cellvit segment IMAGE... --out DIR
+  segment         find nuclei in images: cellvit segment IMAGE... --out DIR
+
+on data:
+  prepare         check and convert a data set: cellvit prepare pannuke|pannuke-like|monuseg ROOT
 
 on models:
-  fit           train a model: cellvit fit --config docs/configs/nano.yaml
-  validate      score a model on the validation data
-  test          score a model on the test data
-  predict       run a model on a data module's prediction data
-  export        turn a training checkpoint into safetensors + JSON
+  fit             train a model: cellvit fit --config docs/configs/nano.yaml
+  validate        score a model on the validation data
+  test            score a model on the test data
+  predict         run a model on a data module's prediction data
+  cross-validate  train and test on every fold, and report the tables of the paper
+  export          turn a training checkpoint into safetensors + JSON
+
+on results:
+  evaluate        score instance maps or GeoJSON, also of other tools, against a ground truth
 
 options:
-  -h, --help    show this text; 'cellvit VERB --help' shows a verb's
-  --version     show the version
+  -h, --help      show this text; 'cellvit VERB --help' shows a verb's
+  --version       show the version
 """
 TRAINING_VERBS = ("fit", "validate", "test", "predict")
+VERBS = {
+    "segment": "cellvit.cli_segment",
+    "prepare": "cellvit.cli_prepare",
+    **dict.fromkeys(TRAINING_VERBS, "cellvit.cli_train"),
+    "cross-validate": "cellvit.cli_cross_validate",
+    "export": "cellvit.cli_export",
+    "evaluate": "cellvit.cli_evaluate",
+}
+"""Module of each verb, imported when it is asked for; its ``main`` takes the arguments and returns the exit code."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,41 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb == "--version":
         sys.stdout.write(f"cellvit {version('cellvit-lightning')}\n")
         return 0
-    run = _verbs().get(verb)
-    if run is None:
-        sys.stderr.write(f"cellvit: no verb {verb!r}; choose one of: {', '.join(_verbs())}\n")
+    if verb not in VERBS:
+        sys.stderr.write(f"cellvit: no verb {verb!r}; choose one of: {', '.join(VERBS)}\n")
         return 2
     from cellvit.errors import CellViTError
 
     try:
-        return run(arguments)
+        run = import_module(VERBS[verb]).main
+        return int(run(arguments if verb in TRAINING_VERBS else arguments[1:]))  # LightningCLI wants the verb
     except CellViTError as error:
         if os.environ.get("CELLVIT_DEBUG"):
             raise
         sys.stderr.write(f"cellvit {verb}: {error}\n")
         return 1
-
-
-def _verbs() -> dict[str, Callable[[list[str]], int]]:
-    return {"segment": _segment, **dict.fromkeys(TRAINING_VERBS, _train), "export": _export}
-
-
-def _segment(arguments: list[str]) -> int:
-    from cellvit.cli_segment import main as segment
-
-    return segment(arguments[1:])
-
-
-def _train(arguments: list[str]) -> int:
-    from cellvit.cli_train import main as train
-
-    return train(arguments)
-
-
-def _export(arguments: list[str]) -> int:
-    from cellvit.cli_export import main as export
-
-    return export(arguments[1:])
 
 
 if __name__ == "__main__":

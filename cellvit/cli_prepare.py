@@ -1,0 +1,185 @@
+"""``cellvit prepare``: data sets as distributed become folders that training reads."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from cellvit.data.pannuke_convert import FoldSummary
+    from cellvit.data.pannuke_prepare import Prepared
+
+FAULTS = ("repeated-ids", "empty-masks", "shared-images")
+EPILOG = """\
+A run that was stopped is continued by the same command; finished folds and images are kept. Nothing is written into
+the source folder but 'prepared' (choose another place with --out). 'cellvit prepare DATASET --help' shows the options.
+"""
+
+Advance = Callable[[str, int, int], None]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: Its arguments.
+
+    Returns:
+        0 on success, 130 if it was interrupted.
+
+    Raises:
+        CellViTError: If something is wrong with the data, or the result cannot be written.
+    """
+    options = build_parser().parse_args(argv)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what is finished is kept, run the same command to go on\n")
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="cellvit prepare",
+        description="Check a data set and write it in the form that training reads.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(required=True, metavar="DATASET")
+    pannuke = kinds.add_parser("pannuke", help="the folds of PanNuke as they are distributed")
+    pannuke.add_argument("root", type=Path, metavar="ROOT", help="folder with 'Fold 1', 'Fold 2', 'Fold 3'")
+    pannuke.add_argument("--mpp", type=float, metavar="UM", help="microns per pixel to make (default: as the source)")
+    pannuke.add_argument("--folds", nargs="+", type=int, metavar="K", help="folds to prepare (default: all)")
+    pannuke.add_argument("--accept", nargs="+", choices=FAULTS, default=[], metavar="FAULT", help=" ".join(FAULTS))
+    pannuke.set_defaults(run=_pannuke)
+    like = kinds.add_parser("pannuke-like", help="CoNSeP, cut into patches in the layout of PanNuke, and prepared")
+    like.add_argument("root", type=Path, metavar="ROOT", help="folder 'consep', or the one it lies in")
+    like.set_defaults(run=_pannuke_like)
+    monuseg = kinds.add_parser("monuseg", help="MoNuSeg: images with outlines in XML")
+    monuseg.add_argument("root", type=Path, metavar="ROOT", help="folder with .tif images and .xml outlines")
+    monuseg.set_defaults(run=_monuseg)
+    for kind, default in ((pannuke, "ROOT/prepared[-mppUM]"), (like, "./pannuke-like"), (monuseg, "ROOT/prepared")):
+        kind.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write (default: {default})")
+    return parser
+
+
+def _pannuke(options: argparse.Namespace) -> None:
+    from cellvit.data.pannuke_prepare import prepare_pannuke
+
+    with _progress("patches") as advance:
+        prepared = prepare_pannuke(
+            options.root,
+            options.out,
+            mpp=options.mpp,
+            folds=options.folds,
+            accept=options.accept,
+            report=advance,
+        )
+    _show_folds(prepared)
+    size = "-x20" if prepared.dataset.mpp == 2 * prepared.dataset.about["source_mpp"] else ""
+    _say_next(f"cellvit fit --config docs/configs/pannuke/cellvit-256{size}.yaml --data.root", prepared.out)
+
+
+def _pannuke_like(options: argparse.Namespace) -> None:
+    from cellvit.data.consep_folds import cut_folds
+    from cellvit.data.pannuke_prepare import prepare_pannuke
+
+    out = options.out or Path("pannuke-like")
+    with _progress("images") as advance:
+        cut = cut_folds(options.root, out, report=lambda done, total: advance("cut", done, total))
+    with _progress("patches") as advance:
+        prepared = prepare_pannuke(out, report=advance)
+    state = "were there" if cut.kept else "written"
+    sys.stdout.write(f"folds as PanNuke distributes them {state}: {out}\n")
+    for number, names in cut.images.items():
+        sys.stdout.write(f"  fold {number}: {cut.patches[number]} patches of {', '.join(names)}\n")
+    if cut.left_out:
+        sys.stdout.write(f"  left out, no label or no types: {', '.join(cut.left_out)}\n")
+    _show_folds(prepared)
+    _say_next("cellvit fit --config docs/configs/pannuke-like.yaml --data.root", out)
+
+
+def _monuseg(options: argparse.Namespace) -> None:
+    from cellvit.data.monuseg import prepare_monuseg
+
+    out = options.out or options.root / "prepared"
+    with _progress("images") as advance:
+        made = prepare_monuseg(options.root, out, report=advance)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(title=escape(f"MoNuSeg in {str(out)!r}"))
+    table.add_column("image", overflow="fold")
+    for heading in ("nuclei", "wholly under others", "outlines of < 3 points", ""):
+        table.add_column(heading, justify="right")
+    for one in made:
+        numbers = ("", "", "kept") if one.kept else (f"{one.hidden:,}", f"{one.dropped:,}", "")
+        table.add_row(escape(one.name), f"{one.nuclei:,}", *numbers)
+    table.add_section()
+    table.add_row(f"{len(made)} images", f"{sum(one.nuclei for one in made):,}")
+    console.print(table)
+    _say_next("cellvit segment --out results", out / "images")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Advance]:
+    """Show a bar on standard error where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+
+        def advance(text: str, done: int, total: int) -> None:
+            bar.update(task, description=escape(f"{what}: {text}"), completed=done, total=total)
+
+        yield advance
+
+
+def _show_folds(prepared: "Prepared") -> None:
+    """Print what each fold holds."""
+    dataset = prepared.dataset
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    title = f"{dataset.name}: {dataset.patch_size} px patches at {dataset.mpp:g} µm/px in {str(prepared.out)!r}"
+    table = Table(title=escape(title))
+    table.add_column("fold", justify="right")
+    for heading in ("patches", "without nuclei", "tissues", "nuclei", *dataset.class_names[1:]):
+        table.add_column(escape(heading), justify="right")
+    rows = [(str(fold.number), fold) for fold in prepared.folds]
+    for label, fold in rows:
+        kinds = fold.nuclei.values()
+        numbers = (fold.patches, fold.without_nuclei, len(fold.tissues), sum(kinds), *kinds)
+        table.add_row(label, *(f"{number:,}" for number in numbers))
+    console.print(table)
+    for fold in prepared.folds:
+        for note in _notes(fold):
+            console.print(f"fold {fold.number}: {note}", markup=False, highlight=False, soft_wrap=True)
+    if prepared.kept:
+        kept = ", ".join(map(str, prepared.kept))
+        console.print(f"finished before and kept: fold {kept}", highlight=False, soft_wrap=True)
+
+
+def _notes(fold: "FoldSummary") -> list[str]:
+    from cellvit.data.pannuke_convert import ACCEPTABLE
+
+    counted = (
+        (fold.hidden, "nuclei lie wholly under nuclei of another type and are not in the maps"),
+        (fold.vanished, "nuclei are too small for this resolution and are not in the maps"),
+        (fold.repeated_images, "patches have the same image as an earlier patch of the fold"),
+    )
+    notes = [f"{count:,} {text}" for count, text in counted if count]
+    accepted = [f"accepted: {count:,} patches, each {ACCEPTABLE[name]}" for name, count in fold.accepted.items()]
+    return notes + accepted
+
+
+def _say_next(command: str, path: Path) -> None:
+    sys.stdout.write(f"next: {command} {shlex.quote(str(path))}\n")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cellvit.data import FolderDataModule as FolderDataModule
+    from cellvit.data import PanNukeDataModule as PanNukeDataModule
     from cellvit.decoders.base import DECODERS as DECODERS
     from cellvit.decoders.base import Decoder as Decoder
     from cellvit.encoders.base import ENCODERS as ENCODERS
@@ -52,6 +53,7 @@ _HOMES = {
     "NucleiMetric": "cellvit.metrics.base",
     "NucleiPrediction": "cellvit.types",
     "POSTPROCESSORS": "cellvit.postprocess.base",
+    "PanNukeDataModule": "cellvit.data",
     "PanopticQuality": "cellvit.metrics.panoptic",
     "Postprocessor": "cellvit.postprocess.base",
     "segment_image": "cellvit.segment",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,8 @@ class Batch(TypedDict):
     ``image`` is ``(B, 3, H, W)`` float32 in [0, 1]; ``instance_map`` ``(B, H, W)`` int64, 0 is background;
     ``nuclei_binary_map`` ``(B, H, W)`` int64 in {0, 1}; ``hv_map`` ``(B, 2, H, W)`` float32 in [-1, 1];
     ``nuclei_type_map`` ``(B, H, W)`` int64, 0 is background and -1 a nucleus of unknown type; ``tissue_types``
-    ``(B,)`` int64, -1 unknown; ``name`` one string per image.
+    ``(B,)`` int64, -1 unknown; ``name`` one string per image; ``counted`` ``(B,)`` bool, False for images that only
+    fill up the share of a process and are left out of metrics. Without ``counted`` all count.
     """
 
     image: Tensor
@@ -60,6 +61,7 @@ class Batch(TypedDict):
     nuclei_type_map: Tensor
     tissue_types: Tensor
     name: list[str]
+    counted: NotRequired[Tensor]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ PUBLIC = [
     "NucleiMetric",
     "NucleiPrediction",
     "POSTPROCESSORS",
+    "PanNukeDataModule",
     "PanopticQuality",
     "Postprocessor",
     "segment_image",

@@ -55,6 +55,30 @@ class Superpixels(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations
         return np.asarray(cv2.resize(flat, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
+class GaussianNoise(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is not typed
+    """Add normal noise to each channel of each pixel, its variance drawn anew for each image.
+
+    As published: the variance is uniform. Albumentations 2 draws the standard deviation uniformly, which makes the
+    noise weaker on average.
+
+    Args:
+        variance_limit: Largest variance, in squared grey levels of 0..255.
+        p: Probability.
+    """
+
+    def __init__(self, *, variance_limit: float, p: float = 0.5) -> None:
+        super().__init__(p=p)
+        if not variance_limit >= 0:
+            raise ValueError(f"variance_limit={variance_limit} is below 0")
+        self.variance_limit = variance_limit
+
+    def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
+        """Return the image with noise, rounded and cut off at 0 and 255."""
+        deviation = np.float32(np.sqrt(self.random_generator.uniform(0, self.variance_limit)))
+        noisy = img + deviation * self.random_generator.standard_normal(img.shape, dtype=np.float32)
+        return np.asarray(noisy.round().clip(0, 255), np.uint8)
+
+
 class HedJitter(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is not typed
     """Multiply and shift the amount of each stain by random numbers.
 

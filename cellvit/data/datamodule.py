@@ -1,17 +1,14 @@
 """The Lightning data module of folders."""
 
-import os
-from pathlib import Path
 from typing import Any
 
-import cv2
-import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from cellvit.data.folder import FolderDataset, ImageDataset
+from cellvit.data.loading import base_seed, check_numbers, expand_path, make_loader
 from cellvit.data.records import find_records, has_split
-from cellvit.data.sampler import WeightedDraws
+from cellvit.data.sampler import EvaluationShard, WeightedDraws
 from cellvit.errors import ConfigError
 from cellvit.types import TISSUE_TYPES
 
@@ -21,8 +18,8 @@ class FolderDataModule(LightningDataModule):
 
     Training draws ``samples_per_epoch`` random augmented patches of ``split`` train; validation and test take whole
     images, one at a time because their sizes differ. Test uses the split test where there is one, else val. The
-    draws of an epoch depend on the seed and the epoch alone: not on workers, nor on the number of processes. Evaluate
-    with one process: the trainer gives several equally many images and counts some twice for it.
+    draws of an epoch depend on the seed and the epoch alone: not on workers, nor on the number of processes. Several
+    processes evaluate equal shares of the images; what fills up a share is marked by ``counted`` in the batch.
 
     Args:
         root: Folder as :class:`FolderDataset` reads it; environment variables in it are expanded.
@@ -65,22 +62,19 @@ class FolderDataModule(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        numbers = {
-            "crop_size": crop_size,
-            "batch_size": batch_size,
-            "samples_per_epoch": samples_per_epoch,
-            "val_batch_size": val_batch_size,
-            "num_workers": num_workers + 1,
-        }
-        for name, value in numbers.items():
-            if value < 1:
-                raise ConfigError(f"{name} is {value - (name == 'num_workers')}; give a positive number")
-        self.root = Path(os.path.expandvars(root)).expanduser()
+        check_numbers(
+            crop_size=crop_size,
+            batch_size=batch_size,
+            samples_per_epoch=samples_per_epoch,
+            val_batch_size=val_batch_size,
+            num_workers=num_workers,
+        )
+        self.root = expand_path(root)
         self.datasets, self.val_datasets = datasets, val_datasets
         self.crop_size, self.batch_size, self.samples_per_epoch = crop_size, batch_size, samples_per_epoch
         self.dataset_weights, self.augmentation, self.num_workers = dataset_weights, augmentation, num_workers
         self.class_names, self.mpp, self.cache, self.val_batch_size = class_names, mpp, cache, val_batch_size
-        self.predict_dir = None if predict_dir is None else Path(os.path.expandvars(predict_dir)).expanduser()
+        self.predict_dir = None if predict_dir is None else expand_path(predict_dir)
         self.seed = seed
         self._sets: dict[str, Dataset[dict[str, Any]]] = {}
 
@@ -104,22 +98,21 @@ class FolderDataModule(LightningDataModule):
         """Return the loader of random patches."""
         data = self._sets["train"]
         assert isinstance(data, FolderDataset)
-        seed = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         weights = data.draw_weights(self.dataset_weights)
-        sampler = WeightedDraws(weights, num_samples=self.samples_per_epoch, seed=seed)
-        return self._loader(data, batch_size=self.batch_size, sampler=sampler)
+        sampler = WeightedDraws(weights, num_samples=self.samples_per_epoch, seed=base_seed(self.seed))
+        return make_loader(data, batch_size=self.batch_size, num_workers=self.num_workers, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the loader of whole validation images."""
-        return self._loader(self._sets["val"], batch_size=self.val_batch_size)
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the loader of whole test images."""
-        return self._loader(self._sets["test"], batch_size=self.val_batch_size)
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the loader of the images of ``predict_dir``; batches have ``image`` and ``name``."""
-        return self._loader(self._sets["predict"], batch_size=1)
+        return make_loader(self._sets["predict"], batch_size=1, num_workers=self.num_workers)
 
     def _num_nuclei_classes(self) -> int | None:
         """Return the number of types that labels may have: as told here, else as the trained model knows them."""
@@ -149,18 +142,8 @@ class FolderDataModule(LightningDataModule):
             cache=self.cache,
         )
 
-    def _loader(self, data: Dataset[dict[str, Any]], *, batch_size: int, **options: Any) -> DataLoader[dict[str, Any]]:
-        return DataLoader(
-            data,
-            batch_size=batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
-            **options,
-        )
-
-
-def _one_thread(worker: int) -> None:
-    """Keep OpenCV from starting threads in a loader process, where torch starts none either."""
-    cv2.setNumThreads(0)
+    def _evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
+        data = self._sets[split]
+        assert isinstance(data, FolderDataset)
+        shard = EvaluationShard(len(data))
+        return make_loader(data, batch_size=self.val_batch_size, num_workers=self.num_workers, sampler=shard)

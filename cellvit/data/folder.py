@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from cellvit.data.items import augment, image_tensor, make_item, short_labels
 from cellvit.data.records import (
     ImageRecord,
     find_records,
@@ -19,13 +18,12 @@ from cellvit.data.records import (
     read_label,
     resample,
 )
-from cellvit.data.sampler import Draw
-from cellvit.data.targets import make_targets, relabel, separate_mirrored, type_map_from_instances
-from cellvit.data.transforms import AugmentationConfig, build_augmentation, seed_augmentation
+from cellvit.data.sampler import Draw, Repeat, draw_seed, read_key
+from cellvit.data.targets import separate_mirrored, type_map_from_instances
+from cellvit.data.transforms import AugmentationConfig, build_augmentation
 from cellvit.errors import ConfigError, DataError, ImageError
 
 _Loaded = tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.int32] | None]
-_MAX_INT16 = 2**15 - 1
 
 
 class FolderDataset(Dataset[dict[str, Any]]):
@@ -86,25 +84,21 @@ class FolderDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: int | Draw) -> dict[str, Any]:
+    def __getitem__(self, key: int | Draw | Repeat) -> dict[str, Any]:
         """Return one item.
 
         Args:
-            key: Number of an image, or a draw whose seed decides crop and augmentation; without a seed torch's
-                generator decides.
+            key: Number of an image; a draw, whose seed decides crop and augmentation (without one torch's generator
+                does); or a repeat, whose item says ``counted`` False.
         """
-        index, seed = key if isinstance(key, tuple) else (key, None)
+        index, counted = read_key(key)
         image, instance_map, types = self._cache[index] if self._cache is not None else self._load(self.records[index])
         if self.crop_size is None:
             type_map = type_map_from_instances(instance_map, types)
         else:
-            seed = int(torch.randint(2**31, ())) if seed is None else seed
-            image, instance_map, type_map = self._patch(image, instance_map, types, seed=seed)
-        return {
-            "image": image_tensor(image),
-            **make_targets(instance_map, type_map),
-            "name": self.records[index].name,
-        }
+            image, instance_map, type_map = self._patch(image, instance_map, types, seed=draw_seed(key))
+        name = self.records[index].name
+        return make_item(image, instance_map=instance_map, type_map=type_map, name=name, counted=counted)
 
     def draw_weights(self, dataset_weights: Mapping[str, float] | None = None) -> NDArray[np.float64]:
         """Return the probability of each image to be drawn.
@@ -139,13 +133,9 @@ class FolderDataset(Dataset[dict[str, Any]]):
         window = (slice(top, top + size), slice(left, left + size))
         image, instance_map = image[window], instance_map[window]
         type_map = type_map_from_instances(instance_map, types).astype(np.int16)
-        if instance_map.max() > _MAX_INT16 // 2:  # room for the labels of mirror images
-            instance_map = relabel(instance_map)
-        instance_map = instance_map.astype(np.int16)
-        image, instance_map, type_map = _pad(image, instance_map, type_map, size=size)
-        seed_augmentation(self.augmentation, int(rng.integers(2**31)))
-        done = self.augmentation(image=image, masks=[instance_map, type_map])
-        return done["image"], done["masks"][0], done["masks"][1]
+        image, instance_map, type_map = _pad(image, short_labels(instance_map), type_map, size=size)
+        seed = int(rng.integers(2**31))
+        return augment(self.augmentation, image, instance_map=instance_map, type_map=type_map, seed=seed)
 
     def _load(self, record: ImageRecord) -> _Loaded:
         if not record.label.is_file():
@@ -220,11 +210,6 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one image and its file name."""
         return {"image": image_tensor(read_image(self.files[index])), "name": self.files[index].name}
-
-
-def image_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """Return an image ``(H, W, 3)`` uint8 as ``(3, H, W)`` float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)
 
 
 def _pad(

@@ -6,7 +6,6 @@ here, it is part of the model.
 """
 
 import inspect
-import math
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from cellvit.errors import ConfigError
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
 import albumentations as A
 
-from cellvit.data.appearance import HedJitter, Superpixels
+from cellvit.data.appearance import GaussianNoise, HedJitter, Superpixels
 from cellvit.data.elastic import ElasticAffine
 
 AugmentationConfig = Mapping[str, Mapping[str, Any]]
@@ -110,13 +109,9 @@ def _blur(size: int, *, p: float = 0.2, limit: int = 10) -> Any:
     return A.Blur(blur_limit=(3, limit - 1 + limit % 2), p=p)  # albumentations rounds an even limit up
 
 
-def _gauss_noise(size: int, *, p: float = 0.25, variance_limit: float = 50.0) -> Any:
-    """Add normal noise per channel; the variance is on the 0..255 scale.
-
-    Published is a variance uniform in [0, limit]; albumentations 2 draws the standard deviation uniformly, here in
-    [0, sqrt(limit)], which is weaker on average (3.5 instead of 4.7 grey levels) and equal at its strongest.
-    """
-    return A.GaussNoise(std_range=(0.0, math.sqrt(variance_limit) / 255), per_channel=True, p=p)
+def _gauss_noise(size: int, *, p: float = 0.25, variance_limit: float = 50.0) -> GaussianNoise:
+    """Add normal noise per channel; its variance, on the 0..255 scale, is uniform in [0, limit]."""
+    return GaussianNoise(variance_limit=variance_limit, p=p)
 
 
 def _color_jitter(

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
@@ -11,43 +10,6 @@ from cellvit.errors import ConfigError, DataError
 def module(root, **settings):
     defaults = {"crop_size": 24, "batch_size": 4, "samples_per_epoch": 12, "num_workers": 0}
     return FolderDataModule(str(root), **{**defaults, **settings})
-
-
-def draws(sampler, epoch=0):
-    sampler.set_epoch(epoch)
-    return list(sampler)
-
-
-def test_draws_depend_on_seed_and_epoch_alone():
-    first, second = (WeightedDraws([1, 2, 1], num_samples=50, seed=4) for _ in range(2))
-    assert draws(first) == draws(second)
-    assert draws(first, 1) == draws(second, 1) != draws(first, 0)
-    assert draws(first) != draws(WeightedDraws([1, 2, 1], num_samples=50, seed=5))
-    assert len(first) == 50
-    assert len({d.seed for d in draws(first)}) == 50
-
-
-def test_processes_share_one_list_of_draws():
-    alone = draws(WeightedDraws([1, 2, 1], num_samples=32, seed=4), 3)
-    parts = [draws(WeightedDraws([1, 2, 1], num_samples=32, seed=4, num_replicas=3, rank=r), 3) for r in range(3)]
-    assert [len(p) for p in parts] == [10, 10, 10]
-    assert [d for group in zip(*parts, strict=True) for d in group] == alone[:30]
-
-
-def test_draws_follow_the_weights():
-    images = [d.image for d in WeightedDraws([1, 0, 3], num_samples=4000)]
-    np.testing.assert_allclose(np.bincount(images, minlength=3) / 4000, [0.25, 0, 0.75], atol=0.03)
-
-
-@pytest.mark.parametrize("weights", [[], [0, 0], [1, -1], [np.nan], [[1.0]]])
-def test_wrong_weights_are_refused(weights):
-    with pytest.raises(ConfigError, match="sampling weights"):
-        WeightedDraws(weights, num_samples=3)
-
-
-def test_fewer_draws_than_processes_are_refused():
-    with pytest.raises(ConfigError, match="2 draws per epoch for 4 process"):
-        WeightedDraws([1], num_samples=2, num_replicas=4, rank=0)
 
 
 def test_loaders(two_datasets):

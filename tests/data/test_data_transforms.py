@@ -128,15 +128,31 @@ def test_transforms_decide_independently():
     assert min(counts.values()) > 65
 
 
-def test_noise_variance_is_on_the_scale_of_grey_levels():
+def test_noise_variance_is_uniform_and_noise_is_independent():
     augmentation = build_augmentation({"gauss_noise": {"p": 1.0}}, size=64)
     image = np.full((64, 64, 3), 128, np.uint8)
-    deviations = []
-    for seed in range(60):
+    variances, correlations = [], []
+    for seed in range(600):
         seed_augmentation(augmentation, seed)
-        deviations.append(augmentation(image=image, masks=[])["image"].astype(float).std())
-    assert 6.3 < max(deviations) < 7.4
-    assert min(deviations) < 1
+        noise = augmentation(image=image, masks=[])["image"].astype(float) - 128
+        variances.append(noise.var())
+        correlations.append(np.corrcoef(noise.reshape(-1, 3).T)[0, 1])
+        assert abs(noise.mean()) < 0.3
+    rounding = 1 / 12
+    quartiles = np.array([12.5, 25.0, 37.5]) + rounding
+    np.testing.assert_allclose(np.quantile(variances, [0.25, 0.5, 0.75]), quartiles, atol=3)  # 3 standard errors
+    assert max(variances) < 52
+    assert abs(np.mean(correlations)) < 0.01
+
+
+def test_noise_is_cut_off_at_black_and_white():
+    augmentation = build_augmentation({"gauss_noise": {"p": 1.0, "variance_limit": 2500}}, size=64)
+    for value in (0, 255):
+        image = np.full((64, 64, 3), value, np.uint8)
+        seed_augmentation(augmentation, 1)
+        noisy = augmentation(image=image, masks=[])["image"]
+        assert 0.4 < (noisy == value).mean() < 0.7  # half of the noise would leave the range
+        assert abs(noisy.astype(int) - value).max() < 255
 
 
 def test_blur_box_is_at_most_nine():

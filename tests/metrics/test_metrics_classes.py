@@ -3,15 +3,18 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from metric_samples import assert_same
 from torchmetrics import Metric
 
 from cellvit.errors import ConfigError, DataError
 from cellvit.metrics import METRICS, CentroidDetection, NucleiMetric, PanopticQuality, TissueAccuracy
 from cellvit.metrics.functional import panoptic_quality, typed_panoptic_quality
+from cellvit.postprocess import nuclei_from_instances
 from cellvit.types import Nuclei, NucleiPrediction
 
 NAMES = ("background", "tumour", "lymphocyte", "stroma")
@@ -37,16 +40,6 @@ def random_points(seed):
     return pred, target, {"pred_types": rng.integers(0, 4, len(pred)), "target_types": rng.integers(1, 4, len(target))}
 
 
-def states(metric):
-    return {name: getattr(metric, name) for name in metric._defaults}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, equal_nan=True, msg=name)
-
-
 def build(kind):
     if kind == "panoptic":
         return PanopticQuality(class_names=NAMES, tissue_names=TISSUES), [
@@ -55,36 +48,6 @@ def build(kind):
     return CentroidDetection(class_names=NAMES), [
         lambda m, s=s: m.update(random_points(s)[0], random_points(s)[1], **random_points(s)[2]) for s in range(12)
     ]
-
-
-@pytest.mark.parametrize("kind", ["panoptic", "detection"])
-def test_parts_give_the_whole_to_the_last_bit(kind):
-    whole, updates = build(kind)
-    for update in updates:
-        update(whole)
-    parts = [build(kind)[0] for _ in range(3)]
-    for number, update in enumerate(reversed(updates)):
-        update(parts[number % 3])
-    merged = build(kind)[0]
-    merged.update(*((EMPTY, NO_TYPES, EMPTY, NO_TYPES) if kind == "panoptic" else (EMPTY[:0, :2], EMPTY[:0, :2])))
-    for name in states(merged):
-        setattr(merged, name, sum(states(part)[name] for part in parts))
-    assert_same(merged.compute(), whole.compute())
-
-
-@pytest.mark.parametrize("kind", ["panoptic", "detection"])
-def test_states_are_sums_and_results_are_scalars(kind):
-    metric, updates = build(kind)
-    assert {reduction.__name__ for reduction in metric._reductions.values()} == {"dim_zero_sum"}
-    assert not any(state.is_floating_point() for state in states(metric).values())
-    updates[0](metric)
-    first = metric.compute()
-    for name, value in first.items():
-        assert value.shape == (), name
-        assert value.dtype == torch.float32, name
-    metric.reset()
-    updates[0](metric)
-    assert_same(metric.compute(), first)
 
 
 @pytest.mark.parametrize("kind", ["panoptic", "detection"])
@@ -184,6 +147,32 @@ class TestPanopticQuality:
         assert_same(arrays.compute(), tensors.compute())
         assert_same(arrays.compute(), tables.compute())
 
+    @pytest.mark.parametrize("class_names", [(), NAMES])
+    @pytest.mark.parametrize("target_types", [None, [1, 1, -1, 1, 1, 1], [1, 1, 2, 2, 3, 3]])
+    def test_predictions_without_a_type_are_left_out_as_published(self, class_names, target_types):
+        _, _, target, _ = random_image(0)
+        truth = None if target_types is None else np.array(target_types)
+        pred_types = np.array([0, 0, 2, 2, 3, 3])
+        without, all_of_them = (
+            PanopticQuality(class_names=class_names, ignore_background=flag) for flag in (True, False)
+        )
+        for metric in (without, all_of_them):
+            metric.update(target, pred_types, target, truth)
+        assert without.compute()["bDQ"].item() == pytest.approx(4 / (4 + 2 / 2))
+        assert all_of_them.compute()["bDQ"].item() == pytest.approx(1)
+        if class_names and target_types == [1, 1, 2, 2, 3, 3]:
+            for metric in (without, all_of_them):
+                assert metric.compute()["mPQ"].item() == pytest.approx(2 / 3, abs=1e-5)
+
+    def test_types_of_predictions_are_checked_although_nothing_is_typed(self):
+        metric, (_, _, target, _) = PanopticQuality(), random_image(0)
+        with pytest.raises(DataError, match=r"predicted labels reach up to 6, but their types have shape \(5,\)"):
+            metric.update(target, np.zeros(5, int), target, None)
+        with pytest.raises(DataError, match="predicted instance map holds the label -1"):
+            metric.update(target - 1, np.zeros(6, int), target, None)
+        metric.update(EMPTY, NO_TYPES, target, None)
+        assert metric.compute()["bPQ"] == 0
+
     def test_threshold_is_used(self):
         strict = PanopticQuality(iou_threshold=0.9)
         strict.update(np.array([[1, 1, 1]]), None, np.array([[1, 1, 0]]), None)
@@ -251,6 +240,52 @@ class TestCentroidDetection:
         )
         assert_same(arrays.compute(), tables.compute())
 
+    def test_image_means_weigh_every_image_alike(self):
+        metric = CentroidDetection()
+        spots = np.arange(4)[:, None] * np.array([[100, 100]])
+        metric.update(spots, spots[:1])  # P 1/4, R 1, F1 2/5
+        metric.update(spots[:1], spots[1:3])  # 0
+        metric.update(spots[:0], spots)  # P 0 / 0
+        metric.update(spots[:2], spots[:0])  # R 0 / 0
+        metric.update(spots[:0], spots[:0])  # all 0 / 0
+        result = metric.compute()
+        assert result["P_d_image_mean"].item() == pytest.approx((1 / 4 + 0 + 0) / 3)
+        assert result["R_d_image_mean"].item() == pytest.approx((1 + 0 + 0) / 3)
+        assert result["F1_d_image_mean"].item() == pytest.approx((2 / 5 + 0 + 0 + 0) / 4)
+        assert result["P_d"].item() == pytest.approx(1 / 7)
+
+    def test_predictions_without_a_type_are_left_out_where_asked_for(self):
+        spots = np.arange(3)[:, None] * np.array([[100, 100]])
+        types = {"pred_types": np.array([0, 1, 0]), "target_types": np.array([1, 1, 2])}
+        all_of_them, without = (CentroidDetection(class_names=NAMES, ignore_background=b) for b in (False, True))
+        for metric in (all_of_them, without):
+            metric.update(spots, spots, **types)
+            metric.update(spots, spots)  # without types nothing is left out
+        assert all_of_them.compute()["R_d"] == 1
+        found = without.compute()
+        assert found["R_d"].item() == pytest.approx(4 / 6)
+        assert found["P_d"] == 1
+        assert found["R/tumour"].item() == pytest.approx(1 / (1 + 1))  # one missed, no longer one confused
+        assert all_of_them.compute()["R/tumour"].item() == pytest.approx(1 / (1 + 2))
+        with pytest.raises(DataError, match=r"3 predicted points have types of shape \(2,\)"):
+            without.update(spots, spots, pred_types=np.zeros(2, int))
+
+    def test_true_nuclei_whose_outline_encloses_nothing_are_left_out(self):
+        instances = np.zeros((30, 30), np.int32)
+        instances[2, 2], instances[6, 6:12], instances[10:14, 20:25] = 1, 2, 3
+        truth = nuclei_from_instances(instances, min_contour_points=1)
+        truth = replace(truth, nuclei=replace(truth.nuclei, type=np.array([-1, 1, 2], np.int32)))
+        found = nuclei_from_instances(instances)
+        metric = CentroidDetection(class_names=NAMES)
+        metric.update_nuclei(found, truth)
+        result = metric.compute()
+        assert result["F1_d"] == 1
+        assert result["F1/lymphocyte"] == 0  # found as type 1; the nucleus of unknown type is not in the way
+        assert result["P/tumour"] == 0
+        panoptic = PanopticQuality()
+        panoptic.update_nuclei(found, truth)
+        assert panoptic.compute()["bDQ"].item() == pytest.approx(1 / (1 + 2 / 2))
+
     def test_radius_is_used(self):
         near = CentroidDetection(radius=6)
         near.update(np.array([[0, 0]]), np.array([[0, 7]]))
@@ -271,6 +306,13 @@ class TestTissueAccuracy:
         metric = TissueAccuracy()
         metric.update(torch.eye(2), torch.tensor([-1, -1]))
         assert math.isnan(metric.compute()["tissue_accuracy"])
+
+    def test_items_that_are_not_counted_are_left_out(self):
+        metric = TissueAccuracy()
+        metric.update(torch.eye(3), torch.tensor([0, 2, 2]), counted=torch.tensor([True, True, False]))
+        assert metric.compute()["tissue_accuracy"] == 1 / 2
+        with pytest.raises(DataError, match=r"counted is torch.int64 \(3,\) for a batch of 3"):
+            metric.update(torch.eye(3), torch.tensor([0, 2, 2]), counted=torch.ones(3, dtype=torch.int64))
 
     def test_shapes(self):
         with pytest.raises(DataError, match=r"\(2, 2\) and ids \(3,\)"):

@@ -56,6 +56,17 @@ def test_instances_without_outline_are_no_nuclei():
     assert len(nuclei_from_instances(instances[:, :1]).nuclei) == 0
 
 
+def test_instances_of_any_size_are_nuclei_where_one_point_suffices():
+    instances = block((20, 20), (3, 0, 0), (5, slice(3, 6), slice(3, 6)), (8, 9, slice(2, 12)))
+    prediction = nuclei_from_instances(instances, min_contour_points=1)
+    np.testing.assert_array_equal(prediction.instance_map, np.searchsorted([0, 3, 5, 8], instances))
+    nuclei = prediction.nuclei
+    assert [nuclei.contour(i).tolist() for i in (0, 2)] == [[[0, 0]], [[2, 9], [11, 9]]]
+    assert nuclei.centroid.tolist() == [[0, 0], [4, 4], [6.5, 9]]
+    assert nuclei.bbox.tolist() == [[0, 0, 1, 1], [3, 3, 6, 6], [2, 9, 12, 10]]
+    assert len(nuclei_from_instances(instances, min_contour_points=2).nuclei) == 2
+
+
 def test_contour_is_that_of_the_largest_piece_but_all_pieces_count():
     instances = block((30, 30), (1, slice(2, 5), slice(2, 5)), (1, slice(10, 20), slice(12, 20)))
     nuclei = nuclei_from_instances(instances).nuclei

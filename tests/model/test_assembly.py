@@ -1,0 +1,92 @@
+"""How a model's metrics are built, and the true nuclei they are given."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cellvit.assembly import build_metric, true_nuclei
+from cellvit.errors import ConfigError, UnknownPluginError
+from cellvit.export import draw_comparison
+from cellvit.metrics import AggregatedJaccard, CentroidDetection, NucleiMetric, PanopticQuality
+
+CLASSES, TISSUES = ("background", "nucleus"), ("breast", "colon")
+
+
+class WithoutNames(NucleiMetric):
+    """A metric of somebody else that asks for one setting."""
+
+    def __init__(self, *, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def update(self) -> None: ...
+
+    def update_nuclei(self, pred, target, *, tissue=-1) -> None: ...
+
+    def compute(self) -> dict[str, Tensor]:
+        return {}
+
+
+def test_names_are_passed_to_metrics_that_take_them():
+    panoptic = build_metric("panoptic-quality", CLASSES, TISSUES)
+    assert isinstance(panoptic, PanopticQuality)
+    assert (panoptic.class_names, panoptic.tissue_names) == (CLASSES, TISSUES)
+    detection = build_metric("centroid-detection", CLASSES, TISSUES)
+    assert isinstance(detection, CentroidDetection)
+    assert detection.class_names == CLASSES
+    assert isinstance(build_metric("aggregated-jaccard", CLASSES, TISSUES), AggregatedJaccard)
+    assert build_metric("panoptic-quality", CLASSES).tissue_names == ()
+
+
+def test_names_that_a_spec_states_are_kept():
+    spec = {"class_path": "panoptic-quality", "init_args": {"class_names": ["none", "cell"], "iou_threshold": 0.7}}
+    metric = build_metric(spec, CLASSES, TISSUES)
+    assert (metric.class_names, metric.tissue_names) == (("none", "cell"), TISSUES)
+    assert metric.iou_threshold == 0.7
+    spec["init_args"]["tissue_names"] = []
+    assert build_metric(spec, CLASSES, TISSUES).tissue_names == ()
+    assert build_metric(PanopticQuality(tissue_names=["liver"]), CLASSES, TISSUES).tissue_names == ("liver",)
+
+
+def test_metrics_of_others():
+    path = f"{WithoutNames.__module__}.WithoutNames"
+    metric = build_metric({"class_path": path, "init_args": {"weight": 2.0}}, CLASSES, TISSUES)
+    assert (type(metric).__name__, metric.weight) == ("WithoutNames", 2.0)
+    with pytest.raises(ConfigError, match=r"takes no argument \['scale'\]; it takes: weight"):
+        build_metric({"class_path": path, "init_args": {"scale": 2.0}}, CLASSES)
+
+
+def test_only_metrics_on_nuclei_are_taken():
+    with pytest.raises(ConfigError, match="'tissue-accuracy' does not compare nuclei"):
+        build_metric("tissue-accuracy", CLASSES)
+    with pytest.raises(UnknownPluginError, match="did you mean 'panoptic-quality'"):
+        build_metric("panoptic-qualty", CLASSES)
+
+
+@pytest.fixture
+def tiny_batch():
+    """Return one image with a pixel, a square, a line and a square, their ids with gaps, the line without a type."""
+    instances = torch.zeros(2, 40, 40, dtype=torch.int64)
+    instances[0, 1, 1], instances[0, 5:9, 5:9], instances[0, 20, 3:12], instances[0, 30:36, 30:37] = 2, 3, 7, 9
+    types = torch.zeros_like(instances)
+    for label, kind in ((2, 1), (3, 2), (7, -1), (9, 1)):
+        types[instances == label] = kind
+    return {"instance_map": instances, "nuclei_type_map": types}
+
+
+def test_true_nuclei_of_few_pixels_are_kept_and_rows_are_labels(tiny_batch):
+    truth, empty = true_nuclei(tiny_batch)
+    assert truth.nuclei.type.tolist() == [1, 2, -1, 1]
+    assert truth.nuclei.label.tolist() == [1, 2, 3, 4]
+    renumbered = np.searchsorted([0, 2, 3, 7, 9], tiny_batch["instance_map"][0].numpy())
+    np.testing.assert_array_equal(truth.instance_map, renumbered)
+    assert np.diff(truth.nuclei.contour_offsets).tolist() == [1, 4, 2, 4]
+    assert (len(empty.nuclei), empty.instance_map.max()) == (0, 0)
+
+
+def test_true_nuclei_of_few_pixels_can_be_drawn(tiny_batch):
+    truth, empty = true_nuclei(tiny_batch)
+    image = np.full((40, 40, 3), 255, np.uint8)
+    picture = draw_comparison(image, truth.nuclei, empty.nuclei)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 4

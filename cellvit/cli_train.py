@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 
 import cellvit.callbacks  # noqa: F401  its classes can then be named in YAML without their module
 from cellvit.cli_config import expand_bases
-from cellvit.data import FolderDataModule  # noqa: F401  likewise
+from cellvit.data import FolderDataModule, PanNukeDataModule  # noqa: F401  likewise
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import WeightsError

@@ -1,24 +1,7 @@
-import csv
-import json
-
 import cv2
 import numpy as np
 import pytest
-
-
-def draw_tissue(seed, size=64):
-    """Return a pink image with dark discs, their instance map and types 1 or 2 by size."""
-    rng = np.random.default_rng(seed)
-    image = np.full((size, size, 3), (230, 180, 210), np.uint8)
-    instances, types = np.zeros((size, size), np.int32), [0]
-    for row in range(12, size - 8, 20):
-        for col in range(12, size - 8, 20):
-            radius = int(rng.integers(4, 8))
-            types.append(1 if radius < 6 else 2)
-            cv2.circle(instances, (col, row), radius, len(types) - 1, -1)
-    image[instances > 0] = (90, 40, 120)
-    noise = rng.integers(-12, 12, image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8), instances, np.array(types, np.uint8)
+from drawn_folds import draw_tissue, write_folds, write_folds_config
 
 
 @pytest.fixture
@@ -84,78 +67,13 @@ data:
     return path
 
 
-def write_fold(root, number, patches):
-    """Write one fold of the compact form from a list of (image, instance map, types by label)."""
-    folder = root / f"fold{number}"
-    folder.mkdir(parents=True)
-    images, instances, types = zip(*patches, strict=True)
-    np.save(folder / "images.npy", np.stack(images))
-    np.save(folder / "instance_maps.npy", np.stack(instances).astype(np.uint16))
-    type_maps = [kinds[labels] for labels, kinds in zip(instances, types, strict=True)]
-    np.save(folder / "type_maps.npy", np.stack(type_maps).astype(np.uint8))
-    with (folder / "patches.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["name", "source", "tissue", "Small", "Large"])
-        for i, kinds in enumerate(types):
-            name = f"fold{number}/{i:04d}"
-            rows.writerow([name, name, ("Colon", "Skin")[i % 2], (kinds == 1).sum(), (kinds == 2).sum()])
-
-
 @pytest.fixture
 def patch_folds(tmp_path):
-    """A prepared data set of three folds with 64 px patches of two tissues."""
-    root = tmp_path / "folds"
-    for fold in (1, 2, 3):
-        write_fold(root, fold, [draw_tissue(10 * fold + i) for i in range(4)])
-    described = {
-        "format": "cellvit-patches",
-        "version": 1,
-        "name": "drawn",
-        "mpp": 0.25,
-        "class_names": ["Background", "Small", "Large"],
-        "tissue_names": ["Colon", "Skin"],
-        "folds": [1, 2, 3],
-        "patch_size": 64,
-        "about": {},
-    }
-    (root / "dataset.json").write_text(json.dumps(described))
-    return root
+    """A prepared data set of three folds."""
+    return write_folds(tmp_path / "folds")
 
 
 @pytest.fixture
 def folds_config(patch_folds, tmp_path):
-    """A configuration of folds, small enough for a test."""
-    path = tmp_path / "folds.yaml"
-    path.write_text(
-        f"""
-seed_everything: 7
-trainer:
-  accelerator: cpu
-  max_epochs: 3
-  log_every_n_steps: 1
-  enable_progress_bar: false
-  enable_model_summary: false
-  callbacks:
-    - class_path: cellvit.callbacks.EpochSeeds
-    - class_path: cellvit.callbacks.EncoderFreezing
-      init_args: {{unfreeze_epoch: 1}}
-    - class_path: lightning.pytorch.callbacks.EarlyStopping
-      init_args: {{monitor: val/bPQ, mode: max, patience: 130, check_finite: false}}
-model:
-  encoder:
-    class_path: vit-256
-    init_args: {{embed_dim: 16, depth: 4, num_heads: 2}}
-  decoder:
-    class_path: unetr
-    init_args: {{widths: [4, 6, 8, 10], image_width: 3, shared_levels: 3}}
-  num_nuclei_classes: 3
-  num_tissue_classes: 2
-  class_names: [Background, Small, Large]
-  tissue_names: [Colon, Skin]
-  optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.003}}}}
-data:
-  class_path: PanNukeDataModule
-  init_args: {{root: {patch_folds}, batch_size: 2, val_batch_size: 3, num_workers: 0}}
-"""
-    )
-    return path
+    """A configuration that trains on ``patch_folds``."""
+    return write_folds_config(tmp_path / "folds.yaml", patch_folds)

@@ -1,0 +1,72 @@
+"""``cellvit cross-validate``: train and test a configuration on all folds, and report the tables of the paper."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cellvit.cli_config import config_texts
+from cellvit.errors import ConfigError
+from cellvit.evaluation.cross_validation import ROTATIONS, CrossValidation, run_all
+from cellvit.evaluation.published import known_names
+from cellvit.evaluation.report import write_report
+
+EPILOG = """\
+Arguments that are not listed go to 'cellvit fit' and 'cellvit test', so --trainer.max_epochs 5 or --data.root DIR
+change the configuration. The same command goes on where it was interrupted: finished runs are kept, a half-trained
+one resumes at its last epoch.
+
+exit status: 0 all runs done and reported; 1 a run failed (what was finished is kept); 2 wrong usage.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: Its arguments.
+
+    Returns:
+        0 on success.
+
+    Raises:
+        CellViTError: If a setting cannot work or a run fails.
+    """
+    parser = argparse.ArgumentParser(
+        "cellvit cross-validate",
+        description="Train and test a configuration on every fold and write one report.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", help="YAML file as for 'cellvit fit', with a data module of folds")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the runs and the report")
+    parser.add_argument(
+        "--rotation",
+        choices=ROTATIONS,
+        default="published",
+        help="folds of the runs: as published, where fold 3 is tested twice, or every fold tested once",
+    )
+    parser.add_argument(
+        "--published",
+        choices=[*known_names(), "none"],
+        metavar="NAME",
+        help=f"published results to compare with: {', '.join(known_names())} or none; default: the file's name",
+    )
+    options, others = parser.parse_known_args(argv)
+    if not Path(options.config).is_file():
+        raise ConfigError(f"configuration '{options.config}' does not exist; give a YAML file")
+    layers = config_texts(options.config)
+    name = Path(options.config).stem
+    rotation = ROTATIONS[options.rotation]
+    plan = CrossValidation(name, tuple(layers), tuple(others), rotation, options.out)
+    run_all(plan, say=_say)
+    wanted = options.published or name
+    report = write_report(options.out, published=wanted if wanted in known_names() else None, title=name)
+    sys.stdout.write(f"report: {report}\n")
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"cross-validate: {line}\n")
+    sys.stderr.flush()

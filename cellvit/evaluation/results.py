@@ -1,0 +1,112 @@
+"""Files of an evaluation: all scores, one row per image, and a page to read."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cellvit.atomic import atomic_path
+from cellvit.errors import OutputError
+from cellvit.evaluation.scoring import ImageScores, ScoreSettings
+from cellvit.evaluation.tables import Cell, markdown_table, write_csv, write_json, write_text
+
+_COLUMNS = {"bPQ": "bPQ", "DQ": "bDQ", "SQ": "bSQ", "mPQ": "mPQ", "F1": "F1_d", "P": "P_d", "R": "R_d"}
+_OVERLAPS = ("Dice", "Jaccard", "AJI")
+
+AVERAGES = """\
+* `bPQ`, `bDQ`, `bSQ`, `mPQ`, `mDQ`, `mSQ`: quality of each image, averaged over the images. `PQ/<type>`: averaged over
+  the images in whose truth the type occurs.
+* `*_tissue_mean`: the images of each tissue averaged, then the tissues.
+* `F1_d`, `P_d`, `R_d`, `F1/<type>`: counts of all images added up first. `*_image_mean`: of each image, averaged.
+* `Dice`, `Jaccard`, `AJI`: of each image, averaged over the images.
+* An image without true nuclei is left out of the qualities, and one that is empty on both sides out of the rest.
+"""
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder for results and try to write into it, before anything is computed.
+
+    Raises:
+        OutputError: If that is not possible.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot make the folder '{out}' ({reason}); choose another --out") from error
+    probe = out / ".cellvit-write-test"
+    with atomic_path(probe):
+        pass
+    probe.unlink()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that scores may depend on, by name."""
+    packages = ("cellvit-lightning", "torch", "numpy", "scipy", "opencv-python-headless", "torchmetrics")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def image_rows(images: Sequence[ImageScores]) -> list[dict[str, Cell]]:
+    """Return one row of named scores per image; columns that no image has a value for are left out."""
+    tissues = any(image.tissue for image in images)
+    names = {column: score for column, score in _COLUMNS.items() if any(score in image.scores for image in images)}
+    hidden = any(image.hidden or image.hidden_true for image in images)
+    rows: list[dict[str, Cell]] = []
+    for image in images:
+        row: dict[str, Cell] = {"image": image.name}
+        row |= {"tissue": image.tissue} if tissues else {}
+        row |= {"true_nuclei": image.true, "predicted_nuclei": image.predicted}
+        row |= {"hidden_true": image.hidden_true, "hidden_predicted": image.hidden} if hidden else {}
+        row |= {column: image.scores[score] for column, score in names.items()}
+        rows.append(row | {score: image.scores[score] for score in _OVERLAPS})
+    return rows
+
+
+def score_rows(scores: Mapping[str, float]) -> list[dict[str, Cell]]:
+    """Return one row per score, without those of single types and tissues."""
+    return [{"score": name, "value": value} for name, value in scores.items() if "/" not in name]
+
+
+def group_rows(scores: Mapping[str, float]) -> list[dict[str, Cell]]:
+    """Return one row per type or tissue with the scores named ``<score>/<group>``."""
+    groups = list(dict.fromkeys(name.split("/", 1)[1] for name in scores if "/" in name))
+    columns = list(dict.fromkeys(name.split("/", 1)[0] for name in scores if "/" in name))
+    return [{"type or tissue": g, **{c: scores.get(f"{c}/{g}", float("nan")) for c in columns}} for g in groups]
+
+
+def write_results(
+    out: Path,
+    images: Sequence[ImageScores],
+    scores: Mapping[str, float],
+    *,
+    settings: ScoreSettings,
+    inputs: Mapping[str, Any],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write ``scores.json``, ``images.csv`` and ``scores.md``.
+
+    Args:
+        out: An existing folder.
+        images: Scores per image.
+        scores: Scores over all images.
+        settings: How they were made.
+        inputs: Where the nuclei came from, as plain data.
+        notes: Sentences a reader must know.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    totals = {"images": len(images), "true_nuclei": sum(i.true for i in images)}
+    totals["predicted_nuclei"] = sum(i.predicted for i in images)
+    write_csv(out / "images.csv", image_rows(images))
+    parts = ["# Scores", f"`{inputs['pred']}` against `{inputs['truth']}`.", markdown_table([dict(totals)])]
+    parts += [*(f"**Note**: {note}" for note in notes), markdown_table(score_rows(scores))]
+    groups = group_rows(scores)
+    parts += [markdown_table(groups)] if groups else []
+    radius, threshold = settings.radius, settings.iou_threshold
+    parts += [f"Matched: IoU above {threshold:g}; centroids at most {radius:g} px apart.", AVERAGES, "## Images"]
+    write_text(out / "scores.md", "\n\n".join([*parts, markdown_table(image_rows(images))]))
+    content = {"scores": dict(scores), **totals, "settings": asdict(settings), "inputs": dict(inputs)}
+    write_json(out / "scores.json", {**content, "notes": list(notes), "versions": versions()})

@@ -69,6 +69,8 @@ def report_data(runs: Sequence[FoldScores], entry: Published | None, *, title: s
         title: Heading of the report.
     """
     first = runs[0]
+    compared = entry is not None and not obstacles(runs, entry)
+    lines = score_lines(runs, entry)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -79,7 +81,7 @@ def report_data(runs: Sequence[FoldScores], entry: Published | None, *, title: s
         "tissue_names": list(first.tissue_names),
         "runs": [_run_data(run) for run in runs],
         "published": None if entry is None else _published_data(runs, entry),
-        "scores": {name: _line_data(line) for name, line in score_lines(runs, entry).items()},
+        "scores": {name: _line_data(line, compared=compared) for name, line in lines.items()},
         "how_it_was_run": [{"seconds": dict(run.seconds), "versions": dict(run.versions)} for run in runs],
     }
 
@@ -100,7 +102,7 @@ def _published_data(runs: Sequence[FoldScores], entry: Published) -> dict[str, A
     return {**facts, "not_comparable": obstacles(runs, entry), "sources": published_sources()}
 
 
-def _line_data(line: ScoreLine) -> dict[str, Any]:
+def _line_data(line: ScoreLine, *, compared: bool) -> dict[str, Any]:
     mean, std, folds = line.summary
     return {
         "runs": [_plain(value) for value in line.runs],
@@ -110,7 +112,7 @@ def _line_data(line: ScoreLine) -> dict[str, Any]:
         "paper_v1": None if line.paper_v1 is None else float(line.paper_v1),
         "logs": _plain(line.logs),
         "logs_std": _plain(line.logs_std),
-        "mean_minus_logs": _plain(line.difference),
+        "mean_minus_logs": _plain(line.difference) if compared else None,
     }
 
 
@@ -137,16 +139,15 @@ def _bars_picture(runs: Sequence[FoldScores], entry: Published | None) -> tuple[
     if len(known) > 1:
         what, rows = "per tissue", {t: (f"bPQ/{t}", f"mPQ/{t}") for t in tissues}
         rows["Mean over tissues"] = ("bPQ_tissue_mean", "mPQ_tissue_mean")
-        labels = ("bPQ", "mPQ")
+        labels: tuple[str, ...] = ("bPQ", "mPQ")
     elif types:
         what, rows, labels = "per type", {t: (f"PQ/{t}", f"F1/{t}") for t in types}, ("PQ", "F1 of detection")
     else:
         what, rows, labels = "of all nuclei", {"All nuclei": ("bPQ", "F1_d")}, ("bPQ", "F1 of detection")
     compared = entry is not None and not obstacles(runs, entry)
-    groups = []
-    for i, label in enumerate(labels):
-        column = [lines.get(names[i]) for names in rows.values()]
-        groups.append(_bars(label, column, compared=compared))
+    columns = {label: [lines.get(names[i]) for names in rows.values()] for i, label in enumerate(labels)}
+    groups = [_bars(label, column, compared=compared) for label, column in columns.items() if any(column)]
+    labels = tuple(group.label for group in groups)
     marked = " Lines mark published values." if any(group.marks for group in groups) else ""
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
     text = f"{' and '.join(labels)} {what}: mean and population standard deviation over {count}.{marked}"

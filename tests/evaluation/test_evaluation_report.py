@@ -177,6 +177,8 @@ def test_other_data_are_shown_under_a_warning_and_without_differences(tmp_path):
     assert "Lines mark published values" not in text
     data = json.loads((tmp_path / DATA).read_text())
     assert data["published"]["not_comparable"]
+    assert data["scores"]["bPQ"]["logs"] == 0.6537
+    assert data["scores"]["bPQ"]["mean_minus_logs"] is None
 
 
 def test_the_same_data_carry_no_such_warning(tmp_path):
@@ -314,6 +316,12 @@ def test_a_model_without_types_and_tissues_is_reported(tmp_path):
     assert "bPQ and F1" not in text.split("##")[0]
     assert "The runs hold no such scores." in sections(text)["Table 2a. mPQ per tissue"]
     assert "bPQ and F1 of detection of all nuclei" in sections(text)["Pictures"]
+
+
+def test_without_types_the_chart_shows_what_there_is(tmp_path):
+    text = report(tmp_path, [fold_scores(1, types=())], name=None)
+    assert "bPQ per tissue: mean and" in sections(text)["Pictures"]
+    assert "mPQ" not in sections(text)["Pictures"]
 
 
 def test_nothing_is_written_when_something_is_wrong(tmp_path):

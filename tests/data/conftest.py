@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from PIL import Image
 
 
@@ -51,6 +52,18 @@ class DataFolder:
             writer.writeheader()
             writer.writerows(self.rows)
         return self.root
+
+
+@pytest.fixture
+def as_rank(monkeypatch):
+    """Make torch say that this is one of several processes."""
+
+    def pretend(rank, ranks):
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda: ranks)
+        monkeypatch.setattr(dist, "get_rank", lambda: rank)
+
+    return pretend
 
 
 @pytest.fixture

@@ -1,3 +1,8 @@
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from lightning import LightningModule, Trainer
@@ -129,6 +134,62 @@ def test_trainer_advances_the_draws_each_epoch_and_repeats_them(two_datasets, mo
     epochs = [torch.cat([image for e, image in runs[0] if e == epoch]) for epoch in range(2)]
     assert not torch.equal(*epochs)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_processes_together_count_every_image_once(data_folder, as_rank, ranks):
+    for stem in "abc":
+        data_folder.add("x", stem, "val")
+    data_folder.write()
+    counted, lengths = [], set()
+    for rank in range(ranks):
+        as_rank(rank, ranks)
+        data = module(data_folder.root)
+        for stage, loader in (("validate", data.val_dataloader), ("test", data.test_dataloader)):
+            data.setup(stage)
+            batches = list(loader())
+            lengths.add(len(batches))
+            counted += [(stage, b["name"][0]) for b in batches if b["counted"].item()]
+    assert len(lengths) == 1
+    assert sorted(counted) == [(stage, f"x/{stem}") for stage in ("test", "validate") for stem in "abc"]
+
+
+EVALUATE = """
+import json, sys
+from pathlib import Path
+import lightning as L
+import torch
+from cellvit.data import FolderDataModule
+
+class Names(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = torch.nn.Linear(1, 1), []
+    def test_step(self, batch):
+        self.seen += zip(batch["name"], batch["counted"].tolist())
+    def on_test_epoch_end(self):
+        Path(sys.argv[0]).with_name(f"rank_{self.global_rank}.json").write_text(json.dumps(self.seen))
+
+if __name__ == "__main__":
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", enable_checkpointing=False, **quiet)
+    trainer.test(Names(), datamodule=FolderDataModule(sys.argv[1], num_workers=0), verbose=False)
+"""
+
+
+@pytest.mark.slow
+def test_two_real_processes_count_every_image_once(data_folder, tmp_path):
+    """Lightning leaves the shares as they are."""
+    for stem in "abc":
+        data_folder.add("x", stem, "test")
+    script = tmp_path / "evaluate_two.py"
+    script.write_text(EVALUATE)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, str(script), str(data_folder.write())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
+    assert seen == [[["x/a", True], ["x/c", True]], [["x/b", True], ["x/a", False]]]
 
 
 def test_real_tissue(test_data, monkeypatch):

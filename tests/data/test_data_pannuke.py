@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch import nn
@@ -230,19 +229,13 @@ def test_workers_do_not_change_the_items(prepared, gamma):
     assert not all(map(same, first, second))
 
 
-def as_rank(monkeypatch, rank, ranks):
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: ranks)
-    monkeypatch.setattr(dist, "get_rank", lambda: rank)
-
-
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("gamma", [0.85, None])
-def test_processes_together_see_what_one_would(prepared, monkeypatch, ranks, gamma):
+def test_processes_together_see_what_one_would(prepared, as_rank, ranks, gamma):
     alone = items_of(ready(prepared, sampling_gamma=gamma, samples_per_epoch=6).train_dataloader(), 4)
     parts = []
     for rank in range(ranks):
-        as_rank(monkeypatch, rank, ranks)
+        as_rank(rank, ranks)
         parts.append(items_of(ready(prepared, sampling_gamma=gamma, samples_per_epoch=6).train_dataloader(), 4))
     assert [len(p) for p in parts] == [6 // ranks] * ranks
     together = [item for group in zip(*parts, strict=True) for item in group]
@@ -250,10 +243,10 @@ def test_processes_together_see_what_one_would(prepared, monkeypatch, ranks, gam
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
-def test_processes_together_count_every_patch_once(prepared, monkeypatch, ranks):
+def test_processes_together_count_every_patch_once(prepared, as_rank, ranks):
     counted, lengths, all_items = [], set(), 0
     for rank in range(ranks):
-        as_rank(monkeypatch, rank, ranks)
+        as_rank(rank, ranks)
         data = ready(prepared, "validate", val_batch_size=2)
         lengths.add(len(data.val_dataloader()))
         items = items_of(data.val_dataloader())

@@ -1,9 +1,11 @@
 import csv
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+from drawn_folds import write_folds, write_folds_config
 
 SCRIPT = """
 import sys
@@ -48,3 +50,45 @@ def test_two_processes_train_one_model_also_after_the_encoder_thaws(training_con
     with (tmp_path / "run/csv/version_0/metrics.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss_step"]]
     assert steps == [0, 1, 2]  # four crops an epoch, two ranks, two crops a batch: one step an epoch
+
+
+def scores(folder):
+    """Return the evaluation scores of a run's last logged row that has any, without the losses."""
+    with next(folder.glob("csv/version_*/metrics.csv")).open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val/bPQ") or row.get("test/bPQ")]
+    kept = {}
+    for name, value in rows[-1].items():
+        _, _, short = name.partition("/")
+        if name.startswith(("val/", "test/")) and value and not short.startswith(BRANCHES):
+            kept[short] = value
+    return kept
+
+
+BRANCHES = ("loss", "hv_map", "nuclei_", "tissue_types")
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+@pytest.mark.slow
+def test_two_processes_score_exactly_what_one_process_scores(tmp_path):
+    # five patches per fold: one of the two processes has to fill up its share
+    config = write_folds_config(tmp_path / "folds.yaml", write_folds(tmp_path / "folds", patches=5))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+
+    def run(name, *arguments):
+        folder = tmp_path / name
+        logger = {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {"save_dir": str(folder), "name": "csv"},
+        }
+        common = ["--config", str(config), f"--trainer.logger={json.dumps(logger)}"]
+        command = [sys.executable, "-m", "cellvit.cli", arguments[0], *common, *arguments[1:]]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return scores(folder)
+
+    point = {"class_path": "cellvit.evaluation.callbacks.ResumePoint", "init_args": {"dirpath": str(tmp_path)}}
+    trained = run("fit", "fit", *TWO, f"--trainer.callbacks+={json.dumps(point)}", "--trainer.max_epochs", "6")
+    checkpoint = ["--ckpt_path", str(tmp_path / "last.ckpt")]
+    assert float(trained["F1_d"]) > 0, "nothing was found: the comparison would show nothing"
+    assert run("validate", "validate", *checkpoint) == trained
+    assert run("test_two", "test", *TWO, *checkpoint) == run("test_one", "test", *checkpoint)

@@ -77,7 +77,7 @@ class FoldConverter:
 
     Attributes:
         summary: What was seen so far.
-        digests: A digest of the pixels of each image seen so far.
+        digests: A digest of the pixels of each image seen so far; empty for an image with a fault.
     """
 
     def __init__(self, fold: SourceFold, *, names: SourceNames, size: int) -> None:
@@ -96,7 +96,9 @@ class FoldConverter:
         ids = checked_ids(masks, self._faults, first=block.start)
         self._doubtful[EMPTY_MASKS] += (np.flatnonzero(unlabelled(masks)) + block.start).tolist()
         self._brightest = max(self._brightest, int(images.max()))
-        self.digests += [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
+        faulty = {i for where in self._faults.images.values() for i in where}
+        marks = [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
+        self.digests += ["" if block.start + i in faulty else mark for i, mark in enumerate(marks)]
         self.summary.repeated_images = len(self.digests) - len(set(self.digests))
         shape = (len(images), self.size, self.size)
         small = np.empty((*shape, 3), np.uint8)
@@ -115,7 +117,7 @@ class FoldConverter:
             accept: Names of :data:`ACCEPTABLE` faults, which are counted in the summary instead.
         """
         images, masks = self.fold.label("images"), self.fold.label("masks")
-        lines = self._faults.lines(images, masks)
+        lines = [*self.fold.faults, *self._faults.lines(images, masks)]
         if self._brightest <= 1 and not self._faults.images:
             lines.append(f"{images}: no value is above 1 in any patch; give 0..255, as in np.save(path, 255 * images)")
         for name, where in self._doubtful.items():
@@ -161,6 +163,8 @@ class ImageOwners:
         """Add the images of a fold; return index and earlier patch of those that another fold has."""
         shared = []
         for index, digest in enumerate(digests):
+            if not digest:
+                continue
             fold, patch = self._owners.setdefault(digest, (number, index))
             if fold != number:
                 shared.append((index, patch_name(fold, patch)))

@@ -50,6 +50,7 @@ class SourceFold:
         masks: ``(N, S, S, C)`` ids of nuclei, one channel per type and one for background, memory-mapped.
         tissues: Name of each patch's tissue.
         sources: The image each patch was cut from; the patch itself where that is not known.
+        faults: What is wrong with tissues and sources.
     """
 
     files: FoldFiles
@@ -57,6 +58,7 @@ class SourceFold:
     masks: NDArray[Any]
     tissues: tuple[str, ...]
     sources: tuple[str, ...]
+    faults: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -169,24 +171,24 @@ def open_folds(files: Sequence[FoldFiles], *, root: Path, names: SourceNames) ->
         names: Names of types and tissues.
 
     Returns:
-        The folds that can be read, and what is wrong with them and the others.
+        The folds whose pixels can be read, each with what else is wrong with it, and what is wrong with the others.
     """
     problems: list[str] = []
     sources = _read_sources(root / SOURCES_FILE, problems)
     folds: list[SourceFold] = []
     for one in files:
         arrays = {kind: array for kind in KINDS if (array := _open(one, kind, problems)) is not None}
-        if len(arrays) < len(KINDS):
+        mild = _tissue_faults(one, arrays["types"], names) if "types" in arrays else []
+        severe = _shape_faults(one, arrays, names) if len(arrays) == len(KINDS) else []
+        if len(arrays) == len(KINDS) and not severe and folds and arrays["images"].shape[1] != folds[0].size:
+            expected = f"{folds[0].size} px as in fold {folds[0].number}"
+            severe.append(f"{one.label('images')}: patches of {arrays['images'].shape[1]} px, not {expected}")
+        if severe or len(arrays) < len(KINDS):
+            problems += severe + mild
             continue
-        faults = [*_shape_faults(one, arrays, names), *_tissue_faults(one, arrays["types"], names)]
-        if not faults and folds and arrays["images"].shape[1] != folds[0].size:
-            expected = f"{folds[0].size} px as in fold {folds[0].files.number}"
-            faults.append(f"{one.label('images')}: patches of {arrays['images'].shape[1]} px, not {expected}")
-        named = [] if faults else _sources(one, len(arrays["images"]), sources, faults)
-        problems += faults
-        if not faults:
-            tissues = tuple(map(str, arrays["types"].tolist()))
-            folds.append(SourceFold(one, arrays["images"], arrays["masks"], tissues, tuple(named)))
+        named = _sources(one, len(arrays["images"]), sources, mild)
+        tissues = tuple(map(str, arrays["types"].tolist()))
+        folds.append(SourceFold(one, arrays["images"], arrays["masks"], tissues, tuple(named), tuple(mild)))
     return folds, problems
 
 
@@ -225,14 +227,14 @@ def _shape_faults(files: FoldFiles, arrays: dict[str, NDArray[Any]], names: Sour
     elif masks.shape[3] != channels:
         types_named = ", ".join(names.class_names[1:])
         faults.append(f"{label['masks']}: {masks.shape[3]} channels; {channels} are due: {types_named} and background")
-    elif masks.shape[1:3] != images.shape[1:3]:
+    elif images.ndim == masks.ndim and masks.shape[1:3] != images.shape[1:3]:
         faults.append(f"{label['masks']}: {masks.shape[1:3]} px but the images have {images.shape[1:3]}")
     if types.ndim != 1 or types.dtype.kind != "U":
         faults.append(f"{label['types']}: shape {types.shape}, type {types.dtype}; give (N,) text")
-    lengths = {label[kind]: len(arrays[kind]) if arrays[kind].ndim else 0 for kind in KINDS}
+    lengths = {label[kind]: len(arrays[kind]) for kind in KINDS if arrays[kind].ndim}
     if len(set(lengths.values())) > 1:
         faults.append("different numbers of patches: " + ", ".join(f"{name} {n}" for name, n in lengths.items()))
-    elif not len(images):
+    elif 0 in lengths.values():
         faults.append(f"{label['images']}: no patches")
     return faults
 

@@ -85,12 +85,18 @@ def fold_folder(root: Path, number: int) -> Path:
 def find_prepared(root: Path) -> Path:
     """Return the prepared folder: ``root`` itself, or ``root/prepared`` where ``cellvit prepare`` puts it.
 
+    A folder of another resolution, ``root/prepared-mpp<mpp>``, is never taken by itself, as it would change what a
+    model is trained on.
+
     Raises:
         DataError: If neither holds a prepared data set.
     """
     for folder in (root, root / PREPARED):
         if (folder / DATASET_FILE).is_file():
             return folder
+    others = [f"'{path.parent}'" for path in sorted(root.glob(f"{PREPARED}-mpp*/{DATASET_FILE}"))]
+    if others:
+        raise DataError(f"'{root}' is prepared for another resolution only; give {' or '.join(others)}")
     raise DataError(
         f"'{root}' holds no prepared data set ({DATASET_FILE}); run 'cellvit prepare pannuke {root}' first "
         "(an environment variable in the path must be set)"
@@ -150,7 +156,7 @@ def read_fold(root: Path, number: int, *, dataset: PatchDataset) -> PatchFold:
     try:
         tissue = np.array([tissue_id[row["tissue"]] for row in rows], np.int64)
         counts = np.array([[int(row[c]) for c in dataset.class_names[1:]] for row in rows], np.int64)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:  # TypeError: a row ends early
         raise DataError(f"'{folder / PATCHES}' holds {error} where it should not; prepare the data again") from error
     return PatchFold(
         number=number,

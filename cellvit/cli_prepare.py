@@ -86,8 +86,7 @@ def _pannuke(options: argparse.Namespace) -> None:
             report=advance,
         )
     _show_folds(prepared)
-    size = "-x20" if prepared.dataset.mpp == 2 * prepared.dataset.about["source_mpp"] else ""
-    _say_next(f"cellvit fit --config docs/configs/pannuke/cellvit-256{size}.yaml --data.root", prepared.out)
+    _say_next(_training(prepared), prepared.out)
 
 
 def _pannuke_like(options: argparse.Namespace) -> None:
@@ -106,7 +105,7 @@ def _pannuke_like(options: argparse.Namespace) -> None:
     if cut.left_out:
         sys.stdout.write(f"  left out, no label or no types: {', '.join(cut.left_out)}\n")
     _show_folds(prepared)
-    _say_next("cellvit fit --config docs/configs/pannuke-like.yaml --data.root", out)
+    _say_next(_training(prepared), out)
 
 
 def _monuseg(options: argparse.Namespace) -> None:
@@ -154,18 +153,31 @@ def _show_folds(prepared: "Prepared") -> None:
     table.add_column("fold", justify="right")
     for heading in ("patches", "without nuclei", "tissues", "nuclei", *dataset.class_names[1:]):
         table.add_column(escape(heading), justify="right")
-    rows = [(str(fold.number), fold) for fold in prepared.folds]
-    for label, fold in rows:
+    for fold in prepared.folds:
         kinds = fold.nuclei.values()
         numbers = (fold.patches, fold.without_nuclei, len(fold.tissues), sum(kinds), *kinds)
-        table.add_row(label, *(f"{number:,}" for number in numbers))
+        table.add_row(str(fold.number), *(f"{number:,}" for number in numbers))
     console.print(table)
+    if len(dataset.tissue_names) > 1:
+        console.print(_tissue_table(prepared))
     for fold in prepared.folds:
         for note in _notes(fold):
             console.print(f"fold {fold.number}: {note}", markup=False, highlight=False, soft_wrap=True)
     if prepared.kept:
         kept = ", ".join(map(str, prepared.kept))
         console.print(f"finished before and kept: fold {kept}", highlight=False, soft_wrap=True)
+
+
+def _tissue_table(prepared: "Prepared") -> Table:
+    table = Table(title="Patches per tissue")
+    table.add_column("tissue")
+    for fold in prepared.folds:
+        table.add_column(f"fold {fold.number}", justify="right")
+    for tissue in prepared.dataset.tissue_names:
+        counts = [fold.tissues.get(tissue, 0) for fold in prepared.folds]
+        if any(counts):
+            table.add_row(escape(tissue), *(f"{count:,}" for count in counts))
+    return table
 
 
 def _notes(fold: "FoldSummary") -> list[str]:
@@ -179,6 +191,16 @@ def _notes(fold: "FoldSummary") -> list[str]:
     notes = [f"{count:,} {text}" for count, text in counted if count]
     accepted = [f"accepted: {count:,} patches, each {ACCEPTABLE[name]}" for name, count in fold.accepted.items()]
     return notes + accepted
+
+
+def _training(prepared: "Prepared") -> str:
+    """Return the command that trains on a data set, up to the folder."""
+    dataset = prepared.dataset
+    name = "pannuke-like"
+    if dataset.name == "pannuke":
+        name = "cellvit-256-x20" if dataset.mpp == 2 * dataset.about["source_mpp"] else "cellvit-256"
+    folder = "docs/configs" if dataset.name != "pannuke" else "docs/configs/pannuke"
+    return f"cellvit cross-validate {folder}/{name}.yaml --out runs/{name} --data.root"
 
 
 def _say_next(command: str, path: Path) -> None:

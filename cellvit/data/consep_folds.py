@@ -2,9 +2,10 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,9 @@ def cut_folds(root: Path, out: Path, *, report: Callable[[int, int], None] = lam
     )
     if cut.kept:
         return cut
-    done = 0
+    done = count(1)
     for number in FOLDS:
-        for _ in _write_fold(out, number, folds[number], patches[number]):
-            done += 1
-            report(done, len(images))
+        _write_fold(out, number, folds[number], patches=patches[number], tick=lambda: report(next(done), len(images)))
     with atomic_text(out / SOURCES_FILE) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("fold", "index", "source", "row", "col"))
@@ -193,19 +192,21 @@ def _check(image: Path, label: Path) -> TypedImage | None:
     return TypedImage(image, label, (height, width), len(labels))
 
 
-def _write_fold(out: Path, number: int, images: Sequence[TypedImage], count: int) -> Iterator[None]:
-    """Write the arrays of one fold; yields after each image."""
+def _write_fold(
+    out: Path, number: int, images: Sequence[TypedImage], *, patches: int, tick: Callable[[], None]
+) -> None:
+    """Write the arrays of one fold; ``tick`` is called after each image."""
     places = {kind: out / f"Fold {number}" / kind / f"fold{number}" for kind in ("images", "masks")}
     for place in places.values():
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make '{place}' ({error.strerror}); choose another --out") from error
-    shape = (count, PATCH_SIZE, PATCH_SIZE)
+    shape = (patches, PATCH_SIZE, PATCH_SIZE)
     with ExitStack() as stack:
         add = stack.enter_context
         append_image = add(npy_stream(places["images"] / "images.npy", (*shape, 3), np.float32))
-        append_types = add(npy_stream(places["images"] / "types.npy", (count,), f"<U{len(TISSUE)}"))
+        append_types = add(npy_stream(places["images"] / "types.npy", (patches,), f"<U{len(TISSUE)}"))
         append_mask = add(npy_stream(places["masks"] / "masks.npy", (*shape, len(CLASS_NAMES)), np.int32))
         for one in images:
             pixels = read_image(one.image)
@@ -216,7 +217,7 @@ def _write_fold(out: Path, number: int, images: Sequence[TypedImage], count: int
                 append_image(pixels[window][None])
                 append_mask(masks[window][None])
                 append_types(np.array([TISSUE]))
-            yield
+            tick()
 
 
 def _names(images: Sequence[TypedImage]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cellvit.atomic import atomic_path
 from cellvit.data.patches import PREPARED
-from cellvit.data.records import raise_problems, read_image
+from cellvit.data.records import READ_ERRORS, raise_problems, read_image
 from cellvit.data.targets import relabel
 from cellvit.errors import ConfigError, DataError, ImageError, OutputError
 
@@ -68,7 +68,7 @@ def prepare_monuseg(
         OutputError: If a file cannot be written.
     """
     out = root / PREPARED if out is None else out
-    pairs, problems = find_pairs(root, out)
+    pairs, problems = find_pairs(root)
     folders = {path.parent.resolve() for pair in pairs for path in pair}
     if folders & {out.resolve() / "images", out.resolve() / "labels"}:
         raise ConfigError(f"the folder to write, '{out}', holds the source; choose another")
@@ -83,12 +83,11 @@ def prepare_monuseg(
     return made
 
 
-def find_pairs(root: Path, out: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+def find_pairs(root: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
     """Find images and the outlines of the same name.
 
     Args:
         root: Folder to search, with the folders in it.
-        out: Folder that is left out of the search.
 
     Returns:
         Image and outlines of each pair by name, and what is wrong with the other files.
@@ -100,7 +99,7 @@ def find_pairs(root: Path, out: Path) -> tuple[list[tuple[Path, Path]], list[str
         raise DataError(f"'{root}' is no folder; give the one with the .tif images and .xml outlines of MoNuSeg")
     images: dict[str, list[Path]] = {}
     outlines: dict[str, list[Path]] = {}
-    for path in _files(root, out):
+    for path in _files(root):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             images.setdefault(path.stem, []).append(path)
         elif path.suffix.lower() == OUTLINE_SUFFIX:
@@ -181,12 +180,11 @@ class _NoDocumentType(ElementTree.TreeBuilder):
         raise ValueError(f"it declares the document type {name!r}, which is not allowed")
 
 
-def _files(root: Path, out: Path) -> Iterator[Path]:
-    skipped = out.resolve()
+def _files(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
         hidden = any(part.startswith(".") or part in _IGNORED for part in parts)
-        if not hidden and path.is_file() and not path.resolve().is_relative_to(skipped):
+        if not hidden and path.is_file():
             yield path
 
 
@@ -203,7 +201,7 @@ def _kept(image: Path, outlines: Path, out: Path) -> PreparedImage | None:
             return None
         with targets[1].open("rb") as file, np.load(file) as arrays:
             return PreparedImage(image.stem, int(arrays["inst_map"].max(initial=0)), kept=True)
-    except (OSError, ValueError, KeyError, EOFError):
+    except READ_ERRORS:
         return None
 
 

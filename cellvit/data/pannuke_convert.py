@@ -91,8 +91,8 @@ class FoldConverter:
 
     def convert(self, block: slice) -> CompactPatches:
         """Return the patches of the next block; those with a fault are replaced by anything of the right shape."""
-        images = checked_images(self.fold.images[block], self._faults, first=block.start)
-        masks = self.fold.masks[block]
+        images = checked_images(self.fold.read("images", block), self._faults, first=block.start)
+        masks = self.fold.read("masks", block)
         ids = checked_ids(masks, self._faults, first=block.start)
         self._doubtful[EMPTY_MASKS] += (np.flatnonzero(unlabelled(masks)) + block.start).tolist()
         self._brightest = max(self._brightest, int(images.max()))

@@ -68,6 +68,20 @@ class SourceFold:
         """Side of the patches in pixels."""
         return int(self.images.shape[1])
 
+    def read(self, kind: str, block: slice) -> NDArray[Any]:
+        """Return images or masks of some patches in memory.
+
+        The file is mapped anew each time, so that pages which were read do not add up in the process.
+
+        Raises:
+            DataError: If the file cannot be read any more.
+        """
+        path = self.files.paths[kind]
+        try:
+            return np.array(np.lib.format.open_memmap(path, mode="r")[block])
+        except (OSError, ValueError) as error:
+            raise DataError(f"'{path}' cannot be read any more ({error}); was it changed meanwhile?") from error
+
     @property
     def number(self) -> int:
         """Number of the fold."""

@@ -242,6 +242,17 @@ def test_a_removed_array_is_written_again(tmp_path):
     assert tree_bytes(out) == before
 
 
+def test_a_source_that_vanishes_is_an_error(tmp_path, small_blocks):
+    write_folds(tmp_path)
+
+    def remove(what, done, total):
+        (tmp_path / "Fold 1/masks/fold1/masks.npy").unlink(missing_ok=True)
+
+    with pytest.raises(DataError, match=r"masks\.npy' cannot be read any more"):
+        prepare_pannuke(tmp_path, report=remove)
+    assert list((tmp_path / "prepared" / "fold1").iterdir()) == []
+
+
 def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path, monkeypatch):
     write_folds(tmp_path)
     real = np.ascontiguousarray

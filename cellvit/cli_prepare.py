@@ -196,11 +196,13 @@ def _notes(fold: "FoldSummary") -> list[str]:
 def _training(prepared: "Prepared") -> str:
     """Return the command that trains on a data set, up to the folder."""
     dataset = prepared.dataset
-    name = "pannuke-like"
     if dataset.name == "pannuke":
-        name = "cellvit-256-x20" if dataset.mpp == 2 * dataset.about["source_mpp"] else "cellvit-256"
-    folder = "docs/configs" if dataset.name != "pannuke" else "docs/configs/pannuke"
-    return f"cellvit cross-validate {folder}/{name}.yaml --out runs/{name} --data.root"
+        name, mpp = ("cellvit-256-x20", 0.5) if dataset.mpp == 0.5 else ("cellvit-256", 0.25)
+        config = f"docs/configs/pannuke/{name}.yaml"
+    else:
+        name, mpp, config = "pannuke-like", 0.25, "docs/configs/pannuke-like.yaml"
+    resolution = "" if dataset.mpp == mpp else f"--model.mpp {dataset.mpp:g} "
+    return f"cellvit cross-validate {config} --out runs/{name} {resolution}--data.root"
 
 
 def _say_next(command: str, path: Path) -> None:

@@ -17,7 +17,7 @@ from cellvit.metrics.functional.panoptic import (
     typed_panoptic_quality,
 )
 from cellvit.parts import Configurable
-from cellvit.types import NucleiPrediction
+from cellvit.types import UNKNOWN_TYPE, NucleiPrediction
 
 _QUALITIES = ("PQ", "DQ", "SQ")
 
@@ -36,8 +36,9 @@ class PanopticQuality(Configurable, NucleiMetric):
       ``bPQ/<tissue>``, ``mPQ/<tissue>``. Only with tissue names; images of unknown tissue are left out.
 
     Predicted nuclei of type 0 found no type at all. The published evaluation of PanNuke leaves them out of every
-    quality, that of MoNuSeg counts them; ``ignore_background`` decides for bPQ (they are of no type in mPQ either
-    way). Where predictions come without types none is left out.
+    quality, that of MoNuSeg, which has no types, counts them. So they are left out of the images whose true types are
+    known, and count in the others; ``ignore_background=False`` counts them in all. (They are of no type in mPQ either
+    way.) Where predictions come without types none is left out.
 
     A mean over nothing is nan. States are sums of integers, so neither the batches nor the number of processes
     change a digit of the result.
@@ -46,7 +47,7 @@ class PanopticQuality(Configurable, NucleiMetric):
         class_names: Names by type id, background first; empty computes the binary qualities only.
         tissue_names: Names by tissue id; empty computes no tissue means.
         iou_threshold: IoU that a matched pair must exceed.
-        ignore_background: Leave predicted nuclei of type 0 out: True as published for PanNuke, False for MoNuSeg.
+        ignore_background: Leave predicted nuclei of type 0 out of images whose true types are known, as published.
 
     Example:
         >>> metric = PanopticQuality(class_names=["background", "epithelial", "dead"])
@@ -108,7 +109,7 @@ class PanopticQuality(Configurable, NucleiMetric):
         """
         row = self._tissue_row(tissue)
         pred, target = as_array(pred_instances), as_array(target_instances)
-        if self.ignore_background and pred_types is not None:
+        if self.ignore_background and pred_types is not None and _known(target_types):
             pred = drop_background(pred, as_array(pred_types))
         types: tuple[PanopticScore, ...] = ()
         if self.class_names and pred_types is not None and target_types is not None:
@@ -164,6 +165,10 @@ class PanopticQuality(Configurable, NucleiMetric):
         if not isinstance(tissue, str) and 0 <= tissue < len(self.tissue_names):
             return int(tissue)
         raise DataError(f"tissue {tissue!r} is not one of {list(self.tissue_names)}; pass a name, its index or None")
+
+
+def _known(types: ArrayOrTensor | None) -> bool:
+    return types is not None and bool((as_array(types) != UNKNOWN_TYPE).all())
 
 
 def _qualities(score: PanopticScore) -> tuple[float, float, float]:

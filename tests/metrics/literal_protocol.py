@@ -41,9 +41,10 @@ def panoptic_of_image(sample, classes, *, ignore_background):
     """Return the qualities of all nuclei, of every type, and their mean over the types."""
     pred, target = sample.pred, sample.target
     types = target.nuclei.type
-    found = masks(pred.instance_map, pred.nuclei.type, lambda t: t != 0 or not ignore_background)
+    untyped = (types == -1).any()
+    found = masks(pred.instance_map, pred.nuclei.type, lambda t: t != 0 or untyped or not ignore_background)
     binary = qualities(found, masks(target.instance_map, types, lambda t: True))
-    if (types == -1).any():
+    if untyped:
         return binary, (NAN, NAN, NAN), [NAN] * (len(classes) - 1)
     per_type = [
         qualities(

@@ -39,7 +39,7 @@ def wait_for(path, process):
 
 def comparable(report):
     """Return a report without what depends on time and place."""
-    return {name: value for name, value in report.items() if name not in ("seconds", "versions")}
+    return {name: value for name, value in report.items() if name != "how_it_was_run"}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,10 @@ def test_three_runs_are_trained_tested_and_reported(whole):
     assert runs[0].scores["loss"] != runs[1].scores["loss"] != runs[2].scores["loss"]
     with np.load(out / "run-1/samples/01_Skin.npz") as sample:
         assert sample["image"].shape == (64, 64, 3)
-        assert (str(sample["tissue"]), str(sample["name"])) == ("Skin", "fold3/0001")
+        assert (str(sample["tissue"]), str(sample["name"])) == (
+            "Skin",
+            "fold3/0003",
+        )  # the later of two with equally many nuclei
         assert len(sample["true_types"]) == sample["true_instances"].max()
     assert (out / "report.png").is_file()
     assert json.loads((out / "report.json").read_text())
@@ -84,8 +87,8 @@ def test_a_run_killed_half_way_goes_on_to_the_same_report(whole, tmp_path):
     text = finish(start(config, tmp_path / "out"))
     assert "run 1 of 3: train on fold 1" in text
     assert "Restored all states from the checkpoint" in text
-    again, first = read_runs(tmp_path / "out"), read_runs(out)
-    assert [dict(r.scores) for r in again] == pytest.approx([dict(r.scores) for r in first], nan_ok=True, rel=0, abs=0)
+    again, first = (json.dumps([dict(run.scores) for run in read_runs(folder)]) for folder in (tmp_path / "out", out))
+    assert again == first
     reports = [json.loads((folder / "report.json").read_text()) for folder in (tmp_path / "out", out)]
     assert comparable(reports[0]) == comparable(reports[1])
 

@@ -148,7 +148,7 @@ def _tables(run: FoldScores, lines: Mapping[str, ScoreLine], *, compared: bool) 
         "Table 2a. mPQ per tissue": _tissue_rows("mPQ", tissues),
         "Table 2b. bPQ per tissue": _tissue_rows("bPQ", tissues),
         "Table 3. Panoptic quality, averaged over images": over_images,
-        "Table 4. Overlap and tissue": dict(_FURTHER),
+        "Overlap and tissue": dict(_FURTHER),
     }
     named = {name for group in groups.values() for name in group}
     groups["Further scores"] = {name: name for name in lines if name not in named}

@@ -2,7 +2,19 @@
 
 from cellvit.encoders.base import ENCODERS, Encoder
 from cellvit.encoders.hybrid import HybridEncoder
+from cellvit.encoders.sam import SAMEncoder, SAMHugeEncoder, SAMLargeEncoder
 from cellvit.encoders.timm import TimmEncoder
 from cellvit.encoders.vit import ViTEncoder
+from cellvit.encoders.weights import load_encoder_weights
 
-__all__ = ["ENCODERS", "Encoder", "HybridEncoder", "TimmEncoder", "ViTEncoder"]
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "HybridEncoder",
+    "SAMEncoder",
+    "SAMHugeEncoder",
+    "SAMLargeEncoder",
+    "TimmEncoder",
+    "ViTEncoder",
+    "load_encoder_weights",
+]

@@ -1,6 +1,8 @@
 """The encoder contract and its registry."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,6 +43,19 @@ class Encoder(Configurable, nn.Module, ABC):
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Return the parameters in groups from input to output, for freezing and layer-wise learning rates."""
         return [list(self.parameters())]
+
+    def weights_from(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tensors of a pre-trained weight file under the names of this encoder's state dict.
+
+        A subclass whose published files spell names in their own way, or carry more than the encoder, translates here.
+
+        Args:
+            content: What the file holds, by name.
+
+        Raises:
+            WeightsError: If the names cannot be translated.
+        """
+        return dict(content)
 
 
 ENCODERS: Registry[Encoder] = Registry("encoder", Encoder, package="cellvit.encoders")

@@ -1,6 +1,6 @@
 """The plain Vision Transformer of CellViT-256."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cellvit.encoders.base import ENCODERS, Encoder
 from cellvit.encoders.taps import choose_taps
+from cellvit.encoders.weights import rename
+from cellvit.errors import WeightsError
 from cellvit.types import EncoderOutput, FeatureInfo
 
 PRETRAINING_SIZE = 224
@@ -104,6 +106,13 @@ class ViTEncoder(Encoder):
         stem = [self.vit.cls_token, self.vit.pos_embed, *self.vit.patch_embed.parameters()]
         return [stem, *(list(block.parameters()) for block in self.vit.blocks), list(self.vit.norm.parameters())]
 
+    def weights_from(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Read a file of DINO, such as HIPT's: the teacher without its projection head; or a backbone alone."""
+        teacher = content.get("teacher", content)
+        if not isinstance(teacher, Mapping):
+            raise WeightsError(f"its 'teacher' is a {type(teacher).__name__}, not named tensors; give a file of DINO")
+        return rename(teacher, _own_name)
+
 
 def interpolate_position(position: Tensor, grid: Sequence[int]) -> Tensor:
     """Return a position embedding for another grid, by DINO's rule.
@@ -125,3 +134,8 @@ def interpolate_position(position: Tensor, grid: Sequence[int]) -> Tensor:
     factor = ((height + 0.1) / side, (width + 0.1) / side)
     scaled = F.interpolate(stored, scale_factor=factor, mode="bicubic", align_corners=False)
     return torch.cat([position[:, :1], scaled.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _own_name(name: str) -> str | None:
+    plain = name.removeprefix("module.").removeprefix("backbone.")
+    return None if plain.startswith("head.") else f"vit.{plain}"

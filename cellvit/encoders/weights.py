@@ -1,0 +1,138 @@
+"""Pre-trained weights for an encoder, from the files that others publish. Nothing in a file is run."""
+
+import argparse
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from cellvit.encoders.base import Encoder
+from cellvit.errors import WeightsError
+
+SOURCES = (
+    "vit256_small_dino.pth of HIPT fits vit-256; sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth and "
+    "sam_vit_h_4b8939.pth of segment-anything fit sam-b, sam-l and sam-h"
+)
+
+# Training files of DINO hold their command line and numpy's learning rates beside the tensors: plain data, no code.
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    type(np.dtype(np.float64)),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # as numpy 1 called it
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
+LFS_POINTER = b"version https://git-lfs"
+NAMED = 5
+
+
+def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
+    """Fill an encoder with the weights of a file; every tensor must find its place.
+
+    Args:
+        encoder: Names in the file are translated by its :meth:`Encoder.weights_from`.
+        path: ``.safetensors``, or else a file of ``torch.save`` such as ``.pth`` and ``.pt``.
+
+    Raises:
+        WeightsError: If the file cannot be read safely, or a tensor is missing, unknown or of another shape; the
+            encoder is then unchanged.
+    """
+    path = Path(path)
+    try:
+        state = encoder.weights_from(read_weights(path))
+    except WeightsError as error:
+        raise WeightsError(f"weights {str(path)!r}: {error}") from error
+    problems = misfits(encoder.state_dict(), state)
+    if problems:
+        raise WeightsError(
+            f"weights {str(path)!r} do not fit encoder {type(encoder).__name__}; {'; '.join(problems)}; "
+            f"choose the encoder they were made for ({SOURCES})"
+        )
+    encoder.load_state_dict(state)
+
+
+def read_weights(path: Path) -> Mapping[str, Any]:
+    """Return the content of a weight file, on the CPU.
+
+    Args:
+        path: See :func:`load_encoder_weights`.
+
+    Raises:
+        WeightsError: If there is no such file, it is damaged, holds more than plain data, or no names.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no such file; fetch it or correct the path ({SOURCES})")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise WeightsError("a Git LFS pointer instead of the file; fetch it with 'git lfs pull'")
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on foreign pickles; our own error says it better
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"cannot be opened safely ({str(error).splitlines()[0]}); if you trust its origin, load it with torch.load "
+            "yourself and save nothing but its tensors with safetensors"
+        ) from error
+    except WeightsError:
+        raise
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+        raise WeightsError(f"not a weight file or damaged ({error}); fetch it again") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"holds a {type(content).__name__} instead of named tensors; give a file of weights")
+    return content
+
+
+def rename(content: Mapping[str, Any], rule: Callable[[str], str | None]) -> dict[str, Any]:
+    """Return tensors under the names that a rule gives.
+
+    Args:
+        content: Tensors by their name in the file.
+        rule: New name of a name, None to leave the tensor out.
+
+    Raises:
+        WeightsError: If two tensors get the same name.
+    """
+    renamed: dict[str, Any] = {}
+    for name, tensor in content.items():
+        new = rule(str(name))
+        if new is None:
+            continue
+        if new in renamed:
+            raise WeightsError(f"two tensors are both called {new!r}, one of them {name!r}; give a file of one network")
+        renamed[new] = tensor
+    return renamed
+
+
+def misfits(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> list[str]:
+    """Return what keeps a state from filling a module, one entry per kind, the first names listed.
+
+    Args:
+        own: The module's state.
+        state: What shall fill it.
+    """
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    kinds = {
+        "missing": [name for name in own if name not in state],
+        "unused": [name for name in tensors if name not in own],
+        "of another shape": shapes,
+        "not a tensor": [name for name in state if name not in tensors],
+    }
+    return [
+        f"{kind}: {', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''}"
+        for kind, names in kinds.items()
+        if names
+    ]

@@ -1,7 +1,8 @@
-"""Callbacks for the Trainer: freezing the encoder, seeding epochs, drawing sample pictures, writing predictions."""
+"""Callbacks for the Trainer: loading and freezing the encoder, seeding epochs, pictures, writing predictions."""
 
 import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cellvit.assembly import image_arrays, true_nuclei
+from cellvit.encoders.base import Encoder
+from cellvit.encoders.weights import SOURCES, load_encoder_weights
 from cellvit.errors import ConfigError, OutputError
 from cellvit.export.geojson import write_geojson
 from cellvit.export.json import write_json
@@ -25,6 +28,30 @@ from cellvit.export.parquet import write_parquet
 from cellvit.model import CellViT
 
 WRITERS: dict[str, Callable[..., None]] = {"geojson": write_geojson, "json": write_json, "parquet": write_parquet}
+
+
+class PretrainedEncoder(L.Callback):
+    """Fills the encoder with published weights before training, unless a checkpoint is resumed.
+
+    Every process reads the file. It need not be there to resume: the checkpoint holds the weights.
+
+    Args:
+        path: Weight file, see :func:`cellvit.encoders.weights.load_encoder_weights`; environment variables in it are
+            replaced.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Load the weights; in :meth:`setup` the Trainer would not yet know of a checkpoint.
+
+        Raises:
+            ConfigError: If an environment variable in the path is not set.
+            WeightsError: If the file does not fit the encoder or cannot be read.
+        """
+        if not trainer.ckpt_path and not trainer.global_step:
+            load_encoder_weights(_encoder(pl_module, self), _expand(self.path))
 
 
 class EncoderFreezing(L.Callback):
@@ -49,7 +76,7 @@ class EncoderFreezing(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Freeze before the strategy wraps the model, so that DDP does not wait for these gradients."""
         if stage == "fit" and self.unfreeze_epoch > 0:
-            self._frozen = [p for p in _encoder(pl_module).parameters() if p.requires_grad]
+            self._frozen = [p for p in _encoder(pl_module, self).parameters() if p.requires_grad]
             _train(self._frozen, wanted=False)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -180,10 +207,20 @@ class PredictionWriter(BasePredictionWriter):
                 WRITERS[format_](found.nuclei, self.out / f"{name}.{format_}")
 
 
-def _encoder(module: L.LightningModule) -> nn.Module:
+def _encoder(module: L.LightningModule, callback: L.Callback) -> Encoder:
     if not isinstance(module, CellViT):
-        raise ConfigError(f"EncoderFreezing works on CellViT, not {type(module).__name__}; remove the callback")
+        names = type(callback).__name__, type(module).__name__
+        raise ConfigError(f"{names[0]} works on CellViT, not {names[1]}; remove the callback")
     return module.encoder
+
+
+def _expand(path: str) -> Path:
+    unset = [name for name in re.findall(r"\$\{?(\w+)", path) if name not in os.environ]
+    if unset:
+        raise ConfigError(
+            f"path {path!r} names {', '.join(unset)}, which is not set; set it or write a path ({SOURCES})"
+        )
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 def _train(parameters: list[nn.Parameter], *, wanted: bool) -> None:

@@ -1,4 +1,5 @@
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from drawn_folds import write_folds
 from cellvit import CellViT
 from cellvit.classes import PANNUKE, PANNUKE_TISSUES
 from cellvit.cli import main
+from cellvit.encoders.base import ENCODERS
+from cellvit.errors import ConfigError
 from cellvit.export import read_parquet
 
 LAYER = "Not run by itself"
@@ -103,6 +106,39 @@ def test_every_documented_configuration_runs(config, tissue_folder, tmp_path, mo
     if "sam-" in config.stem:
         small += ["--model.encoder", SMALL_SAM]
     assert main(["fit", "--config", str(config), *small]) == 0
+
+
+@pytest.mark.slow
+def test_a_pannuke_configuration_starts_from_published_weights_and_freezes_them(tmp_path, monkeypatch):
+    """All callbacks of the file, on a network small enough to be saved in a moment."""
+    arguments = {"embed_dim": 16, "depth": 4, "num_heads": 2}
+    encoder = ENCODERS.get("vit-256")(**arguments)
+    stored = {f"module.backbone.{name}": value for name, value in encoder.vit.state_dict().items()}
+    torch.save({"teacher": stored}, tmp_path / "vit256_small_dino.pth")
+    monkeypatch.setenv("PANNUKE", str(tmp_path))
+    monkeypatch.setenv("CELLVIT_WEIGHTS", str(tmp_path))
+    write_folds(tmp_path / "prepared", classes=PANNUKE.names, tissues=PANNUKE_TISSUES)
+    config = Path(__file__).parents[2] / "docs/configs/pannuke/cellvit-256.yaml"
+    small = [
+        *("--trainer.max_epochs", "1"),
+        *("--trainer.log_every_n_steps", "1"),
+        *("--trainer.accelerator", "cpu"),
+        *("--trainer.default_root_dir", str(tmp_path)),
+        *("--trainer.enable_model_summary", "false"),
+        *("--model.encoder", json.dumps({"class_path": "vit-256", "init_args": arguments})),
+        *("--model.decoder", '{"class_path": "unetr", "init_args": {"widths": [4, 6, 8, 10], "image_width": 3}}'),
+        *("--data.batch_size", "2"),
+        *("--data.num_workers", "0"),
+    ]
+    assert main(["fit", "--config", str(config), *small]) == 0
+    (saved,) = tmp_path.rglob("last.ckpt")
+    trained = torch.load(saved, weights_only=True)["state_dict"]
+    for name, value in encoder.vit.state_dict().items():
+        assert torch.equal(trained[f"encoder.vit.{name}"], value), name
+    monkeypatch.delenv("CELLVIT_WEIGHTS")
+    monkeypatch.setenv("CELLVIT_DEBUG", "1")
+    with pytest.raises(ConfigError, match="CELLVIT_WEIGHTS"):
+        main(["fit", "--config", str(config), *small])
 
 
 def test_nano_states_where_its_weights_come_from():

@@ -39,6 +39,29 @@ def true_nuclei(batch: Batch) -> list[NucleiPrediction]:
     return result
 
 
+def counted_items(batch: Batch) -> int:
+    """Return the number of items of a batch that count; the others only fill up a process's share."""
+    counted = batch.get("counted")
+    return len(batch["image"]) if counted is None else int(counted.sum())
+
+
+def counted_part(outputs: Mapping[str, Tensor], batch: Batch) -> tuple[Mapping[str, Tensor], Batch]:
+    """Return the outputs and the entries of the items that count.
+
+    A batch without any is returned whole: its losses are defined then, and weigh nothing.
+
+    Args:
+        outputs: Outputs of the network, each ``(B, ...)``.
+        batch: The batch they belong to.
+    """
+    counted = batch.get("counted")
+    if counted is None or counted.all() or not counted.any():
+        return outputs, batch
+    names = [name for name, counts in zip(batch["name"], counted.tolist(), strict=True) if counts]
+    kept = {key: value[counted] for key, value in batch.items() if isinstance(value, Tensor)}
+    return {key: value[counted] for key, value in outputs.items()}, cast(Batch, {**kept, "name": names})
+
+
 def build_metric(spec: PartSpec, class_names: Sequence[str], tissue_names: Sequence[str] = ()) -> NucleiMetric:
     """Return a metric, told the names of classes and tissues if it takes them and its spec does not state its own.
 

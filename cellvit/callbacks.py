@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cellvit.assembly import image_arrays, true_nuclei
+from cellvit.data.loading import base_seed
 from cellvit.encoders.base import Encoder
 from cellvit.encoders.weights import SOURCES, load_encoder_weights
 from cellvit.errors import ConfigError, OutputError
@@ -102,9 +103,8 @@ class EpochSeeds(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed for this epoch."""
-        base = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        state = np.random.SeedSequence([base, trainer.current_epoch, trainer.global_rank]).generate_state(1)
-        seed = int(state[0])
+        entropy = [base_seed(self.seed), trainer.current_epoch, trainer.global_rank]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

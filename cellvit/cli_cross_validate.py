@@ -1,16 +1,20 @@
 """``cellvit cross-validate``: train and test a configuration on all folds, and report the tables of the paper."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cellvit.cli_config import config_texts
 from cellvit.errors import ConfigError
-from cellvit.evaluation.cross_validation import ROTATIONS, CrossValidation, run_all
+from cellvit.evaluation.cross_validation import CrossValidation, run_all
+from cellvit.evaluation.folds import ROTATIONS
 from cellvit.evaluation.published import known_names
 from cellvit.evaluation.report import write_report
 
+OURS = ("--config", "-c", "--data.train_folds", "--data.val_folds", "--data.test_folds", "--ckpt_path")
+WAY = "put further settings into the file (its 'base' may name others), choose folds with --rotation"
 EPILOG = """\
 Arguments that are not listed go to 'cellvit fit' and 'cellvit test', so --trainer.max_epochs 5 or --data.root DIR
 change the configuration. The same command goes on where it was interrupted: finished runs are kept, a half-trained
@@ -27,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         argv: Its arguments.
 
     Returns:
-        0 on success.
+        0 on success, 130 if interrupted from the keyboard.
 
     Raises:
         CellViTError: If a setting cannot work or a run fails.
@@ -56,15 +60,26 @@ def main(argv: Sequence[str]) -> int:
     options, others = parser.parse_known_args(argv)
     if not Path(options.config).is_file():
         raise ConfigError(f"configuration '{options.config}' does not exist; give a YAML file")
+    refused = sorted({name for name in map(_flag, others) if name in OURS})
+    if refused:
+        raise ConfigError(f"a cross-validation takes no {', '.join(refused)}; {WAY}")
     layers = config_texts(options.config)
     name = Path(options.config).stem
     rotation = ROTATIONS[options.rotation]
     plan = CrossValidation(name, tuple(layers), tuple(others), rotation, options.out)
-    run_all(plan, say=_say)
+    try:
+        run_all(plan, say=_say)
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from the last finished epoch")
+        return 128 + signal.SIGINT
     wanted = options.published or name
     report = write_report(options.out, published=wanted if wanted in known_names() else None, title=name)
     sys.stdout.write(f"report: {report}\n")
     return 0
+
+
+def _flag(argument: str) -> str:
+    return argument.split("=", 1)[0].replace(".init_args.", ".")
 
 
 def _say(line: str) -> None:

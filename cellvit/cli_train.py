@@ -1,9 +1,11 @@
 """``cellvit fit``, ``validate``, ``test`` and ``predict`` on LightningCLI."""
 
 import os
+import signal
+import sys
 import threading
-import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import lightning as L
 import yaml
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import cellvit.callbacks  # noqa: F401  its classes can then be named in YAML without their module
 from cellvit.cli_config import expand_bases
@@ -18,7 +21,7 @@ from cellvit.data import FolderDataModule, PanNukeDataModule  # noqa: F401  like
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import WeightsError
-from cellvit.evaluation.cross_validation import SUPERVISOR
+from cellvit.evaluation.cross_validation import SUPERVISED
 from cellvit.heads.base import HEADS
 from cellvit.metrics.base import METRICS
 from cellvit.model import CellViT
@@ -78,14 +81,16 @@ def main(arguments: list[str]) -> int:
         arguments: The verb and its arguments.
 
     Returns:
-        0; LightningCLI raises on errors and exits with 2 on wrong usage.
+        0, or 143 if it was told to stop; LightningCLI raises on errors and exits with 2 on wrong usage.
     """
     for registry in (ENCODERS, DECODERS, HEADS, METRICS, POSTPROCESSORS):
         registry.load()  # plug-ins are known before anything is parsed
-    if os.environ.get(SUPERVISOR):
-        threading.Thread(target=_stop_with, args=(int(os.environ[SUPERVISOR]),), daemon=True).start()
+    if os.environ.get(SUPERVISED):
+        threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     try:
         _run(expand_bases(arguments))
+    except SIGTERMException:  # a SystemExit that would otherwise pass for success
+        return 128 + signal.SIGTERM
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
@@ -112,11 +117,9 @@ def _run(arguments: list[str]) -> None:
         )
 
 
-def _stop_with(process: int) -> None:
-    """End this process soon after another has ended; what it had not saved by then is done again on resuming."""
-    while True:
-        try:
-            os.kill(process, 0)
-        except OSError:
-            os._exit(1)
-        time.sleep(1)
+def _stop_at_end_of_input() -> None:
+    """End this process when the one that writes its input is gone; what was not saved by then is done again."""
+    with suppress(OSError, ValueError):
+        while sys.stdin.buffer.read(1):
+            pass
+    os._exit(1)

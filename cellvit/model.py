@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from cellvit.assembly import check_branches, head_class, image_arrays, instantiate
+from cellvit.assembly import check_branches, counted_items, counted_part, head_class, image_arrays, instantiate
 from cellvit.classes import default_classes, default_tissues
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
@@ -261,7 +261,8 @@ class CellViT(L.LightningModule):
             for term, value in head.losses(outputs[name], batch).items()
         }
         total = torch.stack(list(terms.values())).sum()
-        size, training = len(batch["image"]), stage == "train"
+        training = stage == "train"
+        size = len(batch["image"]) if training else counted_items(batch)
         self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=not training)
         self.log(
             f"{stage}/loss",
@@ -279,7 +280,7 @@ class CellViT(L.LightningModule):
         pad = (0, -width % STRIDE, 0, -height % STRIDE)
         outputs = self(F.pad(batch["image"], pad, mode="replicate"))
         cropped = {k: v if v.ndim != 4 or k == EMBEDDING_MAP else v[..., :height, :width] for k, v in outputs.items()}
-        self._log_losses(cropped, batch, stage)
+        self._log_losses(*counted_part(cropped, batch), stage)
         maps = self._activate(outputs, height, width)
         self.scores.update(batch, maps, self._postprocess_batch(maps))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from cellvit.assembly import image_arrays, true_nuclei
 from cellvit.atomic import atomic_path, atomic_text
@@ -18,20 +18,30 @@ from cellvit.types import Batch
 LAST = "last.ckpt"
 
 
-class ResumePoint(ModelCheckpoint):
+class ResumePoint(Checkpoint):
     """Keeps the state at the end of the last finished epoch in one file, ``last.ckpt``, replaced in one step.
+
+    It takes the place of checkpoints of the configuration that keep each epoch whatever its scores.
 
     Args:
         dirpath: Folder of the file.
     """
 
     def __init__(self, dirpath: str) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename=Path(LAST).stem,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
+        self.path = Path(dirpath) / LAST
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remove what would write the same a second time."""
+        kept = [c for c in _callbacks(trainer) if not (isinstance(c, ModelCheckpoint) and c.monitor is None)]
+        _callbacks(trainer)[:] = kept
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save; being a ``Checkpoint``, this comes after the other callbacks have their state."""
+        new = self.path.with_suffix(".new")
+        trainer.save_checkpoint(new)
+        if trainer.is_global_zero:  # the Trainer's way to write may copy; renaming leaves the old file or the new one
+            new.replace(self.path)
+        trainer.strategy.barrier()
 
 
 class TestScores(L.Callback):
@@ -69,7 +79,8 @@ class TestScores(L.Callback):
                 number = _data(trainer).info.tissue_names.index(tissue)
                 safe = "".join(c if c.isalnum() else "_" for c in tissue)
                 path = self.samples / f"{number:02d}_{safe}.npz"
-                _write_sample(_module(pl_module), batch, index, path, tissue=tissue)
+                with trainer.precision_plugin.forward_context():  # the picture shows what was scored
+                    _write_sample(_module(pl_module), batch, index, path, tissue=tissue)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the scores."""
@@ -104,6 +115,10 @@ def _write_sample(model: CellViT, batch: Any, index: int, path: Path, *, tissue:
             name=np.array(batch["name"][index]),
             tissue=np.array(tissue),
         )
+
+
+def _callbacks(trainer: L.Trainer) -> list[L.Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
 
 
 def _module(module: L.LightningModule) -> CellViT:

@@ -24,20 +24,11 @@ from cellvit.atomic import atomic_text
 from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.evaluation.callbacks import LAST
 from cellvit.evaluation.folds import FILE_NAME as SCORES
-from cellvit.evaluation.folds import DatasetFacts, FoldScores, write_scores
-
-Fold = tuple[int, int, int]
-"""Numbers of the folds that train, validate and test one model."""
-
-ROTATIONS: dict[str, tuple[Fold, ...]] = {
-    "published": ((1, 2, 3), (2, 1, 3), (3, 2, 1)),
-    "full": ((1, 2, 3), (2, 3, 1), (3, 1, 2)),
-}
-"""The runs of the paper, which test fold 3 twice, and a rotation that tests every fold once."""
+from cellvit.evaluation.folds import DatasetFacts, Fold, FoldScores, write_scores
 
 PLAN = "cross-validation.json"
-SUPERVISOR = "CELLVIT_SUPERVISOR"
-"""Environment variable with the number of the process that a training must not outlive."""
+SUPERVISED = "CELLVIT_SUPERVISED"
+"""Environment variable that, if set, makes a training end with its standard input: it must not outlive its parent."""
 _WAIT = 10.0  # seconds that a training needs at most to notice that it has been left alone
 
 
@@ -102,8 +93,11 @@ def _run_fold(plan: CrossValidation, run: int, folds: Fold, *, lock: int | None)
         seconds = _step(command, folder, what=f"training of run {run}", lock=lock)
         _write_json(fitted, {} if resume else {"fit": seconds})  # of a resumed training nobody knows the whole
     scores = _part("TestScores", path=str(tested), samples=str(folder / "samples"))
+    tested.unlink(missing_ok=True)
     command = ["test", *_arguments(plan, run, folds), f"--trainer.callbacks+={scores}", "--ckpt_path", str(checkpoint)]
     seconds = _step(command, folder, what=f"test of run {run}", lock=lock)
+    if not tested.is_file():
+        raise CellViTError(f"the test of run {run} wrote no '{tested}', see above; run the same command again")
     found = json.loads(tested.read_text(encoding="utf-8"))
     write_scores(
         folder / SCORES,
@@ -146,10 +140,11 @@ def _part(name: str, **arguments: Any) -> str:
 def _step(command: Sequence[str], folder: Path, *, what: str, lock: int | None) -> float:
     """Run one command of cellvit to its end and return the seconds it took."""
     start = time.monotonic()
-    environment = {**os.environ, SUPERVISOR: str(os.getpid())}
+    environment = {**os.environ, SUPERVISED: "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "cellvit.cli", *command],
         env=environment,
+        stdin=subprocess.PIPE,  # never written to: it ends when this process does
         pass_fds=() if lock is None else (lock,),  # the folder stays locked while any process works in it
     )
     try:

@@ -16,6 +16,15 @@ FORMAT = "cellvit-scores"
 VERSION = 1
 FILE_NAME = "scores.json"
 
+Fold = tuple[int, int, int]
+"""Numbers of the folds that train, validate and test one model."""
+
+ROTATIONS: dict[str, tuple[Fold, ...]] = {
+    "published": ((1, 2, 3), (2, 1, 3), (3, 2, 1)),
+    "full": ((1, 2, 3), (2, 3, 1), (3, 1, 2)),
+}
+"""The runs of the paper, which test fold 3 twice, and a rotation that tests every fold once."""
+
 _LISTED = 12
 
 
@@ -254,7 +263,6 @@ def _differences(runs: Sequence[tuple[str, FoldScores]]) -> list[str]:
     """Return where runs differ from the first in what a cross-validation holds constant."""
     facts: dict[str, Callable[[FoldScores], Any]] = {
         "configuration": lambda run: run.config,
-        "epochs": lambda run: run.epochs,
         "data set": lambda run: run.dataset.name,
         "microns per pixel": lambda run: run.dataset.mpp,
         "class names": lambda run: run.class_names,

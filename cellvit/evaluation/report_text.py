@@ -4,11 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from cellvit.evaluation.folds import FoldScores
+from cellvit.evaluation.folds import ROTATIONS, FoldScores
 from cellvit.evaluation.published import Published, ScoreLine, obstacles, published_sources, score_lines
 
 _NONE = "\N{EN DASH}"
-_AUTHORS_ROTATION = ((1, 2, 3), (2, 1, 3), (3, 2, 1))
 _SHORT = {"mPQ_tissue_mean": "mPQ, mean over tissues", "bPQ_tissue_mean": "bPQ, mean over tissues", "F1_d": "F1"}
 _OVER_IMAGES = ("mPQ", "mDQ", "mSQ", "bPQ", "bDQ", "bSQ")
 _FURTHER = {"Dice": "Dice", "Jaccard": "Jaccard", "AJI": "AJI", "tissue_accuracy": "Tissue accuracy"}
@@ -61,7 +60,9 @@ def _what_was_run(runs: Sequence[FoldScores]) -> list[str]:
 
 def _fold_notes(runs: Sequence[FoldScores]) -> list[str]:
     notes = []
-    if tuple(map(_rotation, runs)) == _AUTHORS_ROTATION:
+    if len({run.epochs for run in runs}) > 1:
+        notes.append("**The runs were trained for different numbers of epochs**, as early stopping does.")
+    if tuple(map(_rotation, runs)) == ROTATIONS["published"]:
         notes.append("These are the folds of the authors' three runs.")
     tested = Counter(fold for run in runs for fold in run.test_folds)
     used = {fold for run in runs for fold in (*run.train_folds, *run.val_folds, *run.test_folds)}

@@ -2,17 +2,22 @@ import csv
 import json
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import yaml
 from drawn_folds import write_folds
 
 from cellvit import CellViT
+from cellvit.callbacks import EncoderFreezing, PretrainedEncoder
 from cellvit.classes import PANNUKE, PANNUKE_TISSUES
 from cellvit.cli import main
+from cellvit.cli_config import config_texts
 from cellvit.encoders.base import ENCODERS
+from cellvit.encoders.weights import SOURCES
 from cellvit.errors import ConfigError
 from cellvit.export import read_parquet
+from cellvit.parts import import_path
 
 LAYER = "Not run by itself"
 CONFIGS = [
@@ -139,6 +144,19 @@ def test_a_pannuke_configuration_starts_from_published_weights_and_freezes_them(
     monkeypatch.setenv("CELLVIT_DEBUG", "1")
     with pytest.raises(ConfigError, match="CELLVIT_WEIGHTS"):
         main(["fit", "--config", str(config), *small])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_the_callbacks_of_every_configuration_can_be_made(config):
+    layers = [yaml.safe_load(text)["trainer"] for text in config_texts(str(config))]
+    listed = [spec for layer in layers for key in ("callbacks", "callbacks+") for spec in layer.get(key, [])]
+    made = [import_path(spec["class_path"], what="callback")(**spec.get("init_args", {})) for spec in listed]
+    assert made
+    assert all(isinstance(callback, L.Callback) for callback in made)
+    weights = [Path(callback.path).name for callback in made if isinstance(callback, PretrainedEncoder)]
+    assert all(name in SOURCES for name in weights)
+    pretrained = any(part in config.stem for part in ("256", "sam-", "raw", "over", "aug"))
+    assert (len(weights), sum(isinstance(c, EncoderFreezing) for c in made)) == (pretrained, pretrained)
 
 
 def test_nano_states_where_its_weights_come_from():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +94,25 @@ def test_a_run_killed_half_way_goes_on_to_the_same_report(whole, tmp_path):
     assert comparable(reports[0]) == comparable(reports[1])
 
 
+def child_of(process):
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        pytest.skip("this system does not list the children of a process")
+    return int(children.read_text().split()[0])
+
+
+@pytest.mark.slow
+def test_a_training_that_was_told_to_stop_is_not_taken_for_finished(whole, tmp_path):
+    config, _, _ = whole
+    process = start(config, tmp_path / "out")
+    wait_for(tmp_path / "out/run-1/checkpoints/last.ckpt", process)
+    os.kill(child_of(process), signal.SIGTERM)
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 1, text[-3000:]
+    assert "training of run 1 failed with exit code 143" in text
+    assert not (tmp_path / "out/run-1/fitted.json").exists()
+
+
 @pytest.mark.slow
 def test_what_is_finished_is_not_run_again_and_something_else_is_refused(whole, capsys):
     config, out, _ = whole
@@ -127,5 +147,8 @@ def test_a_folder_in_use_and_a_missing_file_are_refused(tmp_path, capsys, monkey
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(["cross-validate", str(folds_config), "--out", str(out)]) == 1
     assert "another process works in" in capsys.readouterr().err
+    for flag in ("--config", "--data.train_folds", "--data.init_args.test_folds=[1]"):
+        assert main(["cross-validate", str(folds_config), "--out", str(out), flag, "x"]) == 1
+        assert "takes no --" in capsys.readouterr().err
     assert main(["cross-validate", str(tmp_path / "no.yaml"), "--out", str(out)]) == 1
     assert "no.yaml' does not exist" in capsys.readouterr().err

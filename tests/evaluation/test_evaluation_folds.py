@@ -85,7 +85,6 @@ def test_every_fault_is_named_in_one_error(tmp_path):
     ("change", "text"),
     [
         ({"config": "sam-h"}, "run-2/scores.json: configuration 'sam-h', but 'cellvit-256' in run-1/scores.json"),
-        ({"epochs": 2}, "epochs 2, but 130"),
         ({"class_names": ["Background", "Dead"]}, r"class names \('Background', 'Dead'\), but"),
         ({"tissue_names": []}, r"tissue names \(\), but"),
         ({"dataset": {"name": "consep", "mpp": 0.25, "patches": 1}}, "data set 'consep', but 'pannuke'"),

@@ -135,6 +135,12 @@ def test_the_scores_of_our_metrics_all_have_a_place_in_the_papers_tables(tmp_pat
     assert {"panoptic-quality", "centroid-detection", "binary-overlap", "aggregated-jaccard"} <= set(METRICS.names())
 
 
+def test_runs_of_different_length_are_reported_with_a_warning(tmp_path):
+    text = report(tmp_path, [fold_scores(1), replace(fold_scores(2), epochs=71)])
+    assert "**The runs were trained for different numbers of epochs**" in text
+    assert [row["Epochs"] for row in tables(text)["What was run"]] == ["130", "71"]
+
+
 def test_published_columns_hold_the_published_numbers_and_the_difference(tmp_path):
     runs = [fold_scores(k) for k in (1, 2, 3)]
     text = report(tmp_path, runs)

@@ -122,7 +122,7 @@ def segment_image(
     height, width = resampled.shape[:2]
     grid = tile_grid(width, height, tile_size=tile_size, overlap=overlap)
     found: list[tuple[int, Nuclei]] = []
-    with _evaluation_mode(network):
+    with evaluation_mode(network):
         for first in range(0, len(grid), batch_size):
             indices = range(first, min(first + batch_size, len(grid)))
             tiles = np.stack([resampled[grid.tile(index).slices] for index in indices])
@@ -209,8 +209,12 @@ def autocast_context(precision: str, device: torch.device) -> AbstractContextMan
 
 
 @contextmanager
-def _evaluation_mode(model: NucleiModel) -> Iterator[None]:
-    """Switch training mode off, and back on afterwards if it was on."""
+def evaluation_mode(model: NucleiModel) -> Iterator[None]:
+    """Switch training mode off, and back on afterwards if it was on, also after an error.
+
+    Args:
+        model: The model.
+    """
     was_training = model.training
     model.train(False)
     try:

@@ -6,7 +6,6 @@ References:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from cellvit.errors import CellViTError, DataError
 from cellvit.evaluation.drawing import measured
 from cellvit.evaluation.scoring import RADII, ImageScores, ScoreSettings, score_nuclei
 from cellvit.postprocess.base import Postprocessor
-from cellvit.segment import NucleiModel, autocast_context
+from cellvit.segment import NucleiModel, autocast_context, evaluation_mode
 from cellvit.types import EMBEDDING_MAP, NUCLEI_BINARY_MAP, IntMap, Nuclei, NucleiClasses
 
 PATCH_SIZE = 256
@@ -183,7 +182,7 @@ def evaluate_image(
     for form in FORMS:
         shown, instances = resized(image, labels, input_size(height, width, form.magnification))
         postprocessor = postprocessor_at(model, form.magnification)
-        with _evaluating(model):
+        with evaluation_mode(model):
             maps = predicted_maps(
                 model, shown, whole=form.whole, postprocessor=postprocessor, batch_size=batch_size, precision=precision
             )
@@ -284,13 +283,3 @@ def _foreground(maps: Maps, instances: IntMap) -> NDArray[np.bool_]:
     if binary is None:
         return instances > 0
     return np.asarray(binary > 0 if binary.ndim == 2 else binary[1] > binary[0])
-
-
-@contextmanager
-def _evaluating(model: NucleiModel) -> Iterator[None]:
-    was_training = model.training
-    model.train(False)
-    try:
-        yield
-    finally:
-        model.train(was_training)

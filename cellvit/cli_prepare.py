@@ -17,13 +17,21 @@ if TYPE_CHECKING:
     from cellvit.data.pannuke_convert import FoldSummary
     from cellvit.data.pannuke_prepare import Prepared
 
-FAULTS = ("repeated-ids", "empty-masks", "shared-images")
 EPILOG = """\
 A run that was stopped is continued by the same command; finished folds and images are kept. Nothing is written into
 the source folder but 'prepared' (choose another place with --out). 'cellvit prepare DATASET --help' shows the options.
 """
 
 Advance = Callable[[str, int, int], None]
+
+
+class _Faults:
+    """Names of the faults that can be accepted; the module that knows them is loaded when they are asked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        from cellvit.data.pannuke_convert import ACCEPTABLE
+
+        return iter(ACCEPTABLE)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,8 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
     pannuke = kinds.add_parser("pannuke", help="the folds of PanNuke as they are distributed")
     pannuke.add_argument("root", type=Path, metavar="ROOT", help="folder with 'Fold 1', 'Fold 2', 'Fold 3'")
     pannuke.add_argument("--mpp", type=float, metavar="UM", help="microns per pixel to make (default: as the source)")
-    pannuke.add_argument("--folds", nargs="+", type=int, metavar="K", help="folds to prepare (default: all)")
-    pannuke.add_argument("--accept", nargs="+", choices=FAULTS, default=[], metavar="FAULT", help=" ".join(FAULTS))
+    pannuke.add_argument(
+        "--folds", nargs="+", type=int, metavar="K", help="folds to prepare (default: all); earlier ones stay"
+    )
+    pannuke.add_argument("--accept", nargs="+", choices=_Faults(), default=[], metavar="FAULT", help="%(choices)s")
     pannuke.set_defaults(run=_pannuke)
     like = kinds.add_parser("pannuke-like", help="CoNSeP, cut into patches in the layout of PanNuke, and prepared")
     like.add_argument("root", type=Path, metavar="ROOT", help="folder 'consep', or the one it lies in")

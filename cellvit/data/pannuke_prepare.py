@@ -11,7 +11,14 @@ from cellvit.data.pannuke_convert import ACCEPTABLE, SHARED_IMAGES, FoldConverte
 from cellvit.data.pannuke_folds import FoldFiles, SourceFold, find_folds, open_folds
 from cellvit.data.pannuke_names import SourceNames, read_names
 from cellvit.data.pannuke_patches import blocks
-from cellvit.data.patch_writer import finish_fold, finished_fold, fold_stream, write_dataset
+from cellvit.data.patch_writer import (
+    earlier_fold,
+    finish_fold,
+    finished_fold,
+    finished_numbers,
+    fold_stream,
+    write_dataset,
+)
 from cellvit.data.patches import PREPARED, PatchDataset
 from cellvit.data.records import raise_problems
 from cellvit.errors import ConfigError
@@ -50,7 +57,7 @@ class _Job:
     dataset: PatchDataset
     accept: frozenset[str]
     report: Report
-    total: int
+    total: int = 0
     done: int = 0
     owners: ImageOwners = field(default_factory=ImageOwners)
 
@@ -85,20 +92,23 @@ def prepare_pannuke(
     """Check folds in PanNuke's layout and write their compact form.
 
     Everything is read once and in blocks, so memory does not grow with the data. A fold without faults is kept even
-    if another one has some; a run that was stopped is continued by the same call and ends with the same bytes.
+    if another one has some; a run that was stopped is continued by the same call and ends with the same bytes. Folds
+    that an earlier call finished in ``out`` stay part of the data set, and their images are held against the new ones.
+    Their source may be gone; where it is still there, it must be unchanged.
 
     Args:
         root: Folder of the folds, as found by :func:`cellvit.data.pannuke_folds.find_folds`.
         out: Folder to write; None is ``prepared`` within ``root``, or ``prepared-mpp<mpp>`` for another resolution.
         mpp: Microns per pixel of the result; None keeps that of the source.
-        folds: Numbers of the folds to prepare; None takes all, at least 1, 2 and 3.
+        folds: Numbers of the folds to prepare, beside those that ``out`` holds already; None takes all, at least 1,
+            2 and 3.
         accept: Names of :data:`cellvit.data.pannuke_convert.ACCEPTABLE` faults that are no errors.
         report: Called after each block.
 
     Raises:
         DataError: If something is wrong with the data; one error lists everything in all folds.
         ConfigError: If a setting cannot work.
-        OutputError: If the folder cannot be written, or holds something made otherwise.
+        OutputError: If the folder cannot be written, or holds a fold made otherwise, wanted this time or not.
     """
     names = read_names(root)
     mpp = names.mpp if mpp is None else mpp
@@ -108,25 +118,39 @@ def prepare_pannuke(
     if unknown:
         raise ConfigError(f"{unknown} cannot be accepted; choose from {', '.join(ACCEPTABLE)}")
     out = root / prepared_name(mpp, source_mpp=names.mpp) if out is None else out
-    files, problems = find_folds(root, numbers=folds)
+    files, problems = _find(root, out, folds)
     _check_out(out, root, files)
     opened, faults = open_folds(files, root=root, names=names)
     problems += faults
     if not opened:
         raise_problems(problems, where=root)
-    dataset = _describe(opened, names, mpp)
-    job = _Job(out, names, dataset, frozenset(accept), report, sum(map(len, opened)))
-    stored = {fold: known for fold in opened if (known := _finished(fold, job)) is not None}
-    results = {fold.number: _take_over(fold, known, job) for fold, known in stored.items()}
-    results |= {fold.number: _prepare_fold(fold, job) for fold in opened if fold not in stored}
-    for fold in opened:
-        problems += results[fold.number][1]
+    without_source = sorted(set(finished_numbers(out)) - {one.number for one in files})
+    dataset = _describe(opened, names, mpp, without_source)
+    job = _Job(out, names, dataset, frozenset(accept), report)
+    stored = {fold.number: known for fold in opened if (known := _finished(fold, job)) is not None}
+    for number in without_source:
+        stored[number] = earlier_fold(out, number, made_with=_settings(job), dataset=dataset)
+    pending = [fold for fold in opened if fold.number not in stored]
+    job.total = sum(known["summary"]["patches"] for known in stored.values()) + sum(map(len, pending))
+    results = {number: _take_over(stored[number], job) for number in sorted(stored)}
+    results |= {fold.number: _prepare_fold(fold, job) for fold in pending}
+    for number in dataset.folds:
+        problems += results[number][1]
     raise_problems(problems, where=root)
-    summaries = tuple(results[fold.number][0] for fold in opened)
+    summaries = tuple(results[number][0] for number in dataset.folds)
     accepted = sorted({name for summary in summaries for name in summary.accepted})
     dataset = replace(dataset, about={**dataset.about, "accepted": accepted})
     write_dataset(out, dataset)
-    return Prepared(out, dataset, summaries, tuple(fold.number for fold in stored))
+    return Prepared(out, dataset, summaries, tuple(sorted(stored)))
+
+
+def _find(root: Path, out: Path, folds: Sequence[int] | None) -> tuple[list[FoldFiles], list[str]]:
+    """Return the folds to prepare and those prepared before whose source is still there, and what is wrong."""
+    files, problems = find_folds(root, numbers=folds)
+    if folds is None:
+        return files, problems
+    before = [number for number in finished_numbers(out) if number not in folds]
+    return sorted(files + find_folds(root, numbers=before)[0], key=lambda one: one.number), problems
 
 
 def _check_out(out: Path, root: Path, files: Sequence[FoldFiles]) -> None:
@@ -139,7 +163,7 @@ def _check_out(out: Path, root: Path, files: Sequence[FoldFiles]) -> None:
         raise ConfigError(f"the folder to write, '{out}', lies within a fold of the source; choose another")
 
 
-def _describe(opened: Sequence[SourceFold], names: SourceNames, mpp: float) -> PatchDataset:
+def _describe(opened: Sequence[SourceFold], names: SourceNames, mpp: float, more: Sequence[int]) -> PatchDataset:
     before = opened[0].size
     size = max(1, round(before * names.mpp / mpp))
     return PatchDataset(
@@ -147,15 +171,19 @@ def _describe(opened: Sequence[SourceFold], names: SourceNames, mpp: float) -> P
         mpp=names.mpp * before / size,
         class_names=names.class_names,
         tissue_names=names.tissue_names,
-        folds=tuple(fold.number for fold in opened),
+        folds=tuple(sorted({*more, *(fold.number for fold in opened)})),
         patch_size=size,
         about={**names.about, "source_mpp": names.mpp, "source_patch_size": before},
     )
 
 
+def _settings(job: _Job) -> dict[str, Any]:
+    return {"mpp": job.dataset.mpp, "class_names": list(job.names.class_names)}
+
+
 def _made_with(fold: SourceFold, job: _Job) -> dict[str, Any]:
     """Return what decides the bytes of a prepared fold."""
-    made_with: dict[str, Any] = {"mpp": job.dataset.mpp, "class_names": list(job.names.class_names)}
+    made_with = _settings(job)
     for kind, path in fold.files.paths.items():
         status = path.stat()
         made_with[kind] = {"file": fold.label(kind), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
@@ -167,16 +195,17 @@ def _finished(fold: SourceFold, job: _Job) -> dict[str, Any] | None:
     return finished_fold(job.out, fold.number, made_with=_made_with(fold, job), dataset=job.dataset)
 
 
-def _take_over(fold: SourceFold, known: dict[str, Any], job: _Job) -> tuple[FoldSummary, list[str]]:
+def _take_over(known: dict[str, Any], job: _Job) -> tuple[FoldSummary, list[str]]:
     """Return the summary of a finished fold, and what is wrong with it unless it is accepted this time too."""
     summary = FoldSummary(**known["summary"])
-    job.advance(f"fold {fold.number} is finished", len(fold))
+    job.advance(f"fold {summary.number} is finished", summary.patches)
+    images, masks = (known["made_with"][kind]["file"] for kind in ("images", "masks"))
     problems = [
-        f"{fold.label('masks')}: accepted before, {count} patch(es): {ACCEPTABLE[name]} (--accept {name} allows it)"
+        f"{masks}: accepted before, {count} patch(es): {ACCEPTABLE[name]} (--accept {name} allows it)"
         for name, count in summary.accepted.items()
         if name not in job.accept
     ]
-    return summary, problems + _share(fold, known["digests"], summary, job)
+    return summary, problems + _share(images, known["digests"], summary, job)
 
 
 def _prepare_fold(fold: SourceFold, job: _Job) -> tuple[FoldSummary, list[str]]:
@@ -192,7 +221,7 @@ def _prepare_fold(fold: SourceFold, job: _Job) -> tuple[FoldSummary, list[str]]:
             job.advance(f"fold {fold.number}", len(done.rows))
         problems = converter.problems(job.accept)
         stored = asdict(converter.summary)
-        problems += _share(fold, converter.digests, converter.summary, job)
+        problems += _share(fold.label("images"), converter.digests, converter.summary, job)
         if problems:
             raise _FaultyError
     if not problems:
@@ -201,13 +230,13 @@ def _prepare_fold(fold: SourceFold, job: _Job) -> tuple[FoldSummary, list[str]]:
     return converter.summary, problems
 
 
-def _share(fold: SourceFold, digests: Sequence[str], summary: FoldSummary, job: _Job) -> list[str]:
+def _share(label: str, digests: Sequence[str], summary: FoldSummary, job: _Job) -> list[str]:
     """Return a line for each image that another fold has too, or note their number where that is accepted."""
-    shared = job.owners.add(digests, fold.number)
+    shared = job.owners.add(digests, summary.number)
     if shared and SHARED_IMAGES in job.accept:
         summary.accepted = {**summary.accepted, SHARED_IMAGES: len(shared)}
         return []
     return [
-        f"{fold.label('images')}: patch {index} has the same image as {other} (--accept {SHARED_IMAGES} allows it)"
+        f"{label}: patch {index} has the same image as {other} (--accept {SHARED_IMAGES} allows it)"
         for index, other in shared
     ]

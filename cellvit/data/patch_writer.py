@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from cellvit.data.patches import (
     TYPE_MAPS,
     PatchDataset,
     fold_folder,
+    read_dataset,
     read_fold,
 )
 from cellvit.errors import DataError, OutputError
@@ -74,7 +76,8 @@ def fold_stream(
 
     The function takes images ``(B, S, S, 3)``, instance maps and type maps ``(B, S, S)`` and one row per patch with
     ``name``, ``source``, ``tissue`` and the number of nuclei under the name of each type. What an interrupted run left
-    behind is removed; the fold counts as finished only after :func:`finish_fold`.
+    behind is removed; the fold counts as finished only after :func:`finish_fold`. A ``dataset.json`` that names the
+    fold is removed first, so that nobody opens a fold of which some files are new and some are not.
 
     Args:
         out: Folder of the data set; made if missing.
@@ -88,7 +91,8 @@ def fold_stream(
     folder = fold_folder(out, number)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in (folder / MADE_FROM, *folder.glob(_TEMPORARY)):
+        unlisted = [out / DATASET_FILE] if _is_listed(out, number) else []
+        for left in (*unlisted, folder / MADE_FROM, *folder.glob(_TEMPORARY)):
             left.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write into '{folder}' ({error.strerror or error}); choose another --out") from error
@@ -145,30 +149,76 @@ def finished_fold(
     Raises:
         OutputError: If the fold was made with other settings or from other files.
     """
-    folder = fold_folder(out, number)
-    try:
-        stored = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
-        before = dict(stored["made_with"])
-    except FileNotFoundError:
+    stored = _stored(fold_folder(out, number))
+    if stored is None:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"'{folder / MADE_FROM}' cannot be read ({error!r}); remove the folder '{folder}'") from error
-    wanted = json.loads(json.dumps(made_with))
-    if before != wanted:
-        changed = [
-            f"{key} was {before.get(key)}, is {wanted.get(key)}"
-            for key in {**before, **wanted}
-            if before.get(key) != wanted.get(key)
-        ]
-        raise OutputError(
-            f"'{folder}' was made with other settings or from other files: {'; '.join(changed)}. "
-            "Remove the folder to make it anew, or choose another --out"
-        )
+    _refuse_other(fold_folder(out, number), stored["made_with"], made_with, keys={**stored["made_with"], **made_with})
     try:
         read_fold(out, number, dataset=dataset)
     except DataError:  # files of a finished fold were removed or damaged
         return None
-    return dict(stored)
+    return stored
+
+
+def earlier_fold(out: Path, number: int, *, made_with: Mapping[str, Any], dataset: PatchDataset) -> dict[str, Any]:
+    """Return what :func:`finish_fold` stored of a fold whose source is not at hand.
+
+    Args:
+        out: Folder of the data set.
+        number: Number of the fold, one of :func:`finished_numbers`.
+        made_with: Plain data: settings, without fingerprints of files.
+        dataset: What the whole data set is to be.
+
+    Raises:
+        OutputError: If the fold was made with other settings or does not fit the data set.
+    """
+    folder = fold_folder(out, number)
+    try:
+        stored = _stored(folder)
+        if stored is None:
+            raise DataError(f"'{folder / MADE_FROM}' is gone")
+        _refuse_other(folder, stored["made_with"], made_with, keys=made_with)
+        read_fold(out, number, dataset=dataset)
+    except DataError as error:
+        message = f"'{folder}' was finished before but does not fit, and its source is not there: {error}"
+        raise OutputError(f"{message}. Put the source back, remove the folder, or choose another --out") from error
+    return stored
+
+
+def finished_numbers(out: Path) -> list[int]:
+    """Return the numbers of the folds that are finished in a folder, ascending."""
+    found = (re.fullmatch(r"fold([1-9]\d*)", path.parent.name) for path in out.glob(f"fold*/{MADE_FROM}"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _is_listed(out: Path, number: int) -> bool:
+    try:
+        return number in read_dataset(out).folds
+    except DataError:
+        return True
+
+
+def _stored(folder: Path) -> dict[str, Any] | None:
+    """Return what :func:`finish_fold` stored in the folder of a fold, or None if the fold is not finished."""
+    try:
+        stored = dict(json.loads((folder / MADE_FROM).read_text(encoding="utf-8")))
+        return {**stored, "made_with": dict(stored["made_with"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"'{folder / MADE_FROM}' cannot be read ({error!r}); remove the folder '{folder}'") from error
+
+
+def _refuse_other(
+    folder: Path, before: Mapping[str, Any], made_with: Mapping[str, Any], *, keys: Iterable[str]
+) -> None:
+    wanted = json.loads(json.dumps(made_with))
+    changed = [f"{k} was {before.get(k)}, is {wanted.get(k)}" for k in keys if before.get(k) != wanted.get(k)]
+    if changed:
+        raise OutputError(
+            f"'{folder}' was made with other settings or from other files: {'; '.join(changed)}. "
+            "Remove the folder to make it anew, or choose another --out"
+        )
 
 
 def write_dataset(out: Path, dataset: PatchDataset) -> None:

@@ -70,6 +70,22 @@ def test_half_resolution_folds_and_folder_are_options(tmp_path, capsys):
     assert not (root / "prepared").exists()
 
 
+def test_folds_of_an_earlier_call_are_shown_and_stay(tmp_path, capsys):
+    root = write_pannuke(tmp_path)
+    assert main(["prepare", "pannuke", str(root), "--folds", "1", "2"]) == 0
+    capsys.readouterr()
+    np.save(root / "fold3" / "images.npy", np.load(root / "fold2" / "images.npy")[[2, 1, 0]])
+    assert main(["prepare", "pannuke", str(root), "--folds", "3"]) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("cellvit prepare: 3 problem(s)")
+    assert "fold3/images.npy: patch 0 has the same image as fold2/0002" in shown[1]
+    assert main(["prepare", "pannuke", str(root), "--folds", "3", "--accept", "shared-images"]) == 0
+    shown = capsys.readouterr().out
+    assert [row_of(shown, number)[1] for number in "123"] == ["3", "3", "3"]
+    assert "finished before and kept: fold 1, 2" in shown
+    assert read_dataset(root / "prepared").folds == (1, 2, 3)
+
+
 def test_faults_end_in_one_message_and_can_be_accepted(tmp_path, capsys):
     root = write_pannuke(tmp_path)
     masks = np.load(root / "fold2" / "masks.npy")
@@ -104,7 +120,7 @@ def test_help_names_every_fault_that_can_be_accepted(capsys):
         main(["prepare", "pannuke", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert " ".join(ACCEPTABLE) in text
+    assert ", ".join(ACCEPTABLE) in text
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,15 @@ from pannuke_samples import draw_arrays, tree_bytes, write_fold, write_folds
 
 from cellvit.data import pannuke_convert, pannuke_patches
 from cellvit.data.pannuke_prepare import prepare_pannuke
-from cellvit.data.patch_writer import finish_fold, finished_fold, fold_stream, npy_stream, write_dataset
+from cellvit.data.patch_writer import (
+    earlier_fold,
+    finish_fold,
+    finished_fold,
+    finished_numbers,
+    fold_stream,
+    npy_stream,
+    write_dataset,
+)
 from cellvit.data.patches import PatchDataset, find_prepared, read_dataset, read_fold
 from cellvit.errors import DataError, OutputError
 
@@ -62,7 +71,7 @@ def test_a_stream_writes_what_numpy_reads(tmp_path, dtype):
     assert len((tmp_path / "a.npy").read_bytes()) == len((tmp_path / "b.npy").read_bytes())
 
 
-def write_patches(out, *, rng):
+def write_patches(out, *, rng, number=2):
     images = rng.integers(0, 255, (3, 6, 6, 3)).astype(np.uint8)
     maps = rng.integers(0, 300, (3, 6, 6))
     kinds = rng.integers(0, 3, (3, 6, 6))
@@ -70,7 +79,7 @@ def write_patches(out, *, rng):
         {"name": f"fold2/{i}", "source": 'slide, "7"', "tissue": ("Skin", "Lung")[i % 2], "A": i, "B": 3 * i}
         for i in range(3)
     ]
-    with fold_stream(out, 2, shape=(3, 6), class_names=DATASET.class_names) as append:
+    with fold_stream(out, number, shape=(3, 6), class_names=DATASET.class_names) as append:
         append(images[:1], maps[:1], kinds[:1], rows[:1])
         append(images[1:], maps[1:], kinds[1:], rows[1:])
     return images, maps, kinds
@@ -115,6 +124,65 @@ def test_a_damaged_fold_is_not_finished(tmp_path, damage):
     path = tmp_path / "fold2" / damage
     path.write_bytes(path.read_bytes()[:-20])
     assert finished_fold(tmp_path, 2, made_with={}, dataset=DATASET) is None
+
+
+def test_finished_folds_are_listed_by_number(tmp_path):
+    assert finished_numbers(tmp_path / "absent") == []
+    for name in ("fold10", "fold2", "fold03", "folds", "fold1x", "fold0", "fold7"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("source.json" if name != "fold7" else "images.npy")).write_text("{}")
+    assert finished_numbers(tmp_path) == [2, 10]
+
+
+def test_an_earlier_fold_is_held_against_the_settings_only(tmp_path):
+    made_with = {"mpp": 0.5, "class_names": ["None", "A", "B"]}
+    write_patches(tmp_path, rng=np.random.default_rng(3))
+    with pytest.raises(OutputError, match=r"source\.json' is gone"):
+        earlier_fold(tmp_path, 2, made_with=made_with, dataset=DATASET)
+    finish_fold(tmp_path, 2, {"made_with": {**made_with, "images": {"bytes": 3}}, "digests": ["a"]})
+    assert earlier_fold(tmp_path, 2, made_with=made_with, dataset=DATASET)["digests"] == ["a"]
+    with pytest.raises(OutputError, match=r"mpp was 0\.5, is 0\.25"):
+        earlier_fold(tmp_path, 2, made_with={**made_with, "mpp": 0.25}, dataset=DATASET)
+    (tmp_path / "fold2" / "type_maps.npy").unlink()
+    with pytest.raises(OutputError, match=r"fold2' was finished before but .*type_maps\.npy.*Put the source back"):
+        earlier_fold(tmp_path, 2, made_with=made_with, dataset=DATASET)
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
+def test_a_fold_that_is_half_rewritten_cannot_be_opened(tmp_path, monkeypatch, renames):
+    write_patches(tmp_path, rng=np.random.default_rng(3))
+    finish_fold(tmp_path, 2, {"made_with": {}})
+    write_dataset(tmp_path, DATASET)
+    before = tree_bytes(tmp_path / "fold2")
+    done = []
+    real = pathlib.Path.replace
+
+    def replace(path, target):
+        if len(done) == renames:
+            raise StoppedError
+        done.append(target)
+        return real(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pathlib.Path, "replace", replace)
+        with pytest.raises(StoppedError):
+            write_patches(tmp_path, rng=np.random.default_rng(4))
+    after = tree_bytes(tmp_path / "fold2")
+    arrays = [name for name in after if name.endswith(".npy")]
+    assert sum(before[name] != after[name] for name in arrays) == max(0, renames - 1)  # the table is renamed first
+    with pytest.raises(DataError, match=r"dataset\.json' cannot be read"):
+        read_dataset(tmp_path)
+    assert finished_numbers(tmp_path) == []
+
+
+def test_a_fold_that_is_added_leaves_the_others_readable(tmp_path):
+    write_patches(tmp_path, rng=np.random.default_rng(3))
+    write_dataset(tmp_path, DATASET)
+    write_patches(tmp_path, rng=np.random.default_rng(4), number=3)
+    assert read_dataset(tmp_path) == DATASET
+    (tmp_path / "dataset.json").write_text("[")  # nobody knows what it names
+    write_patches(tmp_path, rng=np.random.default_rng(4), number=3)
+    assert not (tmp_path / "dataset.json").exists()
 
 
 def test_an_error_leaves_no_files(tmp_path):
@@ -200,6 +268,89 @@ def test_another_fold_is_added_to_those_that_are_finished(tmp_path):
     assert read_dataset(result.out).folds == (1, 2, 3)
     prepare_pannuke(tmp_path, tmp_path / "whole")
     assert tree_bytes(result.out) == tree_bytes(tmp_path / "whole")
+
+
+def forget_source(root, number):
+    shutil.rmtree(root / f"Fold {number}")
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5])
+@pytest.mark.parametrize("calls", [([1, 2], [3]), ([3], [2, 1]), ([2], [1], [3])])
+@pytest.mark.parametrize("source_is_gone", [False, True])
+def test_several_calls_give_the_bytes_of_one(tmp_path, mpp, calls, source_is_gone):
+    write_folds(tmp_path)
+    whole = prepare_pannuke(tmp_path, tmp_path / "whole", mpp=mpp)
+    seen = []
+    for folds in calls:
+        done = []
+        result = prepare_pannuke(
+            tmp_path, tmp_path / "parts", mpp=mpp, folds=folds, report=lambda what, *n, done=done: done.append(n)
+        )
+        assert result.kept == tuple(sorted(seen))
+        seen += folds
+        assert result.dataset.folds == tuple(sorted(seen))
+        assert done[-1] == (4 * len(seen), 4 * len(seen))
+        if source_is_gone:
+            for number in folds:
+                forget_source(tmp_path, number)
+    assert (result.dataset, result.folds) == (whole.dataset, whole.folds)
+    assert tree_bytes(tmp_path / "parts") == tree_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5])
+@pytest.mark.parametrize("source_is_gone", [False, True])
+def test_an_image_shared_with_a_fold_of_an_earlier_call_is_an_error(tmp_path, mpp, source_is_gone):
+    folds = write_folds(tmp_path)
+    folds[3]["images"][1] = folds[1]["images"][2]
+    write_fold(tmp_path, 3, folds[3])
+    out = prepare_pannuke(tmp_path, mpp=mpp, folds=[1, 2]).out
+    if source_is_gone:
+        forget_source(tmp_path, 1)
+    with pytest.raises(DataError, match=r"Fold 3/images/fold3/images\.npy: patch 1 has the same image as fold1/0002"):
+        prepare_pannuke(tmp_path, mpp=mpp, folds=[3])
+    assert read_dataset(out).folds == (1, 2)
+    assert finished_numbers(out) == [1, 2]
+    result = prepare_pannuke(tmp_path, mpp=mpp, folds=[3], accept=["shared-images"])
+    assert (result.dataset.folds, result.folds[2].accepted) == ((1, 2, 3), {"shared-images": 1})
+    assert result.dataset.about["accepted"] == ["shared-images"]
+
+
+def test_what_an_earlier_call_accepted_is_asked_for_again(tmp_path):
+    folds = write_folds(tmp_path)
+    folds[1]["masks"][2] = 0
+    write_fold(tmp_path, 1, folds[1])
+    prepare_pannuke(tmp_path, folds=[1], accept=["empty-masks"])
+    forget_source(tmp_path, 1)
+    with pytest.raises(
+        DataError, match=r"Fold 1/masks/fold1/masks\.npy: accepted before, 1 patch.*--accept empty-masks"
+    ):
+        prepare_pannuke(tmp_path, folds=[2])
+    result = prepare_pannuke(tmp_path, folds=[2], accept=["empty-masks"])
+    assert (result.dataset.folds, result.dataset.about["accepted"]) == ((1, 2), ["empty-masks"])
+
+
+def test_folds_of_earlier_calls_that_do_not_fit_are_refused(tmp_path):
+    write_folds(tmp_path)
+    out = prepare_pannuke(tmp_path, folds=[1]).out
+    before = tree_bytes(out)
+    path = tmp_path / "Fold 1" / "images" / "fold1" / "images.npy"
+    os.utime(path, ns=(path.stat().st_atime_ns, time.time_ns() + 10**9))
+    with pytest.raises(OutputError, match=r"fold1' was made .*images was .*Remove the folder"):
+        prepare_pannuke(tmp_path, folds=[2])
+    forget_source(tmp_path, 1)
+    with pytest.raises(OutputError, match=r"fold1' was made .*mpp was 0\.25, is 0\.5.*choose another --out"):
+        prepare_pannuke(tmp_path, out, mpp=0.5, folds=[2])
+    names = {"name": "mine", "mpp": 0.25, "class_names": [*"ABCDEF"], "tissue_names": ["Breast", "Colon", "Bile-duct"]}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    with pytest.raises(OutputError, match=r"class_names was .*'Neoplastic'.* is \['A', 'B'"):
+        prepare_pannuke(tmp_path, folds=[2])
+    (tmp_path / "names.json").unlink()
+    assert tree_bytes(out) == before
+    (out / "fold1" / "images.npy").unlink()
+    with pytest.raises(OutputError, match=r"images\.npy' cannot be read.*Put the source back, remove the folder"):
+        prepare_pannuke(tmp_path, folds=[2])
+    shutil.rmtree(out / "fold1")
+    assert prepare_pannuke(tmp_path, folds=[2]).dataset.folds == (2,)
 
 
 def test_a_fold_that_was_repaired_joins_those_that_are_finished(tmp_path):

@@ -101,8 +101,12 @@ class EpochSeeds(L.Callback):
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Seed for this epoch."""
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed for this epoch at its first batch: loaders, too, draw a number when they start, some before an epoch."""
+        if batch_idx > 0:
+            return
         entropy = [base_seed(self.seed), trainer.current_epoch, trainer.global_rank]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         random.seed(seed)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import warnings
 from contextlib import suppress
@@ -119,7 +118,7 @@ def _run(arguments: list[str]) -> None:
 
 def _stop_at_end_of_input() -> None:
     """End this process when the one that writes its input is gone; what was not saved by then is done again."""
-    with suppress(OSError, ValueError):
-        while sys.stdin.buffer.read(1):
+    with suppress(OSError):
+        while os.read(0, 1):  # not sys.stdin, whose lock this thread would hold when the interpreter ends
             pass
     os._exit(1)

@@ -38,7 +38,7 @@ class ResumePoint(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save; being a ``Checkpoint``, this comes after the other callbacks have their state."""
         new = self.path.with_suffix(".new")
-        trainer.save_checkpoint(new)
+        trainer.save_checkpoint(new, weights_only=False)
         if trainer.is_global_zero:  # the Trainer's way to write may copy; renaming leaves the old file or the new one
             new.replace(self.path)
         trainer.strategy.barrier()

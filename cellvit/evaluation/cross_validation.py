@@ -141,18 +141,18 @@ def _step(command: Sequence[str], folder: Path, *, what: str, lock: int | None) 
     """Run one command of cellvit to its end and return the seconds it took."""
     start = time.monotonic()
     environment = {**os.environ, SUPERVISED: "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cellvit.cli", *command],
+    arguments = [sys.executable, "-m", "cellvit.cli", *command]
+    with subprocess.Popen(
+        arguments,
         env=environment,
         stdin=subprocess.PIPE,  # never written to: it ends when this process does
         pass_fds=() if lock is None else (lock,),  # the folder stays locked while any process works in it
-    )
-    try:
-        code = process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
+    ) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
     if code:
         raise CellViTError(
             f"the {what} failed with exit code {code}, see above; '{folder}' keeps what was done, run the same command "

@@ -41,7 +41,7 @@ class StatedNuclei:
         path: The file.
         instance_map: ``(H, W)`` integers, 0 is background; None where the file holds outlines.
         outlines: The outlines; None where the file holds a map. Row ``i`` is label ``i + 1``.
-        types: Type of label ``i`` at ``i``, where 0 or less says none; None if no nucleus has one.
+        types: Type of label ``i`` at ``i``, where 0 or less says none; None if the file knows no types.
         names: Name of every type id, background first; None if types are numbers only.
     """
 
@@ -81,7 +81,7 @@ def read_nuclei(path: Path) -> StatedNuclei:
         _check_outlines(nuclei, path)
         types = np.concatenate([[0], nuclei.type]).astype(np.int64)
         names = None if nuclei.classes is None else nuclei.classes.names
-        return StatedNuclei(path, None, nuclei, types if types.any() else None, names)
+        return StatedNuclei(path, None, nuclei, types if names is not None or types.any() else None, names)
     if suffix == ".mat":
         instances, given = _read_mat(path)
     elif suffix in LABEL_SUFFIXES:

@@ -40,7 +40,8 @@ class ScoreSettings:
         tissue_names: Names of the tissues to average over.
         radius: Largest distance of detected centroids in pixels.
         iou_threshold: IoU that a matched pair must exceed.
-        ignore_background: Leave predicted nuclei of type 0 out of detection, as published for MoNuSeg.
+        ignore_background: Leave predicted nuclei of type 0 out of detection, as published for MoNuSeg. False leaves
+            them out of panoptic quality instead, in images whose true types are known, as published for PanNuke.
         corners: Predicted outlines count pixels from their corners; see
             :func:`cellvit.evaluation.drawing.draw_outlines`.
 
@@ -108,6 +109,7 @@ def score_nuclei(
     name: str = "",
     tissue: str | None = None,
     foreground: NDArray[np.bool_] | None = None,
+    typed: bool = True,
 ) -> ImageScores:
     """Score the nuclei of one image.
 
@@ -118,6 +120,7 @@ def score_nuclei(
         name: Name of the image.
         tissue: Name of its tissue.
         foreground: ``(H, W)`` what Dice and Jaccard compare with the true nuclei; None takes the predicted nuclei.
+        typed: Whether the prediction states types; where it does not, no nucleus is left out for having none.
 
     Raises:
         DataError: If the two do not fit.
@@ -127,7 +130,7 @@ def score_nuclei(
         class_names=names,
         tissue_names=settings.tissue_names,
         iou_threshold=settings.iou_threshold,
-        ignore_background=False,
+        ignore_background=typed and not settings.ignore_background,
     )
     detection = CentroidDetection(
         class_names=names, radius=settings.radius, ignore_background=settings.ignore_background
@@ -152,12 +155,13 @@ def score_pair(pair: Pair, settings: ScoreSettings) -> ImageScores | str:
         found, true = drawn_maps(stated, truth, corners=settings.corners)
         types, true_types = _types(stated, truth, settings)
         pred, target = measured(found, _or_zero(types, found)), measured(true, true_types)
-        scores = score_nuclei(pred, target, settings, name=pair.name, tissue=pair.tissue)
+        typed = types is not None
+        scores = score_nuclei(pred, target, settings, name=pair.name, tissue=pair.tissue, typed=typed)
         return replace(
             scores,
             hidden=_hidden(stated, pred),
             hidden_true=_hidden(truth, target),
-            typed=types is not None if len(pred.nuclei) else None,
+            typed=typed if len(pred.nuclei) else None,
         )
     except CellViTError as error:
         return f"{pair.name}: {error}"
@@ -199,8 +203,6 @@ def score_pairs(
             collect(pool.map(job, pairs))
     scored = [result for result in results if isinstance(result, ImageScores)]
     problems = [result for result in results if isinstance(result, str)]
-    if settings.class_names:
-        problems += _mixed_types(scored)
     if problems:
         more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         lines = "\n  ".join([*problems[:_SHOWN], *more])
@@ -279,12 +281,3 @@ def _or_zero(types: NDArray[np.int64] | None, instances: NDArray[np.int32]) -> N
 
 def _computed(metrics: Iterable[Metric]) -> dict[str, float]:
     return {name: float(value) for metric in metrics for name, value in metric.compute().items()}
-
-
-def _mixed_types(scored: Sequence[ImageScores]) -> list[str]:
-    """Return a problem for every prediction without types beside others that have them."""
-    if not any(image.typed for image in scored):
-        return []
-    without = [image.name for image in scored if image.typed is False]
-    advice = "the prediction states no types, others do; add them, or leave types out with --binary"
-    return [f"{name}: {advice}" for name in without]

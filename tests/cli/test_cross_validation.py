@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from drawn_folds import write_folds, write_folds_config
 
 from cellvit.cli import main
@@ -136,6 +137,26 @@ def test_a_run_that_fails_says_so_and_keeps_the_rest(whole, tmp_path, capfd):
     assert "nowhere" in text
     assert "training of run 1 failed with exit code 1" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("stop", [1, 2])  # before and after the encoder thaws
+def test_a_resumed_training_repeats_an_uninterrupted_one(folds_config, tmp_path, stop):
+    def fit(name, *more):
+        point = {
+            "class_path": "cellvit.evaluation.callbacks.ResumePoint",
+            "init_args": {"dirpath": str(tmp_path / name)},
+        }
+        command = ["fit", "--config", str(folds_config), "--trainer.default_root_dir", str(tmp_path / name)]
+        assert main([*command, f"--trainer.callbacks+={json.dumps(point)}", *more]) == 0
+        return tmp_path / name / "last.ckpt"
+
+    whole = fit("whole")
+    fit("parts", "--trainer.max_epochs", str(stop))
+    resumed = fit("parts", "--ckpt_path", str(tmp_path / "parts/last.ckpt"))
+    weights = [torch.load(path, weights_only=True)["state_dict"] for path in (whole, resumed)]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
 
 
 def test_a_folder_in_use_and_a_missing_file_are_refused(tmp_path, capsys, monkeypatch, folds_config):

@@ -18,10 +18,11 @@ from cellvit.evaluation.scoring import (
     truth_classes,
 )
 from cellvit.evaluation.tables import markdown_table, write_csv
-from cellvit.export import write_geojson
+from cellvit.export import write_geojson, write_parquet
 from cellvit.metrics import AggregatedJaccard, BinaryOverlap, CentroidDetection, PanopticQuality
 from cellvit.metrics.functional import panoptic_quality
 from cellvit.postprocess.table import nuclei_from_instances
+from cellvit.types import NucleiClasses
 
 CLASSES = ("Background", "Small", "Large")
 
@@ -131,15 +132,28 @@ def test_without_types_only_binary_scores(tmp_path):
     assert scores["bPQ"] > 0.4  # nuclei without a type are nuclei
 
 
-def test_predictions_must_agree_on_having_types(tmp_path):
+def test_an_image_without_any_predicted_type_does_not_stop_the_others(tmp_path):
     pairs = [
         write_pair(tmp_path, "a", FOUND, TRUE, [0, 1, 1, 1], [0, 1, 2, 2]),
         write_pair(tmp_path, "b", FOUND, TRUE, None, [0, 1, 2, 2]),
         write_pair(tmp_path, "c", np.zeros_like(TRUE), TRUE, None, [0, 1, 2, 2]),  # nothing found: nothing to state
+        write_pair(tmp_path, "d", FOUND, TRUE, [0, 0, 0, 0], [0, 1, 2, 2]),
     ]
-    with pytest.raises(DataError, match="1 of 3 images cannot be scored") as caught:
-        score_pairs(pairs, ScoreSettings(class_names=CLASSES))
-    assert "\n  b: the prediction states no types" in str(caught.value)
+    a, b, c, d = score_pairs(pairs, ScoreSettings(class_names=CLASSES))
+    assert (a.typed, b.typed, c.typed, d.typed) == (True, False, None, True)
+    assert (a.untyped, b.untyped, c.untyped, d.untyped) == (0, 3, 0, 3)
+    assert a.scores["bPQ"] == b.scores["bPQ"] > 0.4  # a file that knows no types: its nuclei count
+    assert d.scores["bPQ"] == 0  # nuclei that found no type are left out, as in cellvit test
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(write_parquet, "parquet"), (write_geojson, "geojson")])
+def test_our_own_files_without_any_type_are_read(tmp_path, write, suffix):
+    pair = write_pair(tmp_path, "a", FOUND, TRUE, None, [0, 1, 2, 2])
+    classes = NucleiClasses(CLASSES, ((0, 0, 0),) * len(CLASSES))
+    nuclei = replace(measured(FOUND, np.zeros(4, int)).nuclei, classes=classes)
+    write(nuclei, tmp_path / f"b.{suffix}")
+    (image,) = score_pairs([replace(pair, pred=tmp_path / f"b.{suffix}")], ScoreSettings(class_names=CLASSES))
+    assert (image.predicted, image.untyped) == (3, 3)
 
 
 def test_unknown_true_types_leave_an_image_out_of_typed_scores(tmp_path):

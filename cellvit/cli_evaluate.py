@@ -233,16 +233,18 @@ def _notes(found: "Pairing", images: "Sequence[ImageScores]", options: argparse.
         if count:
             notes.append(f"{count} {what} outlines lie outside their image or under later ones and count nowhere.")
     if any(image.typed for image in images):
-        untyped = sum(image.untyped for image in images if image.typed)
-        silent = [image.name for image in images if image.typed is False]
+        untyped = sum(image.untyped for image in images)
+        silent = [image for image in images if image.typed is False]
         if untyped:
             notes.append(
-                f"{untyped} predicted nuclei found no type: panoptic quality leaves them out of images whose "
+                f"{untyped} predicted nuclei have no type (type 0): panoptic quality leaves them out of images whose "
                 "true types are known, detection counts them."
             )
         if silent:
+            count = sum(image.predicted for image in silent)
             notes.append(
-                f"{len(silent)} predictions state no types, such as {silent[0]}: their nuclei count as type 0."
+                f"{len(silent)} predictions state no types while others do, such as {silent[0].name}: their {count} "
+                "nuclei count as type 0."
             )
     return notes
 

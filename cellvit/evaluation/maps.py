@@ -41,7 +41,8 @@ class StatedNuclei:
         path: The file.
         instance_map: ``(H, W)`` integers, 0 is background; None where the file holds outlines.
         outlines: The outlines; None where the file holds a map. Row ``i`` is label ``i + 1``.
-        types: Type of label ``i`` at ``i``, where 0 or less says none; None if the file knows no types.
+        types: Type of label ``i`` at ``i``, where 0 or less says none; None if the file states no types:
+            a map without them, or outlines of which none has a type and that name no classes.
         names: Name of every type id, background first; None if types are numbers only.
     """
 
@@ -81,7 +82,8 @@ def read_nuclei(path: Path) -> StatedNuclei:
         _check_outlines(nuclei, path)
         types = np.concatenate([[0], nuclei.type]).astype(np.int64)
         names = None if nuclei.classes is None else nuclei.classes.names
-        return StatedNuclei(path, None, nuclei, types if names is not None or types.any() else None, names)
+        stated = names is not None or bool((types > 0).any())
+        return StatedNuclei(path, None, nuclei, types if stated else None, names)
     if suffix == ".mat":
         instances, given = _read_mat(path)
     elif suffix in LABEL_SUFFIXES:
@@ -141,7 +143,7 @@ def translated_types(
 
 
 def _numbered_types(path: Path, types: Types, class_names: Sequence[str], *, numbered: bool) -> Types:
-    if not numbered:
+    if not numbered and (types > 0).any():
         message = f"'{path}' numbers its types, but only the names {list(class_names)[1:]} are known; "
         raise DataError(message + "pass --class-names Background ... in the order of the numbers, or --binary")
     if int(types.max(initial=0)) >= len(class_names):

@@ -21,6 +21,8 @@ AVERAGES = """\
 * `*_tissue_mean`: the images of each tissue averaged, then the tissues.
 * `F1_d`, `P_d`, `R_d`, `F1/<type>`: counts of all images added up first. `*_image_mean`: of each image, averaged.
 * `Dice`, `Jaccard`, `AJI`: of each image, averaged over the images.
+* Predicted nuclei of type 0 are left out of the qualities of images whose true types are known, where the predictions
+  state types at all; they count in the rest.
 * An image without true nuclei is left out of the qualities, and one that is empty on both sides out of the rest.
 """
 

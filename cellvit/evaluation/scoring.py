@@ -1,6 +1,6 @@
 """Scores of predictions against ground truth, per image and over all of them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -84,7 +84,7 @@ class ImageScores:
         untyped: Number of predicted nuclei of type 0.
         hidden: Predicted outlines of which no pixel is seen: outside the image or under later ones. They count nowhere.
         hidden_true: True outlines likewise.
-        typed: Whether the prediction states types; None if it has no nuclei.
+        typed: Whether the file of the prediction states types; None if it has no nuclei.
         scores: All scores by name; nan where the image says nothing.
         metrics: The metrics that saw this image alone; see :func:`pooled_scores`.
     """
@@ -130,13 +130,19 @@ def score_nuclei(
         class_names=names,
         tissue_names=settings.tissue_names,
         iou_threshold=settings.iou_threshold,
-        ignore_background=typed and not settings.ignore_background,
+        ignore_background=not settings.ignore_background,
     )
     detection = CentroidDetection(
         class_names=names, radius=settings.radius, ignore_background=settings.ignore_background
     )
     overlap, aji = BinaryOverlap(), AggregatedJaccard()
-    quality.update_nuclei(pred, target, tissue=settings.tissue_names.index(tissue) if tissue else -1)
+    quality.update(
+        pred.instance_map,
+        pred.nuclei.type if typed else None,
+        target.instance_map,
+        target.nuclei.type,
+        tissue=settings.tissue_names.index(tissue) if tissue else -1,
+    )
     detection.update_nuclei(pred, target)
     aji.update_nuclei(pred, target)
     mask = pred.instance_map > 0 if foreground is None else foreground
@@ -148,21 +154,23 @@ def score_nuclei(
     return ImageScores(name, tissue, len(target.nuclei), len(pred.nuclei), untyped, 0, 0, None, scores, metrics)
 
 
-def score_pair(pair: Pair, settings: ScoreSettings) -> ImageScores | str:
-    """Read and score one image; return what is wrong where it cannot be scored."""
+def score_pair(pair: Pair, settings: ScoreSettings, *, others_typed: bool = False) -> ImageScores | str:
+    """Read and score one image; return what is wrong where it cannot be scored.
+
+    Args:
+        pair: The files.
+        settings: See :class:`ScoreSettings`.
+        others_typed: Predictions of other images state types: if this one does not, its nuclei are of type 0.
+    """
     try:
         stated, truth = read_nuclei(pair.pred), read_nuclei(pair.truth)
         found, true = drawn_maps(stated, truth, corners=settings.corners)
         types, true_types = _types(stated, truth, settings)
         pred, target = measured(found, _or_zero(types, found)), measured(true, true_types)
-        typed = types is not None
-        scores = score_nuclei(pred, target, settings, name=pair.name, tissue=pair.tissue, typed=typed)
-        return replace(
-            scores,
-            hidden=_hidden(stated, pred),
-            hidden_true=_hidden(truth, target),
-            typed=typed if len(pred.nuclei) else None,
-        )
+        typed = types is not None if len(pred.nuclei) else None
+        as_typed = others_typed or typed is not False
+        scores = score_nuclei(pred, target, settings, name=pair.name, tissue=pair.tissue, typed=as_typed)
+        return replace(scores, hidden=_hidden(stated, pred), hidden_true=_hidden(truth, target), typed=typed)
     except CellViTError as error:
         return f"{pair.name}: {error}"
 
@@ -176,6 +184,8 @@ def score_pairs(
 ) -> list[ImageScores]:
     """Score all images.
 
+    Where some predictions state types and others do not, the nuclei of the others are of type 0.
+
     Args:
         pairs: The images.
         settings: See :class:`ScoreSettings`.
@@ -187,22 +197,20 @@ def score_pairs(
     """
     if not pairs:
         raise DataError("no images to score; check the folders")
-    results: list[ImageScores | str] = []
     job = partial(score_pair, settings=settings)
-
-    def collect(found: Iterable[ImageScores | str]) -> None:
-        for result in found:
-            results.append(result)
-            if progress is not None:
-                progress(len(results), len(pairs))
-
-    if workers < 1:
-        collect(map(job, pairs))
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            collect(pool.map(job, pairs))
+    results: list[ImageScores | str] = []
+    for result in _each(job, pairs, workers):
+        results.append(result)
+        if progress is not None:
+            progress(len(results), len(pairs))
     scored = [result for result in results if isinstance(result, ImageScores)]
     problems = [result for result in results if isinstance(result, str)]
+    untyped = [i for i, image in enumerate(scored) if image.typed is False]
+    if untyped and not problems and any(image.typed for image in scored):
+        again = list(_each(partial(job, others_typed=True), [pairs[i] for i in untyped], workers))
+        problems = [result for result in again if isinstance(result, str)]
+        for i, result in zip(untyped, again, strict=True):
+            scored[i] = result if isinstance(result, ImageScores) else scored[i]
     if problems:
         more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         lines = "\n  ".join([*problems[:_SHOWN], *more])
@@ -211,7 +219,7 @@ def score_pairs(
 
 
 def pooled_scores(images: Sequence[ImageScores]) -> dict[str, float]:
-    """Return the scores over images, by name; without types where no prediction states any.
+    """Return the scores over images, by name; without types where nuclei are predicted and none states any.
 
     The metrics keep sums, so those of the images are added up; see :class:`cellvit.metrics.PanopticQuality`,
     :class:`cellvit.metrics.CentroidDetection`, :class:`cellvit.metrics.BinaryOverlap` and
@@ -226,7 +234,7 @@ def pooled_scores(images: Sequence[ImageScores]) -> dict[str, float]:
             for state, value in part.metric_state.items():
                 setattr(total, state, getattr(total, state) + value)
     scores = _computed(totals)
-    if any(image.typed for image in images):
+    if any(image.typed for image in images) or all(image.typed is None for image in images):
         return scores
     return {name: value for name, value in scores.items() if name.startswith(BINARY_SCORES)}
 
@@ -248,7 +256,7 @@ def truth_classes(paths: Iterable[Path]) -> tuple[tuple[str, ...], bool]:
             stated = read_nuclei(path)
         except DataError:
             continue
-        if stated.types is None:
+        if stated.types is None or stated.types.max() < 1:
             continue
         if stated.names is None:
             highest = max(highest, int(stated.types.max()))
@@ -281,3 +289,11 @@ def _or_zero(types: NDArray[np.int64] | None, instances: NDArray[np.int32]) -> N
 
 def _computed(metrics: Iterable[Metric]) -> dict[str, float]:
     return {name: float(value) for metric in metrics for name, value in metric.compute().items()}
+
+
+def _each(job: Callable[[Pair], ImageScores | str], pairs: Sequence[Pair], workers: int) -> Iterator[ImageScores | str]:
+    if workers < 1:
+        yield from map(job, pairs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(job, pairs)

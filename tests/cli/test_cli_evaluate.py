@@ -85,6 +85,24 @@ def test_missing_predictions(tissue_folder, found, tmp_path, capsys):
     assert stored["inputs"]["without_prediction"] == ["val/t1"]
 
 
+def test_predictions_without_types_beside_others_are_counted(tissue_folder, found, tmp_path, capsys):
+    with np.load(tissue_folder / "val" / "labels" / "t1.npz") as label:
+        nuclei = nuclei_from_instances(label["inst_map"]).nuclei
+    write_geojson(replace(nuclei, type=np.zeros(len(nuclei), np.int32)), found / "t1.geojson.gz")
+    arguments = [found, "--truth", tissue_folder / "val", "--class-names", *NAMES, "--class-map", "tiny=Small"]
+    assert main([*map(str, arguments), "--out", str(tmp_path / "out")]) == 0
+    notes = capsys.readouterr().err
+    message = (
+        f"1 predictions state no types while others do, such as val/t1: their {len(nuclei)} nuclei count as type 0"
+    )
+    assert message in notes
+    assert f"{len(nuclei)} predicted nuclei have no type (type 0)" in notes
+    assert message in (tmp_path / "out" / "scores.md").read_text()
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+    assert scores["bPQ"] == pytest.approx(0.5, abs=1e-5)
+    assert scores["F1_d"] == pytest.approx(1, abs=1e-5)
+
+
 def test_the_same_folder_twice_is_said_aloud(tissue_folder, tmp_path, capsys):
     labels = str(tissue_folder / "val" / "labels")
     assert main([labels, "--truth", labels, "--out", str(tmp_path / "out"), "--radius", "0"]) == 0

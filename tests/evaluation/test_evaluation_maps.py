@@ -237,6 +237,23 @@ def test_numbers_need_names_they_stand_for(tmp_path):
         translated_types(stated, ("B", "x", "y", "z"), numbered=False)
 
 
+@pytest.mark.parametrize("suffix", [".geojson", ".json", ".parquet"])
+def test_named_classes_state_types_even_if_no_nucleus_has_one(tmp_path, suffix):
+    writer = {".json": write_json, ".parquet": write_parquet}.get(suffix, write_geojson)
+    for kind in (0, -1):
+        writer(typed_nuclei(separate_discs(), [kind] * 5), tmp_path / f"a{suffix}")
+        stated = read_nuclei(tmp_path / f"a{suffix}")
+        assert stated.names == PANNUKE.names
+        assert translated_types(stated, ("Background", "x")).tolist() == [0] * 6
+        writer(typed_nuclei(separate_discs(), [kind] * 5, None), tmp_path / f"b{suffix}")
+        assert read_nuclei(tmp_path / f"b{suffix}").types is None
+
+
+def test_numbers_of_no_type_need_no_names(tmp_path):
+    np.savez(tmp_path / "a.npz", inst_map=np.array([[1, 2]]), inst_type=np.array([0, 0, 0]))
+    assert translated_types(read_nuclei(tmp_path / "a.npz"), ("B", "x"), numbered=False).tolist() == [0, 0, 0]
+
+
 def touch(*paths):
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)

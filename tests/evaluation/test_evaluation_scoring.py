@@ -73,7 +73,7 @@ def random_pair(seed):
     corners = [(r, c) for r in range(0, 48, 12) for c in range(0, 48, 12) if rng.random() < 0.7]
     truth = squares(*corners)
     pred = squares(*[(r + rng.integers(0, 4), c + rng.integers(0, 4)) for r, c in corners if rng.random() < 0.8])
-    types = [rng.integers(1, 3, 20) for _ in range(2)]
+    types = [rng.integers(low, 3, 20) for low in (0, 1)]  # some predicted nuclei have none
     return pred, truth, types[0], types[1]
 
 
@@ -86,7 +86,7 @@ def test_pooling_is_the_metrics_on_all_images(tmp_path):
         predictions.append((measured(pred, pred_types), measured(truth, true_types), tissues[seed % 2]))
     settings = ScoreSettings(class_names=CLASSES, tissue_names=("breast", "colon"), radius=4)
     scores = pooled_scores(score_pairs(pairs, settings))
-    quality = PanopticQuality(class_names=CLASSES, tissue_names=("breast", "colon"), ignore_background=False)
+    quality = PanopticQuality(class_names=CLASSES, tissue_names=("breast", "colon"))
     detection, aji = CentroidDetection(class_names=CLASSES, radius=4), AggregatedJaccard()
     for pred, target, tissue in predictions:
         quality.update_nuclei(pred, target, tissue=("breast", "colon").index(tissue))
@@ -96,7 +96,9 @@ def test_pooling_is_the_metrics_on_all_images(tmp_path):
     assert direct.keys() | {"Dice", "Jaccard"} == scores.keys()
     for name, value in direct.items():
         assert scores[name] == value, name
-    means = [panoptic_quality(p.instance_map, t.instance_map).pq for p, t, _ in predictions]
+    assert any((p.nuclei.type == 0).any() for p, _, _ in predictions)
+    typed = [np.where(np.append(0, p.nuclei.type)[p.instance_map] > 0, p.instance_map, 0) for p, _, _ in predictions]
+    means = [panoptic_quality(p, t.instance_map).pq for p, (_, t, _) in zip(typed, predictions, strict=True)]
     assert scores["bPQ"] == pytest.approx(np.mean(means), abs=1e-6)
     assert scores["bPQ_tissue_mean"] == pytest.approx(np.mean([np.mean(means[::2]), np.mean(means[1::2])]), abs=1e-6)
 
@@ -142,18 +144,72 @@ def test_an_image_without_any_predicted_type_does_not_stop_the_others(tmp_path):
     a, b, c, d = score_pairs(pairs, ScoreSettings(class_names=CLASSES))
     assert (a.typed, b.typed, c.typed, d.typed) == (True, False, None, True)
     assert (a.untyped, b.untyped, c.untyped, d.untyped) == (0, 3, 0, 3)
-    assert a.scores["bPQ"] == b.scores["bPQ"] > 0.4  # a file that knows no types: its nuclei count
-    assert d.scores["bPQ"] == 0  # nuclei that found no type are left out, as in cellvit test
+    assert a.scores["bPQ"] > 0.4
+    assert b.scores["bPQ"] == d.scores["bPQ"] == 0  # nuclei of type 0 are left out, as in cellvit test
+    assert b.scores["F1_d"] == d.scores["F1_d"] == a.scores["F1_d"] > 0  # detection counts them
 
 
-@pytest.mark.parametrize(("write", "suffix"), [(write_parquet, "parquet"), (write_geojson, "geojson")])
-def test_our_own_files_without_any_type_are_read(tmp_path, write, suffix):
-    pair = write_pair(tmp_path, "a", FOUND, TRUE, None, [0, 1, 2, 2])
+def write_npz(nuclei, path):
+    np.savez(path, inst_map=FOUND, inst_type=np.concatenate([[0], nuclei.type]))
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("write", "suffix"), [(write_parquet, "parquet"), (write_geojson, "geojson"), (write_npz, "npz")]
+)
+def test_an_untyped_image_beside_a_typed_one_is_scored(tmp_path, write, suffix, named):
+    """Our own files, with classes and without; a map without classes has no ``inst_type``."""
     classes = NucleiClasses(CLASSES, ((0, 0, 0),) * len(CLASSES))
-    nuclei = replace(measured(FOUND, np.zeros(4, int)).nuclei, classes=classes)
-    write(nuclei, tmp_path / f"b.{suffix}")
-    (image,) = score_pairs([replace(pair, pred=tmp_path / f"b.{suffix}")], ScoreSettings(class_names=CLASSES))
-    assert (image.predicted, image.untyped) == (3, 3)
+    pairs = []
+    for name, types in (("a", [0, 1, 1, 1]), ("b", [0, 0, 0, 0])):
+        pair = write_pair(tmp_path, name, FOUND, TRUE, None, [0, 1, 2, 2])
+        if suffix != "npz" or named or name == "a":
+            has = classes if named or name == "a" else None
+            nuclei = replace(measured(FOUND, np.array(types)).nuclei, classes=has)
+            pair = replace(pair, pred=tmp_path / f"{name}.{suffix}")
+            write(nuclei, pair.pred)
+        pairs.append(pair)
+    images = score_pairs(pairs, ScoreSettings(class_names=CLASSES))
+    assert [image.typed for image in images] == [True, named]
+    assert [image.untyped for image in images] == [0, 3]
+    iou = 56 / 72
+    scores = pooled_scores(images)
+    assert scores["bPQ"] == pytest.approx((2 / 3 * iou + 0) / 2, abs=2e-6)
+    assert scores["PQ/Small"] == pytest.approx((iou / 2 + 0) / 2, abs=2e-6)
+    assert scores["F1_d"] == pytest.approx(4 / 6, abs=2e-6)
+
+
+def test_an_image_in_which_nothing_was_found_is_not_untyped(tmp_path):
+    nothing = np.zeros_like(TRUE)
+    files = [write_pair(tmp_path, name, nothing, TRUE, None, [0, 1, 2, 2]) for name in "ab"]
+    write_geojson(nuclei_from_instances(nothing).nuclei, tmp_path / "b.geojson")
+    files[1] = replace(files[1], pred=tmp_path / "b.geojson")
+    images = score_pairs(files, ScoreSettings(class_names=CLASSES))
+    assert [image.typed for image in images] == [None, None]
+    scores = pooled_scores(images)
+    assert scores["bPQ"] == scores["mPQ"] == scores["F1/Small"] == 0
+
+
+def test_nuclei_of_type_0_count_where_the_true_types_or_all_types_are_unknown(tmp_path):
+    settings = ScoreSettings(class_names=CLASSES)
+    known, unknown = [0, 1, 2, 2], [0, 1, -1, 2]
+    half = [0, 0, 1, 1]  # the first nucleus, a match, is of type 0
+    iou = 56 / 72
+    by_truth = {
+        name: score_pair(write_pair(tmp_path, name, FOUND, TRUE, half, true), settings).scores["bPQ"]
+        for name, true in (("known", known), ("unknown", unknown), ("none", None))
+    }
+    assert by_truth["known"] == pytest.approx(iou / (1 + 0.5 + 0.5 * 2), abs=2e-6)  # a match, one wrong, two missed
+    assert by_truth["unknown"] == by_truth["none"] == pytest.approx(2 / 3 * iou, abs=2e-6)
+    binary = score_pair(write_pair(tmp_path, "binary", FOUND, TRUE, half, known), ScoreSettings())
+    assert binary.scores["bPQ"] == by_truth["none"]
+    untyped = score_pair(write_pair(tmp_path, "plain", FOUND, TRUE, None, known), settings)
+    assert untyped.scores["bPQ"] == by_truth["none"]
+    assert np.isnan(untyped.scores["mPQ"])
+    pred, target = measured(FOUND, np.array(half)), measured(TRUE, np.array(known))
+    monuseg = score_nuclei(pred, target, ScoreSettings(ignore_background=True))
+    assert monuseg.scores["bPQ"] == by_truth["none"]
+    assert monuseg.scores["R_d"] == pytest.approx(1 / 3, abs=2e-6)
 
 
 def test_unknown_true_types_leave_an_image_out_of_typed_scores(tmp_path):

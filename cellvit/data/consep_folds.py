@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ CLASS_NAMES = ("Background", "Other", "Inflammatory", "Epithelial", "Spindle-sha
 TISSUE = "Colon"
 MPP = 0.25
 PATCH_SIZE = 256
+_UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def cut_folds(root: Path, out: Path, *, report: Callable[[int, int], None] = lam
     )
     if cut.kept:
         return cut
+    _mark(out)
     done = count(1)
     for number in FOLDS:
         _write_fold(out, number, folds[number], patches=patches[number], tick=lambda: report(next(done), len(images)))
@@ -98,6 +101,7 @@ def cut_folds(root: Path, out: Path, *, report: Callable[[int, int], None] = lam
     with atomic_text(out / NAMES_FILE) as file:
         json.dump(_names(images), file, indent=1)
         file.write("\n")
+    (out / _UNFINISHED).unlink(missing_ok=True)
     return cut
 
 
@@ -241,14 +245,33 @@ def _names(images: Sequence[TypedImage]) -> dict[str, Any]:
     }
 
 
+def _mark(out: Path) -> None:
+    """Say that the folds that follow are ours, for a later call to go on with if this one is stopped."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write into '{out}' ({error.strerror or error}); choose another --out") from error
+    with atomic_text(out / _UNFINISHED) as file:
+        file.write("cellvit prepare pannuke-like is writing folds here\n")
+
+
+def _refuse_foreign(out: Path) -> None:
+    if not out.is_dir() or (out / _UNFINISHED).is_file():
+        return
+    foreign = sorted(path.name for path in out.iterdir() if re.fullmatch(r"fold ?\d+", path.name, re.IGNORECASE))
+    if foreign:
+        raise OutputError(f"'{out}' holds the folds {foreign} of another data set; choose another --out")
+
+
 def _is_current(out: Path, images: Sequence[TypedImage]) -> bool:
     """Return whether an earlier call has written the same folds.
 
     Raises:
-        OutputError: If the folder holds folds made from other files.
+        OutputError: If the folder holds folds made from other files, or by somebody else.
     """
     path = out / NAMES_FILE
     if not path.is_file():
+        _refuse_foreign(out)
         return False
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

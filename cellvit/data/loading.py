@@ -1,6 +1,7 @@
 """What the data modules of this package share: paths and numbers as given in YAML, seeds, loaders."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,17 @@ from cellvit.errors import ConfigError
 
 
 def expand_path(path: str | Path) -> Path:
-    """Return a path with its environment variables and ``~`` expanded; unset variables stay as they are."""
-    return Path(os.path.expandvars(path)).expanduser()
+    """Return a path with its environment variables and ``~`` expanded.
+
+    Raises:
+        ConfigError: If a variable in it is not set.
+    """
+    expanded = os.path.expandvars(path)
+    unset = re.findall(r"\$\{?\w+\}?", expanded)
+    if unset:
+        name = unset[0].strip("${}")
+        raise ConfigError(f"'{path}' names {unset[0]}, which is not set; set it first: export {name}=FOLDER")
+    return Path(expanded).expanduser()
 
 
 def check_numbers(*, num_workers: int, **numbers: int) -> None:

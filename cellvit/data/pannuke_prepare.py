@@ -21,7 +21,7 @@ from cellvit.data.patch_writer import (
 )
 from cellvit.data.patches import PREPARED, PatchDataset
 from cellvit.data.records import raise_problems
-from cellvit.errors import ConfigError
+from cellvit.errors import ConfigError, OutputError
 
 Report = Callable[[str, int, int], None]
 """Takes what was done last, and how many patches of how many are done."""
@@ -64,6 +64,9 @@ class _Job:
     def advance(self, what: str, patches: int) -> None:
         self.done += patches
         self.report(what, self.done, self.total)
+
+
+_MOST_ENLARGED, _MOST_REDUCED = 4, 8  # beyond, nuclei have no shape left to learn
 
 
 class _FaultyError(Exception):
@@ -112,8 +115,11 @@ def prepare_pannuke(
     """
     names = read_names(root)
     mpp = names.mpp if mpp is None else mpp
-    if not 0 < mpp < float("inf"):
-        raise ConfigError(f"mpp is {mpp}; give microns per pixel above 0")
+    if not names.mpp / _MOST_ENLARGED <= mpp <= names.mpp * _MOST_REDUCED:
+        raise ConfigError(
+            f"mpp is {mpp}; the data have {names.mpp} microns per pixel, give a value from "
+            f"{names.mpp / _MOST_ENLARGED:g} to {names.mpp * _MOST_REDUCED:g}"
+        )
     unknown = sorted(set(accept) - set(ACCEPTABLE))
     if unknown:
         raise ConfigError(f"{unknown} cannot be accepted; choose from {', '.join(ACCEPTABLE)}")
@@ -155,6 +161,8 @@ def _find(root: Path, out: Path, folds: Sequence[int] | None) -> tuple[list[Fold
 
 def _check_out(out: Path, root: Path, files: Sequence[FoldFiles]) -> None:
     """Refuse a folder in which prepared folds would replace or mix with the source."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"the folder to write, '{out}', is a file; choose another --out")
     target = out.resolve()
     sources = [path.resolve().parent for one in files for path in one.paths.values()]
     if target == root.resolve() or any(source == target or source.is_relative_to(target) for source in sources):

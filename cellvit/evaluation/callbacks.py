@@ -6,9 +6,10 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from cellvit.assembly import image_arrays, true_nuclei
+from cellvit.assembly import counted_items, image_arrays, true_nuclei
 from cellvit.atomic import atomic_path, atomic_text
 from cellvit.data.pannuke import PanNukeDataset
 from cellvit.errors import ConfigError
@@ -58,9 +59,11 @@ class TestScores(L.Callback):
         self.path = Path(path)
         self.samples = None if samples is None else Path(samples)
         self._wanted: dict[str, str] = {}
+        self._patches = 0
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose the patches to keep."""
+        self._patches = 0
         self._wanted = {} if self.samples is None else _examples(_data(trainer))
 
     def on_test_batch_end(
@@ -73,6 +76,7 @@ class TestScores(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the patches of this batch that stand for a tissue."""
+        self._patches += counted_items(batch)
         for index, name in enumerate(batch["name"]):
             if name in self._wanted and self.samples is not None:
                 tissue = self._wanted[name]
@@ -81,6 +85,11 @@ class TestScores(L.Callback):
                 path = self.samples / f"{number:02d}_{safe}.npz"
                 with trainer.precision_plugin.forward_context():  # the picture shows what was scored
                     _write_sample(_module(pl_module), batch, index, path, tissue=tissue)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add up over the processes how many patches were tested."""
+        number = torch.tensor(self._patches, device=pl_module.device)
+        self._patches = int(trainer.strategy.reduce(number, reduce_op="sum"))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the scores."""
@@ -91,7 +100,7 @@ class TestScores(L.Callback):
         found = {
             "class_names": list(model.classes.names),
             "tissue_names": list(model.tissue_names),
-            "dataset": {"name": data.info.name, "mpp": data.info.mpp, "patches": len(data)},
+            "dataset": {"name": data.info.name, "mpp": data.info.mpp, "patches": self._patches},
             "scores": {k: v if np.isfinite(v) else None for k, v in sorted(values.items())},
         }
         with atomic_text(self.path) as file:

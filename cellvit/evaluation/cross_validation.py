@@ -4,7 +4,6 @@ A step that is finished leaves a file and is never run again; one that was inter
 epoch. Every step is a ``cellvit`` command, so whatever the Trainer does (several GPUs, mixed precision) it does here.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -168,18 +167,26 @@ def _check_plan(plan: CrossValidation) -> None:
         "config": plan.name,
         "rotation": [list(folds) for folds in plan.rotation],
         "overrides": list(plan.overrides),
-        "layers": [hashlib.sha256(layer.encode()).hexdigest() for layer in plan.layers],
+        "layers": list(plan.layers),
     }
-    if not path.is_file():
+    started = any(plan.out.glob(f"run-*/checkpoints/{LAST}"))
+    if not path.is_file() or not started:  # what failed before its first epoch binds nobody
         _write_json(path, told)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [name for name in told if told[name] != before.get(name)]
     if changed:
+        what = "; ".join(_change(name, before.get(name), told[name]) for name in changed)
         raise ConfigError(
-            f"'{plan.out}' holds a cross-validation with another {', '.join(changed)} ({path.name} says which); "
-            "choose another --out, or repeat the command it was made with"
+            f"'{plan.out}' holds a cross-validation with other settings ({what}); choose another --out, or repeat the "
+            f"command it was made with, see {path.name}"
         )
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    if name == "layers":
+        return "the text of the configuration has changed"
+    return f"{name} was {json.dumps(before)}, is {json.dumps(now)}"
 
 
 @contextmanager

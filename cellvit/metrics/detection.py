@@ -42,7 +42,7 @@ class CentroidDetection(Configurable, NucleiMetric):
       weighs double. An image with true nuclei of unknown type (-1) is left out of these. Only with class names.
 
     Predicted nuclei of type 0 found no type at all: the published evaluation of PanNuke counts them, that of MoNuSeg
-    leaves them out. Where predictions come without types none is left out. True nuclei in :meth:`update_nuclei` whose
+    leaves them out. Where predictions come without types none is left out. Nuclei in :meth:`update_nuclei` whose
     outline has only one or two points are left out as published; nuclei without any outline are points and count.
 
     0 / 0 is nan. States are integer sums: batches and processes do not change the result.
@@ -115,7 +115,7 @@ class CentroidDetection(Configurable, NucleiMetric):
 
     def update_nuclei(self, pred: NucleiPrediction, target: NucleiPrediction, *, tissue: int = -1) -> None:
         """Add one image; see :class:`NucleiMetric`."""
-        found, true = pred.nuclei, _detectable(target.nuclei)
+        found, true = _detectable(pred.nuclei), _detectable(target.nuclei)
         self.update(found.centroid, true.centroid, pred_types=found.type, target_types=true.type)
 
     def _update_types(self, match: CentroidMatch, pred_types: ArrayOrTensor, target_types: ArrayOrTensor) -> None:

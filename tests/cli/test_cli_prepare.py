@@ -266,6 +266,17 @@ def test_folds_of_other_images_are_not_replaced(tmp_path):
         cut_folds(root, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["Fold 1", "fold1", "fold 3"])
+def test_folds_of_somebody_else_are_not_touched(tmp_path, name):
+    root = write_typed(tmp_path / "consep", 3)
+    theirs = tmp_path / "out" / name / "images.npy"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(OutputError, match="of another data set"):
+        cut_folds(root, tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [theirs]
+
+
 def test_a_stopped_run_is_done_again(tmp_path):
     def stop(done, total):
         if done == 2:

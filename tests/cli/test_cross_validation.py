@@ -123,9 +123,9 @@ def test_what_is_finished_is_not_run_again_and_something_else_is_refused(whole, 
     assert capsys.readouterr().err.count("finished before") == 3
     assert (out / "report.json").read_bytes() == report
     assert main(["cross-validate", str(config), "--out", str(out), "--trainer.max_epochs", "9"]) == 1
-    assert "another overrides" in capsys.readouterr().err
+    assert 'overrides was [], is ["--trainer.max_epochs", "9"]' in capsys.readouterr().err
     assert main(["cross-validate", str(config), "--out", str(out), "--rotation", "full"]) == 1
-    assert "another rotation" in capsys.readouterr().err
+    assert "rotation was [[1, 2, 3], [2, 1, 3], [3, 2, 1]], is" in capsys.readouterr().err
 
 
 @pytest.mark.slow

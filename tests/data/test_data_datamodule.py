@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 from torch import nn
 
 from cellvit.data import FolderDataModule, WeightedDraws
-from cellvit.errors import ConfigError, DataError
+from cellvit.errors import ConfigError
 
 
 def module(root, **settings):
@@ -84,8 +84,8 @@ def test_variables_in_the_root_are_expanded(two_datasets, monkeypatch):
     monkeypatch.setenv("SOME_FOLDER", str(two_datasets.parent))
     assert module("${SOME_FOLDER}/nuclei").root == two_datasets
     monkeypatch.delenv("SOME_FOLDER")
-    with pytest.raises(DataError, match=r"'\$\{SOME_FOLDER\}/nuclei' does not exist.*environment variable"):
-        module("${SOME_FOLDER}/nuclei").setup("fit")
+    with pytest.raises(ConfigError, match=r"names \$\{SOME_FOLDER\}, which is not set; .* export SOME_FOLDER="):
+        module("${SOME_FOLDER}/nuclei")
 
 
 @pytest.mark.parametrize("name", ["crop_size", "batch_size", "samples_per_epoch", "val_batch_size"])

@@ -127,6 +127,13 @@ def test_perfect_and_empty_predictions(tmp_path):
     assert no_truth["P_d"] == 0
 
 
+def test_truth_against_itself_is_perfect_also_with_specks(tmp_path):
+    specks = TRUE.copy()
+    specks[50, 50], specks[55, 50:52] = 8, 9
+    (image,) = score_pairs([write_pair(tmp_path, "a", specks, specks)], ScoreSettings())
+    assert (image.scores["F1_d"], image.scores["P_d"], image.scores["R_d"]) == (1, 1, 1)
+
+
 def test_without_types_only_binary_scores(tmp_path):
     settings = ScoreSettings(class_names=CLASSES)
     scores = pooled_scores(score_pairs([write_pair(tmp_path, "a", FOUND, TRUE, None, [0, 1, 2, 2])], settings))

@@ -39,7 +39,7 @@ def true_nuclei(batch: Batch) -> list[NucleiPrediction]:
     return result
 
 
-def counted_items(batch: Batch) -> int:
+def number_counted(batch: Batch) -> int:
     """Return the number of items of a batch that count; the others only fill up a process's share."""
     counted = batch.get("counted")
     return len(batch["image"]) if counted is None else int(counted.sum())

@@ -1,8 +1,6 @@
 """Callbacks for the Trainer: loading and freezing the encoder, seeding epochs, pictures, writing predictions."""
 
-import os
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +12,12 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cellvit.assembly import image_arrays, true_nuclei
-from cellvit.data.loading import base_seed
+from cellvit.assembly import true_nuclei
+from cellvit.data.loading import base_seed, expand_path, unset_variables
 from cellvit.encoders.base import Encoder
 from cellvit.encoders.weights import SOURCES, load_encoder_weights
 from cellvit.errors import ConfigError, OutputError
@@ -27,6 +26,7 @@ from cellvit.export.json import write_json
 from cellvit.export.overlay import draw_comparison
 from cellvit.export.parquet import write_parquet
 from cellvit.model import CellViT
+from cellvit.types import NucleiPrediction
 
 WRITERS: dict[str, Callable[..., None]] = {"geojson": write_geojson, "json": write_json, "parquet": write_parquet}
 
@@ -152,10 +152,7 @@ class SamplePictures(L.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(pl_module, CellViT):
             return
         for index in range(min(len(batch["image"]), self.num_images - self._drawn)):
-            small = _crop(batch, index, self.max_size)
-            arrays = image_arrays(pl_module.predict_maps(small["image"]), pl_module.postprocessor)
-            pred, truth = pl_module.postprocess(arrays[0]), true_nuclei(small)[0]
-            image = (small["image"][0].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
+            image, truth, pred = item_with_nuclei(pl_module, _crop(batch, index, self.max_size), 0)
             picture = draw_comparison(image, replace(truth.nuclei, classes=pl_module.classes), pred.nuclei)
             self._write(trainer, picture, f"{self._drawn:02d}_{batch['name'][index]}")
             self._drawn += 1
@@ -211,6 +208,16 @@ class PredictionWriter(BasePredictionWriter):
                 WRITERS[format_](found.nuclei, self.out / f"{name}.{format_}")
 
 
+def item_with_nuclei(
+    model: CellViT, batch: Any, index: int
+) -> tuple[NDArray[np.uint8], NucleiPrediction, NucleiPrediction]:
+    """Return one image of a batch ``(H, W, 3)`` with its true nuclei and those that the model finds."""
+    row = slice(index, index + 1)
+    one: Any = {key: value[row] for key, value in batch.items()}
+    image = (one["image"][0].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
+    return image, true_nuclei(one)[0], model.predict_step(one, 0)[0]
+
+
 def _encoder(module: L.LightningModule, callback: L.Callback) -> Encoder:
     if not isinstance(module, CellViT):
         names = type(callback).__name__, type(module).__name__
@@ -219,12 +226,12 @@ def _encoder(module: L.LightningModule, callback: L.Callback) -> Encoder:
 
 
 def _expand(path: str) -> Path:
-    unset = [name for name in re.findall(r"\$\{?(\w+)", path) if name not in os.environ]
+    unset = unset_variables(path)
     if unset:
         raise ConfigError(
             f"path {path!r} names {', '.join(unset)}, which is not set; set it or write a path ({SOURCES})"
         )
-    return Path(os.path.expandvars(path)).expanduser()
+    return expand_path(path)
 
 
 def _train(parameters: list[nn.Parameter], *, wanted: bool) -> None:

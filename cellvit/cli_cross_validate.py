@@ -8,10 +8,8 @@ from pathlib import Path
 
 from cellvit.cli_config import config_texts
 from cellvit.errors import ConfigError
-from cellvit.evaluation.cross_validation import CrossValidation, run_all
 from cellvit.evaluation.folds import ROTATIONS
 from cellvit.evaluation.published import known_names
-from cellvit.evaluation.report import write_report
 
 OURS = ("--config", "-c", "--data.train_folds", "--data.val_folds", "--data.test_folds", "--ckpt_path")
 WAY = "put further settings into the file (its 'base' may name others), choose folds with --rotation"
@@ -63,6 +61,9 @@ def main(argv: Sequence[str]) -> int:
     refused = sorted({name for name in map(_flag, others) if name in OURS})
     if refused:
         raise ConfigError(f"a cross-validation takes no {', '.join(refused)}; {WAY}")
+    from cellvit.evaluation.cross_validation import CrossValidation, run_all
+    from cellvit.evaluation.report import write_report
+
     layers = config_texts(options.config)
     name = Path(options.config).stem
     rotation = ROTATIONS[options.rotation]

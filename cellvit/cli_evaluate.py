@@ -2,16 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from cellvit.cli_progress import progress_bar
 from cellvit.errors import ConfigError, OutputError
 from cellvit.evaluation.tables import Cell, shown
 
@@ -136,8 +136,8 @@ def _score(options: argparse.Namespace) -> None:
         corners=options.pixel_corners,
     )
     results.make_folder(options.out)
-    with _progress("images") as report:
-        images = scoring.score_pairs(found.pairs, settings, workers=options.workers, progress=report)
+    with progress_bar("images") as advance:
+        images = scoring.score_pairs(found.pairs, settings, workers=options.workers, progress=partial(advance, ""))
     scores = scoring.pooled_scores(images)
     notes = _notes(found, images, options)
     inputs = {
@@ -175,18 +175,18 @@ def _monuseg(options: argparse.Namespace) -> None:
     scores: dict[str, dict[str, list[ImageScores]]] = {}
     pictures = options.out / "pictures"
     results.make_folder(pictures if options.pictures else options.out)
-    with _progress("images and forms") as report:
+    with progress_bar("images and forms") as advance:
         total = len(options.model) * len(records) * len(monuseg.FORMS)
         done = 0
 
         def seen(index: int, result: monuseg.FormResult) -> None:
             nonlocal done
             done += 1
-            report(done, total)
+            advance("", done, total)
             if not scores and index < options.pictures and result.form == monuseg.FORMS[0]:
                 monuseg_results.write_picture(pictures, result)
 
-        report(0, total)
+        advance("", 0, total)
         for name in options.model:
             model = load_model(name, device=options.device)
             settings = {"batch_size": options.batch_size, "precision": options.precision}
@@ -247,16 +247,6 @@ def _notes(found: "Pairing", images: "Sequence[ImageScores]", options: argparse.
                 "nuclei count as type 0."
             )
     return notes
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows how many of all steps are done, on standard error."""
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _print_table(title: str, rows: Sequence[dict[str, Cell]]) -> None:

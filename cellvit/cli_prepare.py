@@ -3,15 +3,15 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from cellvit.cli_progress import progress_bar
 
 if TYPE_CHECKING:
     from cellvit.data.pannuke_convert import FoldSummary
@@ -21,8 +21,6 @@ EPILOG = """\
 A run that was stopped is continued by the same command; finished folds and images are kept. Nothing is written into
 the source folder but 'prepared' (choose another place with --out). 'cellvit prepare DATASET --help' shows the options.
 """
-
-Advance = Callable[[str, int, int], None]
 
 
 class _Faults:
@@ -86,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _pannuke(options: argparse.Namespace) -> None:
     from cellvit.data.pannuke_prepare import prepare_pannuke
 
-    with _progress("patches") as advance:
+    with progress_bar("patches") as advance:
         prepared = prepare_pannuke(
             options.root,
             options.out,
@@ -104,9 +102,9 @@ def _pannuke_like(options: argparse.Namespace) -> None:
     from cellvit.data.pannuke_prepare import prepare_pannuke
 
     out = options.out or Path("pannuke-like")
-    with _progress("images") as advance:
+    with progress_bar("images") as advance:
         cut = cut_folds(options.root, out, report=lambda done, total: advance("cut", done, total))
-    with _progress("patches") as advance:
+    with progress_bar("patches") as advance:
         prepared = prepare_pannuke(out, report=advance)
     state = "were there" if cut.kept else "written"
     sys.stdout.write(f"folds as PanNuke distributes them {state}: {out}\n")
@@ -122,7 +120,7 @@ def _monuseg(options: argparse.Namespace) -> None:
     from cellvit.data.monuseg import prepare_monuseg
 
     out = options.out or options.root / "prepared"
-    with _progress("images") as advance:
+    with progress_bar("images") as advance:
         made = prepare_monuseg(options.root, out, report=advance)
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table(title=escape(f"MoNuSeg in {str(out)!r}"))
@@ -136,22 +134,6 @@ def _monuseg(options: argparse.Namespace) -> None:
     table.add_row(f"{len(made)} images", f"{sum(one.nuclei for one in made):,}")
     console.print(table)
     _say_next("cellvit segment --out results", out / "images")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Advance]:
-    """Show a bar on standard error where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(what, total=None)
-
-        def advance(text: str, done: int, total: int) -> None:
-            bar.update(task, description=escape(f"{what}: {text}"), completed=done, total=total)
-
-        yield advance
 
 
 def _show_folds(prepared: "Prepared") -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from cellvit.assembly import check_branches, counted_items, counted_part, head_class, image_arrays, instantiate
+from cellvit.assembly import check_branches, counted_part, head_class, image_arrays, instantiate, number_counted
 from cellvit.classes import default_classes, default_tissues
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
@@ -262,7 +262,7 @@ class CellViT(L.LightningModule):
         }
         total = torch.stack(list(terms.values())).sum()
         training = stage == "train"
-        size = len(batch["image"]) if training else counted_items(batch)
+        size = len(batch["image"]) if training else number_counted(batch)
         self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=not training)
         self.log(
             f"{stage}/loss",

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
 from cellvit.errors import CellViTError, OutputError, UnknownPluginError, WeightsError
+from cellvit.state_dicts import misfits
 
 if TYPE_CHECKING:
     from cellvit.model import CellViT
@@ -178,18 +179,7 @@ def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fill(model: "CellViT", state: dict[str, torch.Tensor], path: Path) -> None:
-    own = model.state_dict()
-    missing, unused = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    shapes = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    problems = [
-        f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for what, names in (("missing", missing), ("unused", unused), ("of another shape", shapes))
-        if names
-    ]
+    problems = misfits(dict(sorted(model.state_dict().items())), dict(sorted(state.items())))
     if problems:
         raise WeightsError(f"the weights in {str(path)!r} do not fit the model; {'; '.join(problems)}")
     model.load_state_dict(state)

@@ -28,6 +28,7 @@ PLACES = [
     ("cellvit.classes", 0, "core"),
     ("cellvit.geometry", 0, "core"),
     ("cellvit.atomic", 0, "core"),
+    ("cellvit.state_dicts", 0, "core"),
     ("cellvit.slide.runner", 4, "application"),
     ("cellvit.slide", 1, "slide"),
     ("cellvit.encoders", 1, "encoders"),

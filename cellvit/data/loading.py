@@ -18,12 +18,15 @@ def expand_path(path: str | Path) -> Path:
     Raises:
         ConfigError: If a variable in it is not set.
     """
-    expanded = os.path.expandvars(path)
-    unset = re.findall(r"\$\{?\w+\}?", expanded)
+    unset = unset_variables(path)
     if unset:
-        name = unset[0].strip("${}")
-        raise ConfigError(f"'{path}' names {unset[0]}, which is not set; set it first: export {name}=FOLDER")
-    return Path(expanded).expanduser()
+        raise ConfigError(f"'{path}' names ${{{unset[0]}}}, which is not set; set it first: export {unset[0]}=FOLDER")
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def unset_variables(path: str | Path) -> list[str]:
+    """Return the names of the environment variables in a path that are not set."""
+    return [name for name in re.findall(r"\$\{?(\w+)", str(path)) if name not in os.environ]
 
 
 def check_numbers(*, num_workers: int, **numbers: int) -> None:

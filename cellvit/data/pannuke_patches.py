@@ -39,9 +39,6 @@ class PatchFaults:
     images: dict[str, list[int]] = field(default_factory=dict)
     masks: dict[str, list[int]] = field(default_factory=dict)
 
-    def __bool__(self) -> bool:
-        return bool(self.images or self.masks)
-
     def lines(self, images: str, masks: str) -> list[str]:
         """Return a line per file and fault.
 

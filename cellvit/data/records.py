@@ -234,6 +234,19 @@ def resample(
     if size == (width, height):
         return image, instance_map
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    rows = np.minimum(((np.arange(size[1]) + 0.5) * height / size[1]).astype(np.intp), height - 1)
-    cols = np.minimum(((np.arange(size[0]) + 0.5) * width / size[0]).astype(np.intp), width - 1)
-    return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8), instance_map[rows[:, None], cols]
+    return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8), nearest(instance_map, (size[1], size[0]))
+
+
+def nearest(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Return labels at another size ``(H, W)``, each taken from the pixel that holds the new pixel's centre.
+
+    Example:
+        >>> nearest(np.array([[1, 2, 3, 4]]), (1, 2))
+        array([[2, 4]])
+    """
+    rows, cols = (
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.intp), old - 1)
+        for new, old in zip(size, labels.shape, strict=True)
+    )
+    taken: NDArray[Any] = labels[rows[:, None], cols]
+    return taken

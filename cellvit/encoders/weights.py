@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from cellvit.encoders.base import Encoder
 from cellvit.errors import WeightsError
+from cellvit.state_dicts import misfits
 
 SOURCES = (
     "vit256_small_dino.pth of HIPT fits vit-256; sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth and "
@@ -29,7 +30,6 @@ HARMLESS: list[Any] = [
     (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
 ]
 LFS_POINTER = b"version https://git-lfs"
-NAMED = 5
 
 
 def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
@@ -110,29 +110,3 @@ def rename(content: Mapping[str, Any], rule: Callable[[str], str | None]) -> dic
             raise WeightsError(f"two tensors are both called {new!r}, one of them {name!r}; give a file of one network")
         renamed[new] = tensor
     return renamed
-
-
-def misfits(own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> list[str]:
-    """Return what keeps a state from filling a module, one entry per kind, the first names listed.
-
-    Args:
-        own: The module's state.
-        state: What shall fill it.
-    """
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    kinds = {
-        "missing": [name for name in own if name not in state],
-        "unused": [name for name in tensors if name not in own],
-        "of another shape": shapes,
-        "not a tensor": [name for name in state if name not in tensors],
-    }
-    return [
-        f"{kind}: {', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''}"
-        for kind, names in kinds.items()
-        if names
-    ]

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from cellvit.assembly import counted_items, image_arrays, true_nuclei
+from cellvit.assembly import number_counted
 from cellvit.atomic import atomic_path, atomic_text
+from cellvit.callbacks import item_with_nuclei
 from cellvit.data.pannuke import PanNukeDataset
 from cellvit.errors import ConfigError
 from cellvit.model import CellViT
-from cellvit.types import Batch
 
 LAST = "last.ckpt"
 
@@ -76,7 +76,7 @@ class TestScores(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the patches of this batch that stand for a tissue."""
-        self._patches += counted_items(batch)
+        self._patches += number_counted(batch)
         for index, name in enumerate(batch["name"]):
             if name in self._wanted and self.samples is not None:
                 tissue = self._wanted[name]
@@ -108,15 +108,12 @@ class TestScores(L.Callback):
 
 
 def _write_sample(model: CellViT, batch: Any, index: int, path: Path, *, tissue: str) -> None:
-    row = slice(index, index + 1)
-    one: Batch = {k: v[row] for k, v in batch.items()}  # type: ignore[assignment]
-    pred = model.postprocess(image_arrays(model.predict_maps(one["image"]), model.postprocessor)[0])
-    truth = true_nuclei(one)[0]
+    image, truth, pred = item_with_nuclei(model, batch, index)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         np.savez_compressed(
             temporary,
-            image=(one["image"][0].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8),
+            image=image,
             true_instances=truth.instance_map,
             pred_instances=pred.instance_map,
             true_types=truth.nuclei.type,

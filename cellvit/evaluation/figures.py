@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -10,11 +9,11 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from cellvit.classes import standard_colors
 from cellvit.errors import CellViTError, DataError
-from cellvit.export.legend import Picture, draw_legend, stack_rows
+from cellvit.export.legend import Picture, draw_legend, font_of, stack_rows
 from cellvit.export.overlay import draw_overlay
 from cellvit.export.palette import type_color
 from cellvit.postprocess.table import nuclei_from_instances
@@ -183,13 +182,13 @@ def _draw_sample(sample: Sample, side: int) -> Picture:
     canvas = Image.new("RGB", (body.shape[1], 58), _PAPER)
     draw = ImageDraw.Draw(canvas)
     tissue = sample.tissue or "Tissue unknown"
-    draw.text((0, _TEXT), _fitted(tissue, side, _TEXT + 3), fill=_INK, font=_font(_TEXT + 3), anchor="lm")
-    used = _font(_TEXT + 3).getlength(_fitted(tissue, side, _TEXT + 3)) + 2 * _TEXT
+    draw.text((0, _TEXT), _fitted(tissue, side, _TEXT + 3), fill=_INK, font=font_of(_TEXT + 3), anchor="lm")
+    used = font_of(_TEXT + 3).getlength(_fitted(tissue, side, _TEXT + 3)) + 2 * _TEXT
     name = _fitted(sample.name, body.shape[1] - used, _TEXT - 2)
-    draw.text((body.shape[1], _TEXT), name, fill=(110, 110, 110), font=_font(_TEXT - 2), anchor="rm")
+    draw.text((body.shape[1], _TEXT), name, fill=(110, 110, 110), font=font_of(_TEXT - 2), anchor="rm")
     captions = ("Image", f"Truth: {_counted(true)}", f"Prediction: {_counted(found)}")
     for i, caption in enumerate(captions):
-        draw.text((i * (side + _GAP), 2.4 * _TEXT), caption, fill=_INK, font=_font(_TEXT - 2), anchor="lm")
+        draw.text((i * (side + _GAP), 2.4 * _TEXT), caption, fill=_INK, font=font_of(_TEXT - 2), anchor="lm")
     return stack_rows([np.asarray(canvas), body])
 
 
@@ -206,7 +205,7 @@ def draw_bars(rows: Sequence[str], groups: Sequence[Bars], *, title: str) -> Pic
     """
     bar, text = 18, _TEXT
     step = bar * len(groups) + 14
-    left = 3 * text + round(max((_font(text).getlength(row) for row in rows), default=0))
+    left = 3 * text + round(max((font_of(text).getlength(row) for row in rows), default=0))
     width = max(1200, left + 700)
     right = width - 6 * text
     canvas = Image.new("RGB", (width, step * len(rows) + 3 * text), _PAPER)
@@ -218,11 +217,11 @@ def draw_bars(rows: Sequence[str], groups: Sequence[Bars], *, title: str) -> Pic
 
     for tick in range(0, 11):
         draw.line([(at(tick / 10), 0), (at(tick / 10), bottom + 5)], fill=_GREY)
-        draw.text((at(tick / 10), bottom + text), f"{tick / 10:.1f}", fill=_INK, font=_font(text - 2), anchor="mm")
+        draw.text((at(tick / 10), bottom + text), f"{tick / 10:.1f}", fill=_INK, font=font_of(text - 2), anchor="mm")
     for i, row in enumerate(rows):
         top = i * step + 7
         middle = top + bar * len(groups) // 2
-        draw.text((left - text, middle), row, fill=_INK, font=_font(text), anchor="rm")
+        draw.text((left - text, middle), row, fill=_INK, font=font_of(text), anchor="rm")
         for j, group in enumerate(groups):
             _draw_bar(draw, group, i, at=at, top=top + j * bar, height=bar, color=_COLORS[j % len(_COLORS)])
     draw.line([(left, 0), (left, bottom)], fill=_INK, width=2)
@@ -241,7 +240,7 @@ def _draw_bar(
     middle = top + height // 2
     ends = [at(value) for values in group.marks.values() if not np.isnan(value := values[row])]
     if np.isnan(mean):
-        draw.text((at(0) + 6, middle), "none", fill=(110, 110, 110), font=_font(height - 4), anchor="lm")
+        draw.text((at(0) + 6, middle), "none", fill=(110, 110, 110), font=font_of(height - 4), anchor="lm")
     else:
         draw.rectangle((at(0), top, at(mean), top + height - 3), fill=color)
         ends.append(at(mean))
@@ -251,7 +250,7 @@ def _draw_bar(
             for x in (low, high):
                 draw.line([(x, middle - 5), (x, middle + 3)], fill=_INK, width=2)
             ends.append(high)
-        draw.text((max(ends) + 8, middle - 1), f"{mean:.4f}", fill=_INK, font=_font(height - 3), anchor="lm")
+        draw.text((max(ends) + 8, middle - 1), f"{mean:.4f}", fill=_INK, font=font_of(height - 3), anchor="lm")
     for k, values in enumerate(group.marks.values()):
         if not np.isnan(values[row]):
             x = at(values[row])
@@ -264,13 +263,8 @@ def _counted(number: int) -> str:
 
 def _fitted(text: str, width: float, size: int) -> str:
     """Return a text shortened in its middle to a width in pixels."""
-    font, shown, keep = _font(size), text, len(text)
+    font, shown, keep = font_of(size), text, len(text)
     while font.getlength(shown) > width and keep > 2:
         keep -= 1
         shown = f"{text[: (keep + 1) // 2]}...{text[len(text) - keep // 2 :]}"
     return shown
-
-
-@lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

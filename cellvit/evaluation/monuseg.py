@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cellvit.assembly import image_arrays
-from cellvit.data.records import ImageRecord, raise_problems, read_image, read_label
+from cellvit.data.records import ImageRecord, nearest, raise_problems, read_image, read_label
 from cellvit.errors import CellViTError, DataError
 from cellvit.evaluation.drawing import measured
 from cellvit.evaluation.scoring import RADII, ImageScores, ScoreSettings, score_nuclei
@@ -104,10 +104,7 @@ def resized(
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Return an image by Lanczos and its labels by the nearest pixel centre, at another size ``(H, W)``."""
     picture = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    rows, cols = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.intp) for new, old in zip(size, instance_map.shape, strict=True)
-    )
-    return np.array(picture), instance_map[rows[:, None], cols]
+    return np.array(picture), nearest(instance_map, size)
 
 
 def postprocessor_at(model: NucleiModel, magnification: Literal[40, 20]) -> Postprocessor | None:

@@ -47,7 +47,7 @@ def draw_legend(entries: list[tuple[Rgb | None, str]], width: int, *, size: int 
         ``uint8 (h, w, 3)`` RGB, ``w >= width``.
     """
     size = text_size(width) if size is None else size
-    font, pad, swatch = _font(size), round(0.7 * size), size
+    font, pad, swatch = font_of(size), round(0.7 * size), size
     widths = [round(font.getlength(text)) + (0 if color is None else swatch + pad // 2) for color, text in entries]
     width = max(width, max(widths, default=0) + 2 * pad)
     places, x, line = [], pad, 0
@@ -82,5 +82,6 @@ def stack_rows(pictures: list[Picture]) -> Picture:
 
 
 @lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font of a text height in pixels."""
     return ImageFont.load_default(size)

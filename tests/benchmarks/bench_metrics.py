@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "postprocess"))
 from drawn_nuclei import draw_ellipses
+from timing import timed
 
 from cellvit.metrics.functional import (
     aggregated_jaccard,
@@ -93,17 +93,6 @@ def predicted(target, rng):
     return labels.reshape(pred.shape).astype(np.int32), len(present) - 1
 
 
-def timed(function, repeats):
-    """Return the median wall and processor seconds, and the last result."""
-    wall, cpu, result = [], [], None
-    for _ in range(repeats):
-        start = time.perf_counter(), time.process_time()
-        result = function()
-        wall.append(time.perf_counter() - start[0])
-        cpu.append(time.process_time() - start[1])
-    return median(wall), median(cpu), result
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a 256 px image with 50 nuclei and few repeats")
@@ -146,8 +135,9 @@ def main():
         "baseline_repeats": slow_repeats,
     }
     for name, (ours, baseline) in cases.items():
-        wall, cpu, result = timed(ours, repeats)
-        slow_wall, slow_cpu, expected = timed(baseline, slow_repeats)
+        *seconds, result = timed(ours, repeats)
+        *slow_seconds, expected = timed(baseline, slow_repeats)
+        wall, cpu, slow_wall, slow_cpu = map(median, (*seconds, *slow_seconds))
         np.testing.assert_allclose(result, expected, rtol=1e-9)
         report[name] = {
             "seconds": round(wall, 5),

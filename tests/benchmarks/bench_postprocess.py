@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "postprocess"))
 from drawn_nuclei import draw_ellipses, noisy_maps
 from reference_postprocess import assert_same, literal_instances, literal_nuclei
+from timing import timed
 
 from cellvit.postprocess import HVPostprocessor, hv
 
@@ -26,17 +27,6 @@ from cellvit.postprocess import HVPostprocessor, hv
 def literal(maps, magnification):
     instances = literal_instances(maps["nuclei_binary_map"], maps["hv_map"], magnification)
     return literal_nuclei(instances, maps["nuclei_type_map"].argmax(axis=0))
-
-
-def timed(function, repeats):
-    """Return wall and processor seconds of every repeat, and the last result."""
-    wall, cpu, result = [], [], None
-    for _ in range(repeats):
-        start = time.perf_counter(), time.process_time()
-        result = function()
-        wall.append(time.perf_counter() - start[0])
-        cpu.append(time.process_time() - start[1])
-    return wall, cpu, result
 
 
 def stage_seconds(postprocess, maps, repeats):

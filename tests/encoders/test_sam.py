@@ -73,26 +73,24 @@ def run_reference(net, image):
     return maps, final
 
 
+def assert_equal_outputs(ours, theirs, image):
+    with torch.inference_mode():
+        output, (maps, final) = ours(image), run_reference(theirs, image)
+    for tapped, expected in zip(output.features, maps, strict=True):
+        torch.testing.assert_close(tapped, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.pooled, final.mean((2, 3)), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(256, 256), (256, 320), (64, 32), (16, 480)])
 def test_equals_segment_anything_with_its_position_cut(size):
     grid = (size[0] // 16, size[1] // 16)
     ours, theirs = reference_pair(grid)
-    image = torch.randn(2, 3, *size)
-    with torch.inference_mode():
-        output, (maps, final) = ours(image), run_reference(theirs, image)
-    for tapped, expected in zip(output.features, maps, strict=True):
-        torch.testing.assert_close(tapped, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(output.pooled, final.mean((2, 3)), rtol=1e-4, atol=1e-4)
+    assert_equal_outputs(ours, theirs, torch.randn(2, 3, *size))
 
 
 def test_equals_segment_anything_at_1024_px():
     ours, theirs = reference_pair((64, 64), embed_dim=8, num_heads=1)
-    image = torch.randn(1, 3, 1024, 1024)
-    with torch.inference_mode():
-        output, (maps, final) = ours(image), run_reference(theirs, image)
-    for tapped, expected in zip(output.features, maps, strict=True):
-        torch.testing.assert_close(tapped, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(output.pooled, final.mean((2, 3)), rtol=1e-4, atol=1e-4)
+    assert_equal_outputs(ours, theirs, torch.randn(1, 3, 1024, 1024))
 
 
 def test_every_random_tensor_matters():

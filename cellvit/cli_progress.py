@@ -22,10 +22,11 @@ def progress_bar(what: str) -> Iterator[Advance]:
         A function to be called after each step.
     """
     console = Console(stderr=True)
+    if not console.is_terminal:  # a bar that is only switched off leaves an empty line in older versions of rich
+        yield lambda last, done, total: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
 
         def advance(last: str, done: int, total: int) -> None:

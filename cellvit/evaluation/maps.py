@@ -159,7 +159,7 @@ def _read_mat(path: Path) -> tuple[NDArray[Any], Types | None]:
         instances = np.asarray(content["inst_map"])
         kinds = np.asarray(content["inst_type"]).ravel().astype(np.int64) if "inst_type" in content else None
         uids = np.asarray(content["inst_uid"]).ravel().astype(np.int64) if "inst_uid" in content else None
-    except (*READ_ERRORS, MatReadError, TypeError) as error:
+    except (*READ_ERRORS, MatReadError, TypeError, IndexError) as error:
         raise DataError(f"'{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
     whole = instances.dtype.kind in "iuf" and bool((instances == np.round(instances)).all())
     if instances.ndim != 2 or not instances.size or not whole or instances.min() < 0:

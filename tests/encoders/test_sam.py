@@ -241,7 +241,8 @@ def test_published_sizes(name, width, depth, heads, taps, global_blocks):
     ],
 )
 def test_networks_are_as_large_as_the_released_ones(name, parameters, entries):
-    with torch.device("meta"):
+    # timm 1.0.20 cannot build a plain ViT without memory, and that one is small
+    with torch.device("cpu" if name == "vit-256" else "meta"):
         model = CellViT(name, 6, 19, metrics=[])
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert len(model.state_dict()) == entries

@@ -87,7 +87,7 @@ def test_two_processes_score_exactly_what_one_process_scores(tmp_path):
         return scores(folder)
 
     point = {"class_path": "cellvit.evaluation.callbacks.ResumePoint", "init_args": {"dirpath": str(tmp_path)}}
-    trained = run("fit", "fit", *TWO, f"--trainer.callbacks+={json.dumps(point)}", "--trainer.max_epochs", "6")
+    trained = run("fit", "fit", *TWO, f"--trainer.callbacks+={json.dumps(point)}", "--trainer.max_epochs", "24")
     checkpoint = ["--ckpt_path", str(tmp_path / "last.ckpt")]
     assert float(trained["F1_d"]) > 0, "nothing was found: the comparison would show nothing"
     assert run("validate", "validate", *checkpoint) == trained

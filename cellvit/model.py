@@ -20,7 +20,7 @@ from cellvit.encoders.base import ENCODERS
 from cellvit.errors import ConfigError
 from cellvit.heads.base import HEADS, Head, HeadSizes
 from cellvit.model_scores import ModelScores
-from cellvit.parts import PartSpec, build, normalise_spec
+from cellvit.parts import PartSpec, build, built_spec, normalise_spec
 from cellvit.postprocess.base import POSTPROCESSORS
 from cellvit.types import (
     EMBEDDING_MAP,
@@ -60,8 +60,8 @@ class CellViT(L.LightningModule):
         class_colors: RGB per nucleus type, 0..255.
         tissue_names: Name per tissue type; None takes PanNuke's for 19, else none. Metrics then average over tissues.
         mpp: Resolution the model is made for, in microns per pixel.
-        mean: Mean of R, G, B in [0, 1] that is subtracted from the image.
-        std: Standard deviation of R, G, B that the image is divided by.
+        mean: Mean of R, G, B in [0, 1] that is subtracted from the image; None takes the encoder's.
+        std: Standard deviation of R, G, B that the image is divided by; None takes the encoder's.
         optimizer: Optimiser as ``{class_path, init_args}``; None is the published AdamW.
         lr_scheduler: Schedule as ``{class_path, init_args}``; None is the published exponential decay.
         lr_interval: Whether the schedule steps each ``"epoch"`` or each optimiser ``"step"``.
@@ -93,14 +93,17 @@ class CellViT(L.LightningModule):
         class_colors: Sequence[Sequence[int]] | None = None,
         tissue_names: Sequence[str] | None = None,
         mpp: float = 0.25,
-        mean: Sequence[float] = (0.5, 0.5, 0.5),
-        std: Sequence[float] = (0.5, 0.5, 0.5),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         optimizer: PartSpec | None = None,
         lr_scheduler: PartSpec | None = None,
         lr_interval: str = "epoch",
         about: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.encoder = build(ENCODERS, encoder)
+        mean = self.encoder.pixel_mean if mean is None else mean
+        std = self.encoder.pixel_std if std is None else std
         if not mpp > 0 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ConfigError(f"mpp {mpp} and std {std} must be above 0, mean {mean} and std have three numbers")
         self.classes = default_classes(num_nuclei_classes, names=class_names, colors=class_colors)
@@ -115,7 +118,6 @@ class CellViT(L.LightningModule):
 
         head_specs = {**DEFAULT_HEADS, **({TISSUE_TYPES: "tissue"} if num_tissue_classes else {})}
         head_specs = dict(heads) if heads is not None else head_specs
-        self.encoder = build(ENCODERS, encoder)
         self.postprocessor = build(POSTPROCESSORS, postprocessor)
         check_branches(head_specs, self.postprocessor.needs, postprocessor)
         classes = {name: head_class(name, spec) for name, spec in head_specs.items()}
@@ -132,7 +134,7 @@ class CellViT(L.LightningModule):
             metrics, class_names=self.classes.names, tissue_names=self.tissue_names, branches=head_specs
         )
         self.settings: dict[str, Any] = {
-            "encoder": normalise_spec(encoder, what="encoder"),
+            "encoder": built_spec(encoder, self.encoder),
             "num_nuclei_classes": num_nuclei_classes,
             "num_tissue_classes": num_tissue_classes,
             "decoder": normalise_spec(decoder, what="decoder"),

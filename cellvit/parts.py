@@ -124,6 +124,17 @@ def normalise_spec(spec: PartSpec, *, what: str) -> dict[str, Any]:
     raise ConfigError(f"{what} {spec!r} is neither a name, a mapping with class_path, a class nor a {what}")
 
 
+def built_spec(spec: PartSpec, part: Configurable) -> dict[str, Any]:
+    """Return the spec that builds a part again, with what the part has settled while it was built.
+
+    Args:
+        spec: What the part was built from; its name of the class is kept.
+        part: The part.
+    """
+    plain = normalise_spec(spec, what=type(part).__name__)
+    return {**plain, "init_args": {**plain["init_args"], **part.init_args}}
+
+
 def resolve(registry: Registry[T], class_path: str) -> type[T]:
     """Return the class a name or a dotted path stands for.
 

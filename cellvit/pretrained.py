@@ -170,12 +170,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
 
 
 def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings whose encoder does not fetch weights that are about to be replaced."""
-    plain = dict(settings)
-    encoder = plain.get("encoder")
-    if isinstance(encoder, Mapping) and (encoder.get("init_args") or {}).get("pretrained"):
-        plain["encoder"] = {**encoder, "init_args": {**encoder["init_args"], "pretrained": False}}
-    return plain
+    """Return settings whose encoder neither fetches nor reads weights that are about to be replaced."""
+    return {key: _without_weights(value) if key == "encoder" else value for key, value in settings.items()}
+
+
+def _without_weights(spec: Any) -> Any:
+    """Return the spec of an encoder, also of one inside another, without the sources of its weights."""
+    if not isinstance(spec, Mapping):
+        return spec
+    empty = {"pretrained": False, "weights": None}
+    return {key: empty[key] if key in empty else _without_weights(value) for key, value in spec.items()}
 
 
 def _fill(model: "CellViT", state: dict[str, torch.Tensor], path: Path) -> None:

@@ -1,7 +1,7 @@
 """The encoder contract and its registry."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,16 +14,23 @@ from cellvit.types import EncoderOutput, FeatureInfo
 class Encoder(Configurable, nn.Module, ABC):
     """Turns an image into four feature maps and one vector.
 
-    A subclass sets the attributes below in ``__init__`` and takes its configuration as keyword-only arguments.
+    A subclass sets the attributes below in ``__init__`` and takes its configuration as keyword-only arguments. What it
+    settles while it is built, such as the revision of weights it has fetched, it adds to ``init_args``: a model saves
+    them as they are then.
 
     Attributes:
         features: Four :class:`FeatureInfo`, in the order :meth:`forward` returns the maps. Strides are powers
             of two from 2 to 16 and do not decrease.
         pooled_channels: Length ``P`` of the pooled vector.
+        pixel_mean: Mean of R, G, B in [0, 1] that the encoder's input was made with; a model whose settings state none
+            takes it.
+        pixel_std: Standard deviation, likewise.
     """
 
     features: list[FeatureInfo]
     pooled_channels: int
+    pixel_mean: Sequence[float] = (0.5, 0.5, 0.5)
+    pixel_std: Sequence[float] = (0.5, 0.5, 0.5)
 
     @abstractmethod
     def forward(self, image: Tensor) -> EncoderOutput:

@@ -90,6 +90,25 @@ def load(cls: type[M], name_or_path: str | Path) -> M:
         UnknownPluginError: If there is neither such a model nor such a path.
         WeightsError: If the files are damaged, not ours, or do not fit each other.
     """
+    settings, state = read_model(name_or_path)
+    try:
+        model = cls(**_offline(settings))
+    except (TypeError, ValueError, RuntimeError, AssertionError, CellViTError) as error:
+        raise WeightsError(f"the settings in {str(name_or_path)!r} build no model: {error}") from error
+    _fill(model, state, name_or_path)
+    return model.eval()
+
+
+def read_model(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the settings and the tensors of a model without building it.
+
+    Args:
+        name_or_path: See :func:`load`.
+
+    Raises:
+        UnknownPluginError: If there is neither such a model nor such a path.
+        WeightsError: If the files are damaged or not ours.
+    """
     path = Path(name_or_path)
     if str(name_or_path) in bundled_models():
         path = BUNDLED / str(name_or_path)
@@ -98,13 +117,7 @@ def load(cls: type[M], name_or_path: str | Path) -> M:
         raise UnknownPluginError(
             f"no model {str(name_or_path)!r}: neither a path nor a bundled model (bundled: {known})"
         )
-    settings, state = _read_folder(path) if path.is_dir() else read_checkpoint(path)
-    try:
-        model = cls(**_offline(settings))
-    except (TypeError, ValueError, RuntimeError, AssertionError, CellViTError) as error:
-        raise WeightsError(f"the settings in {str(path)!r} build no model: {error}") from error
-    _fill(model, state, path)
-    return model.eval()
+    return _read_folder(path) if path.is_dir() else read_checkpoint(path)
 
 
 def sha256(path: Path) -> str:
@@ -182,7 +195,7 @@ def _without_weights(spec: Any) -> Any:
     return {key: empty[key] if key in empty else _without_weights(value) for key, value in spec.items()}
 
 
-def _fill(model: "CellViT", state: dict[str, torch.Tensor], path: Path) -> None:
+def _fill(model: "CellViT", state: dict[str, torch.Tensor], path: str | Path) -> None:
     problems = misfits(dict(sorted(model.state_dict().items())), dict(sorted(state.items())))
     if problems:
         raise WeightsError(f"the weights in {str(path)!r} do not fit the model; {'; '.join(problems)}")

@@ -2,6 +2,7 @@
 
 from cellvit.encoders.base import ENCODERS, Encoder
 from cellvit.encoders.hybrid import HybridEncoder
+from cellvit.encoders.lora import LoRAEncoder
 from cellvit.encoders.sam import SAMEncoder, SAMHugeEncoder, SAMLargeEncoder
 from cellvit.encoders.timm import TimmEncoder
 from cellvit.encoders.vit import ViTEncoder
@@ -11,6 +12,7 @@ __all__ = [
     "ENCODERS",
     "Encoder",
     "HybridEncoder",
+    "LoRAEncoder",
     "SAMEncoder",
     "SAMHugeEncoder",
     "SAMLargeEncoder",

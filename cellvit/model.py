@@ -10,16 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from cellvit.assembly import check_branches, counted_part, head_class, image_arrays, instantiate, number_counted
+from cellvit.assembly import check_branches, counted_part, head_class, image_arrays, number_counted
 from cellvit.classes import default_classes, default_tissues
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import ConfigError
 from cellvit.heads.base import HEADS, Head, HeadSizes
 from cellvit.model_scores import ModelScores
+from cellvit.optimisation import ADAMW, EXPONENTIAL, build_optimisers
 from cellvit.parts import PartSpec, build, built_spec, normalise_spec
 from cellvit.postprocess.base import POSTPROCESSORS
 from cellvit.types import (
@@ -35,11 +34,6 @@ from cellvit.types import (
 STRIDE = 16
 DEFAULT_HEADS: dict[str, PartSpec] = {NUCLEI_BINARY_MAP: "binary", HV_MAP: "hv", NUCLEI_TYPE_MAP: "nuclei-type"}
 DEFAULT_METRICS: tuple[PartSpec, ...] = ("panoptic-quality", "centroid-detection", "aggregated-jaccard")
-ADAMW: dict[str, Any] = {
-    "class_path": "torch.optim.AdamW",
-    "init_args": {"lr": 3e-4, "betas": [0.85, 0.95], "weight_decay": 1e-4},
-}
-EXPONENTIAL: dict[str, Any] = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.95}}
 
 
 class CellViT(L.LightningModule):
@@ -65,6 +59,7 @@ class CellViT(L.LightningModule):
         optimizer: Optimiser as ``{class_path, init_args}``; None is the published AdamW.
         lr_scheduler: Schedule as ``{class_path, init_args}``; None is the published exponential decay.
         lr_interval: Whether the schedule steps each ``"epoch"`` or each optimiser ``"step"``.
+        layer_decay: Learning rate of each layer group of the encoder over that of the next one; 1 trains all alike.
         about: Free facts that travel with the weights: licence, data, origin, citation.
 
     Raises:
@@ -98,6 +93,7 @@ class CellViT(L.LightningModule):
         optimizer: PartSpec | None = None,
         lr_scheduler: PartSpec | None = None,
         lr_interval: str = "epoch",
+        layer_decay: float = 1.0,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -106,12 +102,15 @@ class CellViT(L.LightningModule):
         std = self.encoder.pixel_std if std is None else std
         if not mpp > 0 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ConfigError(f"mpp {mpp} and std {std} must be above 0, mean {mean} and std have three numbers")
+        if not 0 < layer_decay <= 1:
+            raise ConfigError(f"layer_decay {layer_decay} must be above 0 and at most 1, which trains all layers alike")
         self.classes = default_classes(num_nuclei_classes, names=class_names, colors=class_colors)
         self.tissue_names = default_tissues(num_tissue_classes, names=tissue_names)
         self.mpp = mpp
         self.optimizer_spec = normalise_spec(optimizer or ADAMW, what="optimizer")
         self.scheduler_spec = normalise_spec(lr_scheduler or EXPONENTIAL, what="lr_scheduler")
         self.lr_interval = lr_interval
+        self.layer_decay = layer_decay
         self.about = dict(about or {})
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -150,6 +149,7 @@ class CellViT(L.LightningModule):
             "optimizer": self.optimizer_spec,
             "lr_scheduler": self.scheduler_spec,
             "lr_interval": lr_interval,
+            "layer_decay": layer_decay,
             "about": self.about,
         }
         self.save_hyperparameters(self.settings)
@@ -225,12 +225,16 @@ class CellViT(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser over all parameters and its schedule, as the settings say."""
-        optimizer = instantiate(self.optimizer_spec, self.parameters(), base=Optimizer, what="optimizer")
         arguments = dict(self.scheduler_spec["init_args"])
         if arguments.get("total_steps", 0) is None:
             arguments["total_steps"] = int(self.trainer.estimated_stepping_batches)
-        spec = {**self.scheduler_spec, "init_args": arguments}
-        scheduler = instantiate(spec, optimizer, base=LRScheduler, what="lr_scheduler")
+        optimizer, scheduler = build_optimisers(
+            self,
+            self.encoder,
+            optimizer=self.optimizer_spec,
+            lr_scheduler={**self.scheduler_spec, "init_args": arguments},
+            layer_decay=self.layer_decay,
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
 
     @classmethod

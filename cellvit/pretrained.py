@@ -6,12 +6,10 @@ configuration can choose among the code that is installed, and add none.
 
 import hashlib
 import json
-import pickle
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +17,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
 from cellvit.errors import CellViTError, OutputError, UnknownPluginError, WeightsError
+from cellvit.released import describe_other, is_released, read_released
+from cellvit.safe_loading import open_safely
 from cellvit.state_dicts import misfits
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def load(cls: type[M], name_or_path: str | Path) -> M:
 
     Args:
         cls: The class to build.
-        name_or_path: Name of a bundled model, a folder made by :func:`save`, or a Lightning checkpoint (``.ckpt``).
+        name_or_path: Name of a bundled model, a folder made by :func:`save`, a checkpoint that ``cellvit fit`` wrote,
+            or one of the published implementation. What a file is, its content decides, not its name.
 
     Returns:
         The model on the CPU in float32.
@@ -90,12 +91,12 @@ def load(cls: type[M], name_or_path: str | Path) -> M:
         UnknownPluginError: If there is neither such a model nor such a path.
         WeightsError: If the files are damaged, not ours, or do not fit each other.
     """
-    settings, state = read_model(name_or_path)
+    stored = _read(name_or_path)
     try:
-        model = cls(**_offline(settings))
+        model = cls(**_offline(stored.settings))
     except (TypeError, ValueError, RuntimeError, AssertionError, CellViTError) as error:
         raise WeightsError(f"the settings in {str(name_or_path)!r} build no model: {error}") from error
-    _fill(model, state, name_or_path)
+    _fill(model, stored, name_or_path)
     return model.eval()
 
 
@@ -109,6 +110,19 @@ def read_model(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, torc
         UnknownPluginError: If there is neither such a model nor such a path.
         WeightsError: If the files are damaged or not ours.
     """
+    stored = _read(name_or_path)
+    return stored.settings, stored.state
+
+
+class _Stored(NamedTuple):
+    """Settings, tensors under our names, and what the file calls a tensor of ours."""
+
+    settings: dict[str, Any]
+    state: dict[str, torch.Tensor]
+    name_of: Callable[[str], str] = str
+
+
+def _read(name_or_path: str | Path) -> _Stored:
     path = Path(name_or_path)
     if str(name_or_path) in bundled_models():
         path = BUNDLED / str(name_or_path)
@@ -117,7 +131,7 @@ def read_model(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, torc
         raise UnknownPluginError(
             f"no model {str(name_or_path)!r}: neither a path nor a bundled model (bundled: {known})"
         )
-    return _read_folder(path) if path.is_dir() else read_checkpoint(path)
+    return _Stored(*_read_folder(path)) if path.is_dir() else _read_file(path)
 
 
 def sha256(path: Path) -> str:
@@ -165,20 +179,29 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     Raises:
         WeightsError: If it is no such file, is damaged, or holds more than plain data.
     """
-    advice = "give a cellvit model folder or a checkpoint written by 'cellvit fit'"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on foreign pickles; our own error says it better
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        message = f"{str(path)!r} is no checkpoint that can be opened safely ({reason}); {advice}"
-        raise WeightsError(message) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise WeightsError(f"{str(path)!r} is not a checkpoint or is damaged ({error}); {advice}") from error
+        return _lightning_parts(open_safely(path))
+    except WeightsError as error:
+        raise WeightsError(f"{str(path)!r} {error}") from error
+
+
+def _read_file(path: Path) -> _Stored:
+    try:
+        content = open_safely(path)
+        if not is_released(content):
+            return _Stored(*_lightning_parts(content))
+        return _Stored(*read_released(content, source={"file": path.name, "sha256": sha256(path)}))
+    except WeightsError as error:
+        raise WeightsError(f"{str(path)!r} {error}") from error
+
+
+def _lightning_parts(checkpoint: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     known = isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters"} <= set(checkpoint)
     if not known or not isinstance(checkpoint["hyper_parameters"], Mapping):
-        raise WeightsError(f"{str(path)!r} holds no cellvit checkpoint; {advice}")
+        raise WeightsError(
+            f"holds no cellvit checkpoint: it {describe_other(checkpoint)}; give a cellvit model folder, a checkpoint "
+            "written by 'cellvit fit', or one of the published implementation"
+        )
     return dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
 
 
@@ -195,8 +218,13 @@ def _without_weights(spec: Any) -> Any:
     return {key: empty[key] if key in empty else _without_weights(value) for key, value in spec.items()}
 
 
-def _fill(model: "CellViT", state: dict[str, torch.Tensor], path: str | Path) -> None:
-    problems = misfits(dict(sorted(model.state_dict().items())), dict(sorted(state.items())))
+def _fill(model: "CellViT", stored: _Stored, name: str | Path) -> None:
+    """Fill the model; errors spell the names of tensors as the file does."""
+    own, given = (
+        {stored.name_of(tensor): value for tensor, value in sorted(state.items())}
+        for state in (model.state_dict(), stored.state)
+    )
+    problems = misfits(own, given)
     if problems:
-        raise WeightsError(f"the weights in {str(path)!r} do not fit the model; {'; '.join(problems)}")
-    model.load_state_dict(state)
+        raise WeightsError(f"the weights in {str(name)!r} do not fit the model; {'; '.join(problems)}")
+    model.load_state_dict(stored.state)

@@ -1,4 +1,7 @@
-"""Callbacks for the Trainer: loading and freezing the encoder, seeding epochs, pictures, writing predictions."""
+"""Callbacks for the Trainer: loading and freezing the encoder, seeding epochs, pictures, writing predictions.
+
+Those for fine-tuning are in :mod:`cellvit.freezing` and :mod:`cellvit.finetuning`.
+"""
 
 import random
 from collections.abc import Callable, Sequence
@@ -13,18 +16,17 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cellvit.assembly import true_nuclei
 from cellvit.data.loading import base_seed, expand_path, unset_variables
-from cellvit.encoders.base import Encoder
 from cellvit.encoders.weights import SOURCES, load_encoder_weights
 from cellvit.errors import ConfigError, OutputError
 from cellvit.export.geojson import write_geojson
 from cellvit.export.json import write_json
 from cellvit.export.overlay import draw_comparison
 from cellvit.export.parquet import write_parquet
+from cellvit.freezing import EncoderFreezing as EncoderFreezing  # under the name that configurations use
+from cellvit.freezing import as_cellvit
 from cellvit.model import CellViT
 from cellvit.types import NucleiPrediction
 
@@ -52,40 +54,7 @@ class PretrainedEncoder(L.Callback):
             WeightsError: If the file does not fit the encoder or cannot be read.
         """
         if not trainer.ckpt_path and not trainer.global_step:
-            load_encoder_weights(_encoder(pl_module, self), _expand(self.path))
-
-
-class EncoderFreezing(L.Callback):
-    """Trains without the encoder for the first epochs, then with all of it at the same learning rate.
-
-    Only gradients are frozen: dropout and stochastic depth of the encoder stay active, as in the published runs.
-    Image-level heads are no part of the encoder and train from the start.
-
-    Args:
-        unfreeze_epoch: First epoch, counted from 0, in which the encoder trains.
-
-    Raises:
-        ConfigError: If ``unfreeze_epoch`` is negative.
-    """
-
-    def __init__(self, unfreeze_epoch: int = 25) -> None:
-        if unfreeze_epoch < 0:
-            raise ConfigError(f"unfreeze_epoch {unfreeze_epoch} is negative; 0 never freezes")
-        self.unfreeze_epoch = unfreeze_epoch
-        self._frozen: list[nn.Parameter] = []
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Freeze before the strategy wraps the model, so that DDP does not wait for these gradients."""
-        if stage == "fit" and self.unfreeze_epoch > 0:
-            self._frozen = [p for p in _encoder(pl_module, self).parameters() if p.requires_grad]
-            _train(self._frozen, wanted=False)
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Unfreeze when the epoch has come, also after resuming later than it."""
-        if trainer.current_epoch >= self.unfreeze_epoch and self._frozen:
-            _train(self._frozen, wanted=True)
-            self._frozen = []
-            _rewrap(trainer)
+            load_encoder_weights(as_cellvit(pl_module, self).encoder, _expand(self.path))
 
 
 class EpochSeeds(L.Callback):
@@ -218,13 +187,6 @@ def item_with_nuclei(
     return image, true_nuclei(one)[0], model.predict_step(one, 0)[0]
 
 
-def _encoder(module: L.LightningModule, callback: L.Callback) -> Encoder:
-    if not isinstance(module, CellViT):
-        names = type(callback).__name__, type(module).__name__
-        raise ConfigError(f"{names[0]} works on CellViT, not {names[1]}; remove the callback")
-    return module.encoder
-
-
 def _expand(path: str) -> Path:
     unset = unset_variables(path)
     if unset:
@@ -232,19 +194,6 @@ def _expand(path: str) -> Path:
             f"path {path!r} names {', '.join(unset)}, which is not set; set it or write a path ({SOURCES})"
         )
     return expand_path(path)
-
-
-def _train(parameters: list[nn.Parameter], *, wanted: bool) -> None:
-    for parameter in parameters:
-        parameter.requires_grad_(wanted)
-
-
-def _rewrap(trainer: L.Trainer) -> None:
-    # DDP registers gradients when it wraps: parameters that thaw later must be wrapped again or ranks drift apart
-    strategy = trainer.strategy
-    if isinstance(strategy.model, DistributedDataParallel):
-        strategy.model = strategy.lightning_module
-        strategy.configure_ddp()  # type: ignore[attr-defined]
 
 
 def _crop(batch: Any, index: int, size: int) -> Any:

@@ -61,8 +61,8 @@ def parameter_groups(model: nn.Module, encoder: "Encoder", *, layer_decay: float
     """Return the parameters in groups for an optimiser, each with its ``name`` and its share of the learning rate.
 
     What is not in the encoder learns at the full rate, the encoder's last layer group at ``layer_decay`` times that,
-    the one before it at ``layer_decay**2``, and so on to the input [1]. Early layers of a pre-trained encoder, which know
-    the most general things, then change the least.
+    the one before it at ``layer_decay**2``, and so on to the input [1]. Early layers of a pre-trained encoder, which
+    know the most general things, then change the least.
 
     Args:
         model: The model.

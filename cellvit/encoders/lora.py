@@ -75,11 +75,21 @@ class LoRAEncoder(Encoder):
 
     def weights_from(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """Read a file of the encoder inside; the adapters keep what they are."""
+        return self.wrapped_names(self.encoder.weights_from(content))
+
+    def wrapped_names(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Return tensors under the names of this encoder's state.
+
+        Args:
+            tensors: The state of a plain encoder like the one inside, whose adapters then stay what they are; or a
+                state of this encoder, which is returned as it is.
+        """
+        if any(ADAPTER in name for name in tensors):
+            return dict(tensors)
         own = self.state_dict()
         names = {name.replace(BASE, ""): name for name in own if ADAPTER not in name}
-        inside = {f"encoder.{name}": tensor for name, tensor in self.encoder.weights_from(content).items()}
         adapters = {name: tensor for name, tensor in own.items() if ADAPTER in name}
-        return adapters | {names.get(name, name): tensor for name, tensor in inside.items()}
+        return adapters | {names.get(f"encoder.{name}", f"encoder.{name}"): tensor for name, tensor in tensors.items()}
 
     def merged(self) -> Encoder:
         """Return a copy of the encoder inside with the adapters added to its weights: same result, no extra cost."""

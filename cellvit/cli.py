@@ -24,6 +24,9 @@ on models:
   predict         run a model on a data module's prediction data
   cross-validate  train and test on every fold, and report the tables of the paper
   export          turn a training checkpoint into safetensors + JSON
+  convert         turn a checkpoint of the published implementation into safetensors + JSON
+  models          list models and weights: size, cost, licence, whether they are here
+  plugins         list encoders, decoders, heads, post-processors and metrics, and who brings them
 
 on results:
   evaluate        score instance maps or GeoJSON, also of other tools, against a ground truth
@@ -39,6 +42,9 @@ VERBS = {
     **dict.fromkeys(TRAINING_VERBS, "cellvit.cli_train"),
     "cross-validate": "cellvit.cli_cross_validate",
     "export": "cellvit.cli_export",
+    "convert": "cellvit.cli_convert",
+    "models": "cellvit.cli_models",
+    "plugins": "cellvit.cli_plugins",
     "evaluate": "cellvit.cli_evaluate",
 }
 """Module of each verb, imported when it is asked for; its ``main`` takes the arguments and returns the exit code."""

@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("checkpoint", help="a .ckpt file written by 'cellvit fit', or a model folder")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the stored weights")
+    parser.add_argument("--merge-adapters", action="store_true", help="add LoRA adapters to the weights they adapt")
     arguments = parser.parse_args(argv)
 
     import torch
@@ -30,6 +31,10 @@ def main(argv: Sequence[str]) -> int:
     from cellvit.model import CellViT
 
     model = CellViT.from_pretrained(arguments.checkpoint)
+    if arguments.merge_adapters:
+        from cellvit.finetuning import merge_adapters
+
+        model = merge_adapters(model)
     model.save_pretrained(arguments.out, dtype=getattr(torch, arguments.dtype))
     sys.stdout.write(f"wrote {arguments.out}\n")
     return 0

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cellvit.encoders.base import ENCODERS as ENCODERS
     from cellvit.encoders.base import Encoder as Encoder
     from cellvit.errors import CellViTError as CellViTError
+    from cellvit.finetuning import init_from as init_from
     from cellvit.heads.base import HEADS as HEADS
     from cellvit.heads.base import Head as Head
     from cellvit.heads.base import HeadSizes as HeadSizes
@@ -56,6 +57,7 @@ _HOMES = {
     "PanNukeDataModule": "cellvit.data",
     "PanopticQuality": "cellvit.metrics.panoptic",
     "Postprocessor": "cellvit.postprocess.base",
+    "init_from": "cellvit.finetuning",
     "segment_image": "cellvit.segment",
 }
 

@@ -29,6 +29,7 @@ PUBLIC = [
     "PanNukeDataModule",
     "PanopticQuality",
     "Postprocessor",
+    "init_from",
     "segment_image",
 ]
 

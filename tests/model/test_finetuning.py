@@ -6,6 +6,7 @@ import torch
 from test_freezing import DECODER, make_loader
 
 from cellvit import CellViT
+from cellvit.cli import main
 from cellvit.encoders import ViTEncoder
 from cellvit.errors import ConfigError, UnknownPluginError, WeightsError
 from cellvit.finetuning import InitFrom, init_from, merge_adapters
@@ -187,11 +188,16 @@ def test_adapters_start_from_a_plain_model_and_merge_into_one(source, tmp_path):
     assert again.settings["encoder"] == VIT
     torch.testing.assert_close(again(image), plain(image))
     adapted.save_pretrained(tmp_path / "adapted")
+    assert main(["export", str(tmp_path / "adapted"), "--out", str(tmp_path / "exported"), "--merge-adapters"]) == 0
+    assert_same(CellViT.from_pretrained(tmp_path / "exported"), plain, "encoder.", "decoder.", "heads.")
     further = make_model(encoder=lora)
     init_from(further, tmp_path / "adapted")
     torch.testing.assert_close(further.eval()(image), adapted(image))
 
 
-def test_a_model_without_adapters_has_nothing_to_merge():
+def test_a_model_without_adapters_has_nothing_to_merge(source, capsys):
     with pytest.raises(ConfigError, match="encoder ViTEncoder has no adapters to merge"):
         merge_adapters(make_model())
+    assert main(["export", str(source[0]), "--out", str(source[0].parent / "out"), "--merge-adapters"]) == 1
+    assert "has no adapters to merge" in capsys.readouterr().err
+    assert not (source[0].parent / "out").exists()

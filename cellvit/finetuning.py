@@ -72,7 +72,7 @@ def init_from(model: CellViT, source: str | Path, *, parts: Sequence[str] = PART
     if "encoder" in parts:
         filled |= _fitting(model, "encoder", _translated(model.encoder, _under(state, "encoder")), source)
     if "decoder" in parts:
-        branches = set(settings.get("heads") or {})
+        branches = {name.split(".")[1] for name in state if name.startswith("heads.")}
         filled |= _fitting(model, "decoder", _shared_branches(model, branches, _under(state, "decoder")), source)
     loaded = [part for part in PARTS[:2] if part in parts]
     anew: dict[str, str] = {}

@@ -3,14 +3,44 @@
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from cellvit.errors import ConfigError, PluginError, UnknownPluginError
+from cellvit.errors import CellViTError, ConfigError, PluginError, UnknownPluginError
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+
+
+@dataclass(frozen=True)
+class RegistryEntry(Generic[T]):
+    """One name of a registry: a class, or why there is none.
+
+    Attributes:
+        name: Short name.
+        class_path: Dotted path of the class.
+        origin: Distribution that declares it; the module that registers it if no distribution does.
+        version: Version of the distribution; None if ``origin`` is a module.
+        cls: The class; None if it cannot be used.
+        error: Why it cannot be used; None if it can.
+    """
+
+    name: str
+    class_path: str
+    origin: str
+    version: str | None = None
+    cls: type[T] | None = None
+    error: BaseException | None = None
+
+    @property
+    def reason(self) -> str:
+        """Return in one line why the class cannot be used; empty if it can."""
+        text = " ".join(str(self.error or "").split())
+        if self.error is None or isinstance(self.error, CellViTError):
+            return text
+        return f"{type(self.error).__name__}: {text}".removesuffix(": ")
 
 
 class Registry(Generic[T]):
@@ -36,9 +66,8 @@ class Registry(Generic[T]):
         self.kind = kind
         self.base = base
         self.group = package
-        self._classes: dict[str, type[T]] = {}
-        self._origins: dict[str, str] = {}
-        self._broken: dict[str, Exception] = {}
+        self._entries: dict[str, RegistryEntry[T]] = {}
+        self._broken: list[RegistryEntry[T]] = []
         self._loaded = False
 
     def register(self, name: str) -> Callable[[C], C]:
@@ -55,7 +84,7 @@ class Registry(Generic[T]):
         """
 
         def enter(cls: C) -> C:
-            self._enter(name, cls, cls.__module__)
+            self._enter(name, cls, getattr(cls, "__module__", ""))
             return cls
 
         return enter
@@ -71,33 +100,31 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownPluginError: If the name is unknown; the message lists close matches and all names.
-            PluginError: If the plug-in of that name failed to import; its error is the cause.
+            PluginError: If the plug-in of that name cannot be used; its error is the cause.
         """
-        if name not in self._classes:
-            self.load()
-        if name in self._classes:
-            return self._classes[name]
-        if name in self._broken:
-            cause = self._broken[name]
-            raise PluginError(f"{self.kind} {name!r} failed to import: {cause}; repair or uninstall it") from cause
-        known = self.names()
-        close = get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise UnknownPluginError(f"no {self.kind} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+        if name not in self._entries:
+            self.load()  # here and not in the helper: the warning points at who asked
+        return self._usable(name)[1]
 
     def names(self) -> list[str]:
         """Return all names, sorted."""
         self.load()
-        return sorted(self._classes)
+        return sorted(self._entries)
 
     def origin(self, name: str) -> str:
         """Return the module or the distribution a name comes from."""
-        self.get(name)
-        return self._origins[name]
+        if name not in self._entries:
+            self.load()
+        return self._usable(name)[0].origin
+
+    def entries(self) -> list[RegistryEntry[T]]:
+        """Return all names with their classes and where they come from, sorted, those that cannot be used too."""
+        self.load()
+        return sorted([*self._entries.values(), *self._broken], key=lambda entry: entry.name)
 
     def __contains__(self, name: object) -> bool:
         self.load()
-        return name in self._classes
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -106,7 +133,7 @@ class Registry(Generic[T]):
         """Import our own classes and the entry points of installed packages, once.
 
         Warns:
-            RuntimeWarning: Once for each plug-in that failed to import; the others work.
+            RuntimeWarning: Once for each plug-in that cannot be used; the others work.
         """
         if self._loaded:
             return
@@ -116,29 +143,49 @@ class Registry(Generic[T]):
         except BaseException:
             self._loaded = False  # the next call shows the same error instead of an empty phone book
             raise
-        messages = [self._load_entry(entry) for entry in entry_points(group=self.group)]
-        for message in filter(None, messages):  # after the loop: a warning may be turned into an error
+        # Sorted: of two packages that claim a name, the same one gets it on every machine.
+        for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, _distribution(point))):
+            self._load_point(point)
+        for entry in list(self._broken):  # after the loop: a warning may be turned into an error
+            message = f"{self.kind} plug-in {entry.name!r} of {entry.origin!r} cannot be used: {entry.reason}"
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
-    def _load_entry(self, entry: EntryPoint) -> str | None:
-        origin = entry.dist.name if entry.dist else entry.value
+    def _load_point(self, point: EntryPoint) -> None:
+        origin = _distribution(point) or point.value
+        version = point.dist.version if point.dist else None
         try:
-            cls = entry.load()
-            if self._classes.get(entry.name) is not cls:
-                self._enter(entry.name, cls, origin)
-        except Exception as error:  # a broken third-party plug-in must not take the others down
-            self._broken[entry.name] = error
-            return f"{self.kind} plug-in {entry.name!r} of {origin!r} failed to import: {error}"
-        return None
+            self._enter(point.name, point.load(), origin, version)
+        except (Exception, SystemExit) as error:  # a broken third-party plug-in must not take the others down
+            path = point.value.partition("[")[0].strip().replace(":", ".")
+            self._broken.append(RegistryEntry(point.name, path, origin, version, error=error))
 
-    def _enter(self, name: str, cls: type, origin: str) -> None:
+    def _enter(self, name: str, cls: type, origin: str, version: str | None = None) -> None:
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
             title = getattr(cls, "__name__", repr(cls))
             raise ConfigError(f"{self.kind} {name!r} ({title}) must be a class that derives from {self.base.__name__}")
-        if name in self._classes:
-            taken = self._classes[name]
+        taken = self._entries.get(name)
+        # A plug-in may register itself while it is imported; its entry point then tells where it comes from.
+        if taken is not None and (taken.cls is not cls or version is None):
             raise ConfigError(
-                f"{self.kind} name {name!r} is taken by {taken.__module__}.{taken.__name__}; choose another"
+                f"{self.kind} name {name!r} is taken by {taken.class_path} of {taken.origin!r}; choose another, or "
+                "name the class by its dotted path"
             )
-        self._classes[name] = cls
-        self._origins[name] = origin
+        self._entries[name] = RegistryEntry(name, f"{cls.__module__}.{cls.__qualname__}", origin, version, cls)
+
+    def _usable(self, name: str) -> tuple[RegistryEntry[T], type[T]]:
+        """Return the entry of a name and its class, or raise what :meth:`get` raises."""
+        entry = self._entries.get(name)
+        if entry is not None and entry.cls is not None:
+            return entry, entry.cls
+        for broken in self._broken:
+            if broken.name == name:
+                message = f"{self.kind} {name!r} of {broken.origin!r} cannot be used: {broken.reason}"
+                raise PluginError(f"{message}; repair or uninstall it") from broken.error
+        known = self.names()
+        close = get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "if a package brings it, install that;"
+        raise UnknownPluginError(f"no {self.kind} {name!r}; {hint} known: {', '.join(known) or 'none'}")
+
+
+def _distribution(point: EntryPoint) -> str:
+    return (point.dist.name if point.dist else "") or ""  # damaged metadata give None

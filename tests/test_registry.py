@@ -41,13 +41,13 @@ class Package:
         path.parent.mkdir(exist_ok=True)
         path.write_text(textwrap.dedent(source))
 
-    def distribution(self, name, entry_points, source):
+    def distribution(self, name, entry_points, source, *, version="1.0"):
         """Write an installed distribution with one module, as an installer would leave it."""
         module = f"{self.name}_{name}"
         (self.folder / f"{module}.py").write_text(textwrap.dedent(source))
         info = self.folder / f"{module}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         lines = [f"[{self.name}]", *(f"{key} = {module}:{value}" for key, value in entry_points.items())]
         (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
@@ -103,7 +103,9 @@ def test_unknown_name_lists_close_matches_first_and_all_names(group):
 
 def test_unknown_name_without_a_close_match_makes_no_guess(group):
     shapes = group.registry()
-    with pytest.raises(UnknownPluginError, match=r"^no shape 'zzz'; known: none$"):
+    with pytest.raises(
+        UnknownPluginError, match=r"^no shape 'zzz'; if a package brings it, install that; known: none$"
+    ):
         shapes.get("zzz")
 
 
@@ -114,7 +116,7 @@ def test_taken_name_is_refused_and_names_the_owner(group):
     class First(Shape):
         pass
 
-    with pytest.raises(ConfigError, match=r"shape name 'round' is taken by .*\.First; choose another"):
+    with pytest.raises(ConfigError, match=r"name 'round' is taken by .*\.First of 'test_registry'; choose another"):
         shapes.register("round")(type("Second", (Shape,), {}))
     assert shapes.get("round") is First
 
@@ -188,13 +190,14 @@ def test_plugin_that_registers_itself_and_declares_an_entry_point_counts_once(gr
     group.distribution("self", {"star": "SelfStar"}, "")
     shapes.load()  # a warning would be an error here
     assert shapes.get("star") is Star
+    assert shapes.origin("star") == "self"
 
 
 def test_broken_plugin_warns_once_and_the_others_live(group):
     group.distribution("bad", {"moon": "Moon"}, BROKEN)
     group.distribution("sky", {"star": "Star"}, SOUND)
     shapes = group.registry()
-    with pytest.warns(RuntimeWarning, match=r"shape plug-in 'moon' of 'bad' failed to import: libmoon.so is") as caught:
+    with pytest.warns(RuntimeWarning, match="shape plug-in 'moon' of 'bad' cannot be used: OSError: libm") as caught:
         assert shapes.get("star").__name__ == "Star"
     assert len(caught) == 1
     assert caught[0].filename == __file__  # the warning points at who asked
@@ -211,7 +214,7 @@ def test_asking_for_a_broken_plugin_raises_its_cause(group):
         shapes.load()
     for _ in range(2):
         with pytest.raises(
-            PluginError, match=r"shape 'moon' failed to import: libmoon.so is missing; repair"
+            PluginError, match=r"shape 'moon' of 'bad' cannot be used: OSError: libmoon.so is missing; repair"
         ) as caught:
             shapes.get("moon")
         assert isinstance(caught.value.__cause__, OSError)
@@ -236,6 +239,8 @@ def test_warnings_as_errors_do_not_lose_the_other_plugins(group):
         ("def Moon(): pass\n", "must be a class that derives from Shape"),
         ("Sun = 1\n", "no attribute 'Moon'"),
         ("def broken(:\n", "invalid syntax"),
+        ("import sys\nsys.exit('no licence')\n", "SystemExit: no licence"),
+        ("raise NotImplementedError\n", "cannot be used: NotImplementedError($|;)"),
     ],
 )
 def test_plugins_that_break_the_contract_are_broken(group, source, reason):
@@ -272,3 +277,49 @@ def test_plugins_are_looked_for_once(group, monkeypatch):
     with pytest.raises(UnknownPluginError):
         shapes.get("x")
     assert asked == [group.name]
+
+
+def test_entries_say_what_each_name_is_and_where_it_comes_from(group):
+    group.distribution("sky", {"star": "Star"}, SOUND, version="2.5")
+    group.distribution("bad", {"moon": "Moon"}, "raise OSError('one\\n  two')\n")
+    shapes = group.registry()
+
+    @shapes.register("round")
+    class Round(Shape):
+        pass
+
+    with pytest.warns(RuntimeWarning):
+        moon, own, star = shapes.entries()
+    assert (own.name, own.cls, own.origin, own.version, own.error) == ("round", Round, __name__, None, None)
+    assert own.class_path == f"{__name__}.{Round.__qualname__}"
+    assert (star.origin, star.version, star.class_path) == ("sky", "2.5", f"{group.name}_sky.Star")
+    assert star.cls is shapes.get("star")
+    assert (moon.name, moon.cls, moon.origin, moon.version) == ("moon", None, "bad", "1.0")
+    assert moon.class_path == f"{group.name}_bad.Moon"
+    assert isinstance(moon.error, OSError)
+    assert (moon.reason, star.reason) == ("OSError: one two", "")
+
+
+@pytest.mark.parametrize("order", [("alpha", "beta"), ("beta", "alpha")])
+def test_of_two_packages_that_claim_a_name_the_first_by_alphabet_gets_it(group, monkeypatch, order):
+    """Folders are not listed in the same order on every machine."""
+    import cellvit.registry as module
+
+    for name in order:
+        group.distribution(name, {"star": "Star"}, SOUND)
+    shapes = group.registry()
+    found = list(module.entry_points(group=group.name))
+    found.sort(key=lambda point: order.index(point.dist.name))
+    monkeypatch.setattr(module, "entry_points", lambda group: found)
+    reason = f"'star' of 'beta' cannot be used: shape name 'star' is taken by {group.name}_alpha.Star of 'alpha'"
+    with pytest.warns(RuntimeWarning, match=reason):
+        shapes.load()
+    assert shapes.origin("star") == "alpha"
+    assert [(entry.origin, entry.error is None) for entry in shapes.entries()] == [("alpha", True), ("beta", False)]
+
+
+def test_two_distributions_that_declare_one_class_do_not_collide(group):
+    group.distribution("alpha", {"star": "Star"}, SOUND)
+    group.distribution("beta", {"star": "Star"}, f"from {group.name}_alpha import Star\n")
+    (entry,) = group.registry().entries()  # a warning would be an error here
+    assert entry.class_path == f"{group.name}_alpha.Star"

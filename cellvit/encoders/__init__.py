@@ -1,6 +1,7 @@
 """Encoders: what turns an image into feature maps. Importing this package registers them."""
 
 from cellvit.encoders.base import ENCODERS, Encoder
+from cellvit.encoders.foundation import FOUNDATION, FoundationEncoder, FoundationModel
 from cellvit.encoders.hybrid import HybridEncoder
 from cellvit.encoders.lora import LoRAEncoder
 from cellvit.encoders.sam import SAMEncoder, SAMHugeEncoder, SAMLargeEncoder
@@ -10,7 +11,10 @@ from cellvit.encoders.weights import load_encoder_weights
 
 __all__ = [
     "ENCODERS",
+    "FOUNDATION",
     "Encoder",
+    "FoundationEncoder",
+    "FoundationModel",
     "HybridEncoder",
     "LoRAEncoder",
     "SAMEncoder",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cellvit.postprocess.base import Postprocessor as Postprocessor
     from cellvit.postprocess.hv import HVPostprocessor as HVPostprocessor
     from cellvit.segment import segment_image as segment_image
+    from cellvit.types import Batch as Batch
     from cellvit.types import EncoderOutput as EncoderOutput
     from cellvit.types import FeatureInfo as FeatureInfo
     from cellvit.types import Nuclei as Nuclei
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from cellvit.types import NucleiPrediction as NucleiPrediction
 
 _HOMES = {
+    "Batch": "cellvit.types",
     "CellViT": "cellvit.model",
     "CellViTError": "cellvit.errors",
     "CentroidDetection": "cellvit.metrics.detection",

@@ -15,7 +15,7 @@ from cellvit.metrics.base import METRICS, NucleiMetric
 from cellvit.parts import PartSpec, build, import_path, keyword_names, normalise_spec, resolve
 from cellvit.postprocess.base import Postprocessor
 from cellvit.postprocess.table import nuclei_from_instances
-from cellvit.types import NUCLEI_TYPE_MAP, Batch, NucleiPrediction
+from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, Batch, NucleiPrediction
 
 
 def true_nuclei(batch: Batch) -> list[NucleiPrediction]:
@@ -88,14 +88,17 @@ def build_metric(spec: PartSpec, class_names: Sequence[str], tissue_names: Seque
 def image_arrays(maps: Mapping[str, Tensor], postprocessor: Postprocessor | None) -> list[dict[str, NDArray[Any]]]:
     """Return the maps of each image of a batch as arrays without batch axis, as a post-processor takes them.
 
-    Where the post-processor needs no more than the most probable class, that is found on the device: a fraction of
-    the bytes have to leave it. Without a type map it needs the probabilities themselves.
+    Maps that the post-processor does not read stay where they are. Where it needs no more than the most probable class,
+    that is found on the device: a fraction of the bytes have to leave it. Without a type map it needs the probabilities
+    themselves.
 
     Args:
         maps: Activated maps ``(B, C, H, W)``; entries of other dimensions are left out.
         postprocessor: Who will read them; None gives every map as it is.
     """
     dense = {name: value for name, value in maps.items() if value.ndim == 4}
+    if postprocessor is not None:
+        dense = {name: dense[name] for name in dense if name in postprocessor.needs | postprocessor.takes}
     if postprocessor is not None and NUCLEI_TYPE_MAP in dense:
         dense |= {name: dense[name].argmax(1).to(torch.int16) for name in postprocessor.takes_labels & set(dense)}
     arrays = {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in dense.items()}
@@ -111,8 +114,10 @@ def head_class(branch: str, spec: PartSpec) -> type[Head]:
         spec: See :data:`cellvit.parts.PartSpec`.
 
     Raises:
-        ConfigError: If the head makes another branch.
+        ConfigError: If the head makes another branch, or one that no head can make.
     """
+    if "." in branch or branch == EMBEDDING_MAP:
+        raise ConfigError(f"{branch!r} cannot be a branch: its name has no dot and is not {EMBEDDING_MAP!r}; rename it")
     cls = resolve(HEADS, normalise_spec(spec, what="head")["class_path"])
     if cls.branch != branch:
         raise ConfigError(

@@ -19,7 +19,7 @@ class UnknownPluginError(CellViTError, LookupError):
 
 
 class PluginError(CellViTError, ImportError):
-    """A plug-in exists but could not be imported."""
+    """A plug-in exists but cannot be used."""
 
 
 class DataError(CellViTError, ValueError):

@@ -6,6 +6,7 @@ import pytest
 import cellvit
 
 PUBLIC = [
+    "Batch",
     "CellViT",
     "CellViTError",
     "CentroidDetection",

@@ -39,7 +39,8 @@ class Head(Configurable, nn.Module, ABC):
         losses: Weight per loss term; None takes ``default_losses``. A term left out is not added.
 
     Attributes:
-        branch: Name of the map this head makes; also the key of its target in the batch.
+        branch: Name of the map this head makes, without a dot. Where data modules give its target ready-made, it is
+            the target's key in the batch; a head may compute another target from what the batch holds.
         source: ``"decoder"`` for a map ``(B, C, H, W)``, ``"pooled"`` for a vector ``(B, P)``.
         default_losses: Weight per loss term.
         out_channels: Channels of the logits.

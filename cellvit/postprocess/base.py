@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from cellvit.parts import Configurable
 from cellvit.registry import Registry
-from cellvit.types import NucleiPrediction
+from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, NucleiPrediction
 
 
 class Postprocessor(Configurable, ABC):
@@ -16,11 +16,14 @@ class Postprocessor(Configurable, ABC):
 
     Attributes:
         needs: Names of the maps without which it cannot work.
+        takes: Names of other maps that it reads where the model has them. What it neither needs nor takes, a map of a
+            further head, is not moved off the device for it.
         takes_labels: Names of the maps of which it needs no more than the most probable class: it also takes them
             as integers ``(H, W)``, so that the argmax can be taken on the device and less is moved off it.
     """
 
     needs: ClassVar[frozenset[str]]
+    takes: ClassVar[frozenset[str]] = frozenset({NUCLEI_TYPE_MAP, EMBEDDING_MAP})
     takes_labels: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod

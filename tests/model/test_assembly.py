@@ -1,14 +1,16 @@
-"""How a model's metrics are built, and the true nuclei they are given."""
+"""How parts of a model are checked and fed: metrics, true nuclei, maps, branches."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from cellvit.assembly import build_metric, true_nuclei
+from cellvit.assembly import build_metric, head_class, image_arrays, true_nuclei
 from cellvit.errors import ConfigError, UnknownPluginError
 from cellvit.export import draw_comparison
 from cellvit.metrics import AggregatedJaccard, CentroidDetection, NucleiMetric, PanopticQuality
+from cellvit.postprocess import Postprocessor
+from cellvit.types import EMBEDDING_MAP, NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP
 
 CLASSES, TISSUES = ("background", "nucleus"), ("breast", "colon")
 
@@ -90,3 +92,28 @@ def test_true_nuclei_of_few_pixels_can_be_drawn(tiny_batch):
     image = np.full((40, 40, 3), 255, np.uint8)
     picture = draw_comparison(image, truth.nuclei, empty.nuclei)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 4
+
+
+class ReadsTwo(Postprocessor):
+    """A post-processor that says what it reads."""
+
+    needs = frozenset({NUCLEI_BINARY_MAP})
+    takes = frozenset({NUCLEI_TYPE_MAP})
+
+    def __call__(self, maps):
+        raise NotImplementedError
+
+
+def test_maps_that_nobody_reads_stay_on_the_device():
+    maps = {
+        name: torch.rand(2, 3, 4, 4)
+        for name in (NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP, EMBEDDING_MAP, "nuclei_centre_map")
+    }
+    assert [set(image) for image in image_arrays(maps, ReadsTwo())] == [{NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP}] * 2
+    assert set(image_arrays(maps, None)[0]) == set(maps)
+
+
+@pytest.mark.parametrize("branch", ["a.b", EMBEDDING_MAP])
+def test_a_branch_that_no_head_can_make_is_refused(branch):
+    with pytest.raises(ConfigError, match=f"'{branch}' cannot be a branch"):
+        head_class(branch, "binary")

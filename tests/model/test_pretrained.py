@@ -1,12 +1,13 @@
+import hashlib
 import json
 import pickle
 
 import pytest
-import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cellvit import CellViT
+from cellvit.encoders.base import ENCODERS
 from cellvit.errors import OutputError, UnknownPluginError, WeightsError
 from cellvit.pretrained import BUNDLED, bundled_models
 
@@ -130,14 +131,30 @@ def test_settings_that_build_no_model(saved, change):
         CellViT.from_pretrained(saved)
 
 
-def test_pretrained_weights_are_not_fetched_to_be_replaced(tmp_path, small_settings, monkeypatch):
-    asked = []
-    original = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *a, pretrained, **k: asked.append(pretrained) or original(*a, **k))
-    encoder = {"class_path": "timm", "init_args": {"model": "vit_tiny_patch16_224", "pretrained": True}}
-    CellViT(**{**small_settings, "encoder": encoder}).save_pretrained(tmp_path / "m")
-    CellViT.from_pretrained(tmp_path / "m")
-    assert asked == [True, False]
+def test_weights_of_an_encoder_are_neither_fetched_nor_read_to_be_replaced(tmp_path, small_settings, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    tiny = {"model": "vit_tiny_patch16_224", "arguments": {"depth": 4, "embed_dim": 12, "num_heads": 2}}
+    torch.save(ENCODERS.get("timm")(**tiny).net.state_dict(), tmp_path / "tiny.pth")
+    spec = {"class_path": "timm", "init_args": {**tiny, "weights": str(tmp_path / "tiny.pth")}}
+    nested = {"class_path": "lora", "init_args": {"encoder": spec}}
+    for encoder in (spec, nested):
+        model = CellViT(**{**small_settings, "encoder": encoder})
+        model.save_pretrained(tmp_path / "m")
+        config = json.loads((tmp_path / "m/config.json").read_text())
+        text = json.dumps(config)
+        assert (
+            hashlib.sha256((tmp_path / "tiny.pth").read_bytes()).hexdigest() in text
+        )
+        fetched = text.replace(json.dumps(str(tmp_path / "tiny.pth")), "null").replace(
+            '"weights": null', '"weights": null, "pretrained": true'
+        )
+        for changed in (text.replace("tiny.pth", "gone.pth"), fetched):
+            (tmp_path / "m/config.json").write_text(changed)
+            again = CellViT.from_pretrained(tmp_path / "m")
+            assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    with pytest.raises(WeightsError, match="cannot be reached"):  # it would have been asked for
+        CellViT(**{**small_settings, "encoder": {"class_path": "timm", "init_args": {**tiny, "pretrained": True}}})
 
 
 def test_settings_of_another_version(saved):

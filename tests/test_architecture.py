@@ -46,6 +46,7 @@ PLACES = [
     ("cellvit.released*", 3, "model"),
     ("cellvit.schedules", 3, "model"),
     ("cellvit.optimisation", 3, "model"),
+    ("cellvit.testing", 4, "application"),  # for the tests of plug-ins
     ("cellvit.finetuning", 4, "application"),
     ("cellvit.freezing", 4, "application"),
     ("cellvit.callbacks", 4, "application"),

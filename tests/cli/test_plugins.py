@@ -31,8 +31,7 @@ SMALL = [
     *("--data.samples_per_epoch", "4"),
 ]
 CONTRACTS = """
-from encoder_contract import EncoderContract
-from head_contract import HeadContract
+from cellvit.testing import EncoderContract, HeadContract
 from my_lab.centre_head import CentreHead
 from my_lab.conv_stem import ConvStem
 
@@ -127,8 +126,6 @@ def test_installing_leaves_no_trace_in_the_source(installed):
 @pytest.mark.slow
 def test_the_package_passes_its_own_tests_and_our_contracts(installed, tmp_path):
     source = copy_package(tmp_path)
-    for name in ("encoder_contract.py", "head_contract.py"):
-        (source / "tests" / name).write_text((ROOT / "tests/contracts" / name).read_text())
     (source / "tests/test_contracts.py").write_text(CONTRACTS)
     done = installed.python("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "tests", cwd=source)
     assert done.returncode == 0, done.stdout + done.stderr

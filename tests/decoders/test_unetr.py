@@ -1,10 +1,10 @@
 import pytest
 import torch
-from contracts.decoder_contract import DecoderContract
 
 from cellvit.decoders import DECODERS, UNETRDecoder
 from cellvit.encoders import ViTEncoder
 from cellvit.errors import ConfigError
+from cellvit.testing import DecoderContract
 from cellvit.types import FeatureInfo
 
 PLAIN = [FeatureInfo(24, 16)] * 4

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from contracts.encoder_contract import EncoderContract
 
 from cellvit.encoders import ENCODERS, HybridEncoder, TimmEncoder, ViTEncoder
 from cellvit.encoders import vit as vit_module
@@ -10,6 +9,7 @@ from cellvit.encoders.hybrid import attend_in_windows
 from cellvit.encoders.taps import choose_taps
 from cellvit.encoders.vit import interpolate_position
 from cellvit.errors import ConfigError, UnknownPluginError
+from cellvit.testing import EncoderContract
 
 
 class TestSmallViT(EncoderContract):

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 import torch
-from contracts.encoder_contract import EncoderContract
 
 from cellvit import CellViT
 from cellvit.encoders import HybridEncoder, LoRAEncoder, SAMEncoder, ViTEncoder, load_encoder_weights
 from cellvit.encoders.base import Encoder
 from cellvit.errors import ConfigError, WeightsError
+from cellvit.testing import EncoderContract
 from cellvit.types import EncoderOutput, FeatureInfo
 
 VIT = {"class_path": "vit-256", "init_args": {"embed_dim": 24, "depth": 4, "num_heads": 3}}

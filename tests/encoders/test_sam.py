@@ -2,7 +2,6 @@ from functools import partial
 
 import pytest
 import torch
-from contracts.encoder_contract import EncoderContract
 from hypothesis import given
 from hypothesis import strategies as st
 from segment_anything.modeling.image_encoder import ImageEncoderViT, get_rel_pos
@@ -15,6 +14,7 @@ from cellvit.encoders import sam as sam_module
 from cellvit.encoders.sam import fit_position
 from cellvit.encoders.sam_attention import distance_table
 from cellvit.errors import ConfigError
+from cellvit.testing import EncoderContract
 
 SMALL = {"embed_dim": 24, "depth": 4, "num_heads": 3, "out_chans": 8}
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from contracts.head_contract import SIZES, HeadContract, make_batch, make_features
 from torch.nn import functional as F
 
 from cellvit.errors import ConfigError
 from cellvit.heads import HEADS, BinaryHead, HeadSizes, HVHead, NucleiTypeHead, TissueHead
 from cellvit.losses import binary_focal_tversky_loss, focal_tversky_loss, hv_gradient_loss
+from cellvit.testing.head import SIZES, HeadContract, make_batch, make_features
 
 
 class TestBinary(HeadContract):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from contracts.postprocessor_contract import PostprocessorContract
 from drawn_nuclei import draw_ellipses, perfect_maps
 
 from cellvit.postprocess import HVPostprocessor
+from cellvit.testing import PostprocessorContract
 
 
 @pytest.mark.parametrize("normalisation", ["tile", "fixed"])

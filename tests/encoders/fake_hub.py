@@ -20,6 +20,7 @@ def write_repository(cache: Path, repo: str, files: dict[str, bytes], *, branch:
         blob.parent.mkdir(parents=True, exist_ok=True)
         link.parent.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(body)
+        link.unlink(missing_ok=True)
         link.symlink_to(blob)
     return commit
 

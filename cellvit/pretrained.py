@@ -18,6 +18,7 @@ from safetensors.torch import save as serialise
 
 from cellvit.errors import CellViTError, OutputError, UnknownPluginError, WeightsError
 from cellvit.released import describe_other, is_released, read_released
+from cellvit.requirements import required_packages
 from cellvit.safe_loading import open_safely
 from cellvit.state_dicts import misfits
 
@@ -63,6 +64,7 @@ def save(model: "CellViT", folder: str | Path, *, dtype: torch.dtype = torch.flo
             "format": FORMAT,
             "schema": SCHEMA,
             "cellvit_version": version("cellvit-lightning"),
+            "requires": required_packages(model.settings),
             "model": model.settings,
             "weights": {"file": WEIGHTS_NAME, "sha256": sha256(weights), "dtype": str(dtype).removeprefix("torch.")},
         }
@@ -95,7 +97,8 @@ def load(cls: type[M], name_or_path: str | Path) -> M:
     try:
         model = cls(**_offline(stored.settings))
     except (TypeError, ValueError, RuntimeError, AssertionError, CellViTError) as error:
-        raise WeightsError(f"the settings in {str(name_or_path)!r} build no model: {error}") from error
+        made = f" (it was made with {', '.join(stored.requires)}; install what is missing)" if stored.requires else ""
+        raise WeightsError(f"the settings in {str(name_or_path)!r} build no model: {error}{made}") from error
     _fill(model, stored, name_or_path)
     return model.eval()
 
@@ -115,11 +118,12 @@ def read_model(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, torc
 
 
 class _Stored(NamedTuple):
-    """Settings, tensors under our names, and what the file calls a tensor of ours."""
+    """Settings, tensors under our names, what the file calls a tensor of ours, and packages that bring its parts."""
 
     settings: dict[str, Any]
     state: dict[str, torch.Tensor]
     name_of: Callable[[str], str] = str
+    requires: tuple[str, ...] = ()
 
 
 def _read(name_or_path: str | Path) -> _Stored:
@@ -131,7 +135,7 @@ def _read(name_or_path: str | Path) -> _Stored:
         raise UnknownPluginError(
             f"no model {str(name_or_path)!r}: neither a path nor a bundled model (bundled: {known})"
         )
-    return _Stored(*_read_folder(path)) if path.is_dir() else _read_file(path)
+    return _read_folder(path) if path.is_dir() else _read_file(path)
 
 
 def sha256(path: Path) -> str:
@@ -140,7 +144,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read_folder(folder: Path) -> _Stored:
     config_path = folder / CONFIG_NAME
     if not config_path.is_file():
         raise WeightsError(f"folder {str(folder)!r} has no {CONFIG_NAME}; give a folder made by save_pretrained")
@@ -167,7 +171,9 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
         raise WeightsError(
             f"weights {str(weights)!r} have SHA-256 {actual}, the configuration says {digest}; fetch them again"
         )
-    return config["model"], state
+    stated = config.get("requires")  # not in folders of older versions
+    packages = [f"{name} {made}".strip() for name, made in stated.items()] if isinstance(stated, dict) else []
+    return _Stored(config["model"], state, requires=tuple(packages))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

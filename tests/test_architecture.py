@@ -27,6 +27,7 @@ PLACES = [
     ("cellvit.parts", 0, "core"),
     ("cellvit.classes", 0, "core"),
     ("cellvit.geometry", 0, "core"),
+    ("cellvit.star", 0, "core"),
     ("cellvit.atomic", 0, "core"),
     ("cellvit.state_dicts", 0, "core"),
     ("cellvit.safe_loading", 0, "core"),
@@ -46,6 +47,7 @@ PLACES = [
     ("cellvit.released*", 3, "model"),
     ("cellvit.schedules", 3, "model"),
     ("cellvit.optimisation", 3, "model"),
+    ("cellvit.requirements", 3, "model"),
     ("cellvit.testing", 4, "application"),  # for the tests of plug-ins
     ("cellvit.finetuning", 4, "application"),
     ("cellvit.freezing", 4, "application"),

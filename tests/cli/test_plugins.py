@@ -206,6 +206,7 @@ def test_without_the_package_the_error_names_what_is_missing(trained, bare, nucl
     done = bare.cellvit("segment", image, "--model", "my-model", "--out", "none", "--device", "cpu", cwd=trained)
     assert done.returncode == 2
     assert "no encoder 'conv-stem'" in done.stderr
+    assert "made with cellvit-my-lab 0.3.0; install what is missing" in done.stderr
     assert "Traceback" not in done.stderr
 
 

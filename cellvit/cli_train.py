@@ -105,6 +105,8 @@ def _run(arguments: list[str]) -> None:
     with warnings.catch_warnings():
         # It asks for args only within Python; ours differ from the command line where files build on others.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        # lightning 2.6 asks torch's pytree in a way that torch 2.9 deprecated: nothing a user could do about
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
         CellViTCLI(
             CellViT,
             L.LightningDataModule,

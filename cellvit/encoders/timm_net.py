@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cellvit.encoders.transformers_names import from_transformers
-from cellvit.errors import ConfigError, UnknownPluginError, WeightsError
+from cellvit.errors import ConfigError, UnknownPluginError
 
 # A network takes images of any size by the first of these that its class knows.
 ANY_SIZE: tuple[dict[str, Any], ...] = (
@@ -193,15 +193,15 @@ def groups_of(net: nn.Module, levels: Sequence[Level]) -> list[list[nn.Parameter
 def own_names(net: Any, content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tensors of a file under a network's own names, without its classifier.
 
-    Files of timm, those that timm itself translates and Vision Transformers of ``transformers`` are read. Nothing is
-    resized: a tensor of another shape keeps it, for the caller to refuse.
+    Files of timm, those that timm itself translates and Vision Transformers of ``transformers`` are read. Timm would
+    resize some tensors; here they keep their shape, for the caller to refuse.
 
     Args:
         net: The network.
         content: What the file holds, by name.
 
     Raises:
-        WeightsError: If the names cannot be translated.
+        WeightsError: If attention in the naming of ``transformers`` is incomplete.
     """
     plain = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     plain = from_transformers({str(name): value for name, value in plain.items()})
@@ -210,12 +210,12 @@ def own_names(net: Any, content: Mapping[str, Any]) -> dict[str, Any]:
     translate = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
     try:
         named = dict(_call(translate, dict(plain), net)) if translate else dict(plain)
-    except Exception as error:  # written for the files that timm knows; any other may break it anywhere
-        raise WeightsError(f"its names are not those of timm model {architecture!r} ({error!r})") from error
-    for name, value in named.items():
-        stored = plain.get(name)
-        if isinstance(value, Tensor) and isinstance(stored, Tensor) and stored.numel() != value.numel():
-            named[name] = stored
+    except Exception:  # written for files that fit; what does not is named with its own names
+        named = dict(plain)
+    untouched = {id(value) for value in plain.values()}
+    for name in named.keys() & plain.keys():
+        if id(named[name]) not in untouched and named[name].numel() != plain[name].numel():
+            named[name] = plain[name]
     classifier = net.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     known = net.state_dict().keys()

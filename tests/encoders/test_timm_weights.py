@@ -163,6 +163,20 @@ def test_names_of_earlier_publications_are_translated_by_timm(tmp_path):
         assert torch.equal(value, net.state_dict()[name]), name
 
 
+def test_names_of_earlier_versions_of_timm_are_translated(tmp_path):
+    """Swin's downsampling has moved to the stage behind: names stayed, shapes did not."""
+    small = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
+    net = timm.create_model("swin_tiny_patch4_window7_224", **small)
+    state = {}
+    for name, value in net.state_dict().items():
+        stage, at, rest = name.removeprefix("layers.").partition(".downsample.")
+        state[f"layers.{int(stage) - 1}{at}{rest}" if at else name.replace("head.fc.", "head.")] = value
+    (tmp_path / "swin.pth").write_bytes(pickled({"model": state}))
+    encoder = TimmEncoder(model="swin_tiny_patch4_window7_224", weights=str(tmp_path / "swin.pth"), arguments=small)
+    for name, value in encoder.net.state_dict().items():
+        assert torch.equal(value, net.state_dict()[name]), name
+
+
 def refused(tmp_path, name, body, *, error=WeightsError, model="test_vit", **more):
     (tmp_path / name).write_bytes(body)
     with pytest.raises(error) as caught:
@@ -210,7 +224,8 @@ def test_weights_of_another_architecture_are_refused_by_tensor(tmp_path, publish
     assert "unused: net.blocks.6.norm1.weight" in refused(tmp_path, "b.pth", pickled(deeper))
     lacking = {name: value for name, value in published.items() if name != "blocks.2.mlp.fc1.bias"}
     assert "missing: net.blocks.2.mlp.fc1.bias" in refused(tmp_path, "c.pth", pickled(lacking))
-    assert "test_vit" in refused(tmp_path, "d.pth", pickled({"patch_embed.proj.weight": torch.zeros(3)}))
+    broken = pickled({"patch_embed.proj.weight": torch.zeros(3)})  # breaks timm's own translation
+    assert "net.patch_embed.proj.weight (3,)" in refused(tmp_path, "d.pth", broken)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ HV_MAP = "hv_map"
 NUCLEI_TYPE_MAP = "nuclei_type_map"
 TISSUE_TYPES = "tissue_types"
 EMBEDDING_MAP = "embedding_map"
+OBJECT_PROBABILITY = "object_probability"
+RADIAL_DISTANCES = "radial_distances"
 
 UNKNOWN_TYPE = -1
 """Type of a nucleus that its data set does not state; left out of the type losses."""

@@ -1,0 +1,63 @@
+"""Radial distances: how far is the outline of the nucleus along each ray?"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cellvit.heads.base import HEADS, Head, HeadSizes
+from cellvit.losses import background_distance_loss, radial_distance_loss
+from cellvit.star import NUM_RAYS, object_probability, radial_distances, ray_directions
+from cellvit.types import RADIAL_DISTANCES, Batch
+
+UNIT = 10.0
+"""Pixels; the order of a nucleus's radius, so that logits around 0 are a sensible start: 10 · log 2 = 6.9 px."""
+
+
+@HEADS.register("radial-distances")
+class RadialDistancesHead(Head):
+    """One channel per ray: the distance from the pixel to the outline of its nucleus, in pixels.
+
+    A logit ``z`` becomes ``10 · softplus(z)``, which is positive, as a distance is, and nearly linear for large ones.
+    Targets are made from the instance map of the batch, see :func:`cellvit.star.radial_distances`. The absolute error
+    is weighted by the true object probability; in the background distances are drawn to 0, very weakly.
+
+    Args:
+        sizes: See :class:`cellvit.heads.base.Head`.
+        losses: Weight of ``absolute_error`` and ``background``.
+        num_rays: Rays; 32 in the paper.
+
+    Raises:
+        ConfigError: If there are fewer than three rays.
+
+    References:
+        Schmidt et al., Cell detection with star-convex polygons, MICCAI 2018, DOI 10.1007/978-3-030-00934-2_30
+    """
+
+    branch = RADIAL_DISTANCES
+    default_losses: ClassVar[Mapping[str, float]] = {"absolute_error": 0.2, "background": 2e-5}
+
+    def __init__(
+        self, sizes: HeadSizes, *, losses: Mapping[str, float] | None = None, num_rays: int = NUM_RAYS
+    ) -> None:
+        super().__init__(sizes, losses=losses)
+        self.out_channels = len(ray_directions(num_rays))
+        self.output = nn.Conv2d(sizes.decoder_channels, self.out_channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(B, K, H, W)``."""
+        return self.output(features)  # type: ignore[no-any-return]
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Return distances ``(B, K, H, W)`` in pixels, above 0."""
+        return UNIT * F.softplus(logits)
+
+    def loss_terms(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the absolute error in nuclei and the mean distance outside."""
+        instances, pred = batch["instance_map"], self.activate(logits)
+        weight = object_probability(instances)
+        return {
+            "absolute_error": radial_distance_loss(pred, radial_distances(instances, self.out_channels), weight),
+            "background": background_distance_loss(pred, weight),
+        }

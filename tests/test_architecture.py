@@ -30,6 +30,8 @@ PLACES = [
     ("cellvit.star", 0, "core"),
     ("cellvit.atomic", 0, "core"),
     ("cellvit.state_dicts", 0, "core"),
+    ("cellvit.licences", 0, "core"),
+    ("cellvit.catalogue*", 0, "core"),
     ("cellvit.safe_loading", 0, "core"),
     ("cellvit.slide.runner", 4, "application"),
     ("cellvit.slide", 1, "slide"),

@@ -32,6 +32,7 @@ HARMLESS: list[Any] = [
         for name in ("WindowsPath", "PureWindowsPath")
     ),
 ]
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _STARTS = {
     b"version https://git-lfs": "is a Git LFS pointer instead of the file; fetch it with 'git lfs pull'",
     b"<": "is a web page instead of the file; download it again, and confirm where the page asks",
@@ -51,8 +52,7 @@ def open_safely(path: Path) -> Any:
             message starts with the verb; the caller names the file.
     """
     try:
-        _check_kind(path)
-        mapped = zipfile.is_zipfile(path)
+        mapped = _check_kind(path)
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on foreign pickles; our own error says it better
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
@@ -63,37 +63,45 @@ def open_safely(path: Path) -> Any:
             f"cannot be opened safely ({_reason(error)}); if you trust its origin, open it once with torch.load(..., "
             "weights_only=False) and save its tensors and plain settings again"
         ) from error
-    except OSError as error:
-        raise WeightsError(
-            f"cannot be read ({error.strerror or error}); correct the path or its permissions"
-        ) from error
     except Exception as error:  # a damaged pickle fails in any way; what it says is of no use then
         raise WeightsError(
             f"is not a checkpoint or is damaged ({_first_line(error)}); fetch it again and compare its size"
         ) from error
 
 
-def _check_kind(path: Path) -> None:
-    """Raise where the first bytes tell what the file is instead of a checkpoint."""
-    with path.open("rb") as file:
-        start = file.read(32)
+def _check_kind(path: Path) -> bool:
+    """Return whether a file is in torch's ZIP format; raise where it shows that it is no checkpoint."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot be read ({error.strerror or error}); correct the path or its permissions"
+        ) from error
     for known, message in _STARTS.items():
         if start.lstrip().startswith(known):
             raise WeightsError(message)
     if start[8:10] == b'{"':
         raise WeightsError("is a safetensors file, which has no settings; give the folder of a model")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if not any(name.endswith("data.pkl") for name in names):
-            raise WeightsError(
-                f"is a ZIP archive with {names[:3]}, not a checkpoint; unpack it and give a file from it"
-            )
+    if not start.startswith(_ZIP):
+        if start.startswith(_PICKLE):
+            return False
+        raise WeightsError(f"is not a checkpoint or is damaged (it starts with {start[:8]!r}); fetch it again")
+    if not zipfile.is_zipfile(path):
+        raise WeightsError(
+            "is not a checkpoint or is damaged (its end is missing); fetch it again and compare its size"
+        )
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if not any(name.endswith("data.pkl") for name in names):
+        raise WeightsError(f"is a ZIP archive with {names[:3]}, not a checkpoint; unpack it and give a file from it")
+    return True
 
 
 def _reason(error: Exception) -> str:
     name = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it asks for {name[1]}" if name else _first_line(error)
+    detail = re.search(r"WeightsUnpickler error: (.*)", str(error))
+    return f"it asks for {name[1]}" if name else detail[1] if detail else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -25,12 +25,15 @@ class Encoder(Configurable, nn.Module, ABC):
         pixel_mean: Mean of R, G, B in [0, 1] that the encoder's input was made with; a model whose settings state none
             takes it.
         pixel_std: Standard deviation, likewise.
+        has_published_files: Whether it was made for the files that :data:`cellvit.encoders.weights.SOURCES` lists, and
+            errors name them.
     """
 
     features: list[FeatureInfo]
     pooled_channels: int
     pixel_mean: Sequence[float] = (0.5, 0.5, 0.5)
     pixel_std: Sequence[float] = (0.5, 0.5, 0.5)
+    has_published_files: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, image: Tensor) -> EncoderOutput:

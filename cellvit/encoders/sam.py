@@ -60,6 +60,7 @@ class SAMEncoder(Encoder):
     """
 
     size: ClassVar[SAMSize] = SAMSize(768, 12, 12)
+    has_published_files: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -47,6 +47,8 @@ class ViTEncoder(Encoder):
         [1] Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021,
         DOI 10.1109/ICCV48922.2021.00951.
     """
+
+    has_published_files: ClassVar[bool] = True
 
     def __init__(
         self,

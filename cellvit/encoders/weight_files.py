@@ -85,9 +85,9 @@ def fetch(repo: str, names: Sequence[str], *, revision: str | None) -> HubFile:
     unreachable = False
     for name in names:
         try:
-            path = Path(_download(repo, name, revision=revision))
+            path = Path(_download(repo, name, revision=revision, offline=unreachable or _is_offline()))
         except LocalEntryNotFoundError:  # derives from the next one
-            unreachable = True
+            unreachable = True  # then the other names are looked for in the cache alone
         except EntryNotFoundError:
             continue
         else:
@@ -165,10 +165,10 @@ def checked_digest(path: Path, *, expected: str | None) -> str:
     return digest
 
 
-def _download(repo: str, name: str, *, revision: str | None) -> str:
+def _download(repo: str, name: str, *, revision: str | None, offline: bool) -> str:
     where = _where(repo, revision)
     try:
-        return hf_hub_download(repo, name, revision=revision, cache_dir=_cache_dir(), local_files_only=_is_offline())
+        return hf_hub_download(repo, name, revision=revision, cache_dir=_cache_dir(), local_files_only=offline)
     except EntryNotFoundError:  # the caller may know another name
         raise
     except GatedRepoError as error:

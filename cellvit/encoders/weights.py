@@ -1,35 +1,21 @@
 """Pre-trained weights for an encoder, from the files that others publish. Nothing in a file is run."""
 
-import argparse
-import pickle
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cellvit.encoders.base import Encoder
 from cellvit.errors import WeightsError
+from cellvit.safe_loading import open_safely
 from cellvit.state_dicts import misfits
 
 SOURCES = (
     "vit256_small_dino.pth of HIPT fits vit-256; sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth and "
     "sam_vit_h_4b8939.pth of segment-anything fit sam-b, sam-l and sam-h"
 )
-
-# Training files of DINO hold their command line and numpy's learning rates beside the tensors: plain data, no code.
-HARMLESS: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    type(np.dtype(np.float64)),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # as numpy 1 called it
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-]
-LFS_POINTER = b"version https://git-lfs"
 
 
 def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
@@ -52,7 +38,7 @@ def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
     if problems:
         raise WeightsError(
             f"weights {str(path)!r} do not fit encoder {type(encoder).__name__}; {'; '.join(problems)}; "
-            f"choose the encoder they were made for ({SOURCES})"
+            f"choose the encoder they were made for{f' ({SOURCES})' if encoder.has_published_files else ''}"
         )
     encoder.load_state_dict(state)
 
@@ -68,24 +54,13 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise WeightsError(f"no such file; fetch it or correct the path ({SOURCES})")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with path.open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise WeightsError("a Git LFS pointer instead of the file; fetch it with 'git lfs pull'")
-        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on foreign pickles; our own error says it better
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"cannot be opened safely ({str(error).splitlines()[0]}); if you trust its origin, load it with torch.load "
-            "yourself and save nothing but its tensors with safetensors"
-        ) from error
-    except WeightsError:
-        raise
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
-        raise WeightsError(f"not a weight file or damaged ({error}); fetch it again") from error
+    if path.suffix != ".safetensors":
+        content = open_safely(path)
+    else:
+        try:
+            content = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"not a weight file or damaged ({error}); fetch it again") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"holds a {type(content).__name__} instead of named tensors; give a file of weights")
     return content

@@ -206,7 +206,7 @@ def test_truncated_files_are_refused(tmp_path, published, name):
 
 def test_files_that_are_no_weights_are_refused(tmp_path, published):
     assert ".safetensors" in refused(tmp_path, "image.png", b"\x89PNG")
-    assert "cannot be opened safely" in refused(tmp_path, "image.pth", b"\x89PNG")
+    assert "is not a checkpoint or is damaged" in refused(tmp_path, "image.pth", b"\x89PNG")
     assert "damaged" in refused(tmp_path, "image.safetensors", b"\x89PNG" * 9)
     assert "safely" in refused(tmp_path, "code.pth", pickled({"a": refused}))
     with pytest.raises(WeightsError, match=r"nowhere\.pth.*no such file"):

@@ -1,0 +1,369 @@
+"""Checkpoints of the published implementation: every tensor has its place, and the outputs are those of the method."""
+
+import argparse
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from functional_cellvit import SIZES, encode, network
+from released_files import (
+    ENTRIES,
+    NUCLEI,
+    PARAMETERS,
+    SMALL,
+    TISSUES,
+    content_of,
+    hollow_state,
+    number_of_parameters,
+    random_state,
+    released,
+    shapes_of,
+    write,
+)
+
+from cellvit import CellViT
+from cellvit.errors import WeightsError
+from cellvit.pretrained import read_model
+from cellvit.released import Spelling
+
+EXHAUSTIVE = os.environ.get("CELLVIT_EXHAUSTIVE") == "1"
+"""Whether whole networks of all encoders run at 1024 px."""
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Return a place for a file of up to 2.8 GB that is gone after the test."""
+    path = tmp_path / "released.pth"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Return a small released checkpoint: a plain ViT of four blocks under the published decoder."""
+    return write(tmp_path_factory.mktemp("small") / "small.pth", released("small"))
+
+
+def assert_close(ours, theirs):
+    """Check that tensors agree to 1e-4 of their spread."""
+    assert ours.shape == theirs.shape
+    spread = theirs.std().item()
+    assert spread > 0.1
+    assert (ours - theirs).abs().max().item() < 1e-4 * spread
+
+
+# The same outputs as an independent statement of the method.
+
+
+def compare(name, file, sides, *, whole=True):
+    """Check the outputs, or the encoder's alone, of a network of published size on images of some sizes."""
+    size, state = SIZES[name], random_state(shapes_of(SIZES[name]))
+    model = CellViT.from_pretrained(write(file, content_of(name, state)))
+    assert not model.training
+    for height, width in sides:
+        image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+        with torch.inference_mode():
+            if whole:
+                ours, theirs = model(image), network(state, image, size)
+                assert set(ours) == set(theirs)
+                for output, value in theirs.items():
+                    assert_close(ours[output], value)
+            else:
+                encoded = model.encoder((image - 0.5) / 0.5)
+                taps, tissue = encode(state, (image - 0.5) / 0.5, size)
+                assert_close(model.heads["tissue_types"](encoded.pooled), tissue)
+                for feature, tap in zip(encoded.features, taps, strict=True):
+                    assert_close(feature, tap)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_outputs_at_256_px_are_those_of_the_method(name, file):
+    compare(name, file, [(256, 256), (256, 320)] if name == "vit-256" else [(256, 256)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_outputs_at_1024_px_are_those_of_the_method(name, file):
+    """By default ViT-256 runs whole and SAM-B without its decoder, which is convolutional and ran at 256 px."""
+    if name in ("sam-l", "sam-h") and not EXHAUSTIVE:
+        pytest.skip("SAM-L and SAM-H take ten minutes at 1024 px; set CELLVIT_EXHAUSTIVE=1 to run them")
+    compare(name, file, [(1024, 1024)], whole=EXHAUSTIVE or name == "vit-256")
+
+
+def test_a_small_network_gives_the_outputs_of_the_method_for_any_statistics_of_pixels(tmp_path):
+    state = random_state(shapes_of(SMALL))
+    changes = {"transformations__normalize__mean": [0.4] * 3, "transformations__normalize__std": [0.2] * 3}
+    model = CellViT.from_pretrained(write(tmp_path / "a.pth", content_of("small", state, **changes)))
+    image = torch.rand(2, 3, 64, 96)
+    with torch.inference_mode():
+        ours, theirs = model(image), network(state, image, SMALL, mean=0.4, std=0.2)
+    for output, value in theirs.items():
+        assert_close(ours[output], value)
+
+
+def test_every_tensor_matters(small):
+    """A network that ignored a tensor would agree with a statement that ignores it too: neither may."""
+    content = torch.load(small, weights_only=False)
+    state, image = content["model_state_dict"], torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        before = network(state, image, SMALL)
+    for name, tensor in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        with torch.inference_mode():
+            changed = network({**state, name: tensor + 0.5}, image, SMALL)
+        assert any(not torch.equal(changed[key], before[key]) for key in before), name
+
+
+# Names, shapes and counts.
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_files_have_the_published_counts_and_find_a_place_for_every_tensor(name, file):
+    shapes = shapes_of(SIZES[name])
+    assert (len(shapes), number_of_parameters(shapes)) == (ENTRIES[name], PARAMETERS[name])
+    write(file, content_of(name, hollow_state(shapes)))
+    settings, state = read_model(file)
+    with torch.device("meta"):
+        own = {k: v.shape for k, v in CellViT(**settings).state_dict().items()}
+    assert {k: v.shape for k, v in state.items()} == own
+
+
+@pytest.mark.parametrize("name", ["small", "vit-256", "sam-b"])
+def test_names_lead_there_and_back(name):
+    is_sam = name.startswith("sam")
+    spelling = Spelling(
+        encoder="net" if is_sam else "vit", tissue_layer="classifier_head" if is_sam else "encoder.head"
+    )
+    names = list(shapes_of({**SIZES, "small": SMALL}[name]))
+    ours = [spelling.ours(theirs) for theirs in names]
+    assert len(set(ours)) == len(names)
+    assert [spelling.theirs(own) for own in ours] == names
+    assert spelling.ours("optimizer.lr") == "optimizer.lr"
+
+
+def test_settings_become_those_of_a_model(small):
+    model = CellViT.from_pretrained(small)
+    assert model.classes.names == NUCLEI
+    assert list(model.tissue_names) == list(TISSUES)
+    assert model.mpp == 0.25
+    assert model.settings["postprocessor"] == {"class_path": "hv-watershed", "init_args": {"magnification": 40}}
+    assert {"licence", "origin", "cite", "data"} <= set(model.about)
+    assert model.about["source"]["file"] == "small.pth"
+
+
+@pytest.mark.parametrize(
+    ("changes", "mpp"),
+    [
+        ({"data__magnification": 20}, 0.5),
+        ({"data__magnification": "x40"}, 0.25),
+        ({"data__dataset_path": "/data/PanNuke/x20"}, 0.5),
+        ({}, 0.25),
+    ],
+)
+def test_resolution_is_what_the_file_states(changes, mpp, tmp_path):
+    path = write(tmp_path / "a.pth", content_of("small", random_state(shapes_of(SMALL)), **changes))
+    model = CellViT.from_pretrained(path)
+    assert model.mpp == mpp
+    assert model.postprocessor.init_args["magnification"] == 10 / mpp
+
+
+def test_other_counts_of_classes_work(tmp_path):
+    state = random_state(shapes_of(SMALL, types=3, tissues=2))
+    changes = {"data__num_nuclei_classes": 3, "data__num_tissue_classes": 2}
+    names = {f"dataset_config__nuclei_types__{key}": None for key in NUCLEI[3:]}
+    model = CellViT.from_pretrained(write(tmp_path / "a.pth", content_of("small", state, **changes, **names)))
+    assert model.classes.names == NUCLEI[:3]
+    assert model(torch.rand(1, 3, 32, 32))["tissue_types"].shape == (1, 2)
+
+
+def test_a_regression_map_is_left_out_and_said(tmp_path):
+    state = random_state(shapes_of(SMALL, regression=True))
+    path = write(tmp_path / "a.pth", content_of("small", state, model__regression_loss=True))
+    model, image = CellViT.from_pretrained(path), torch.rand(1, 3, 32, 32)
+    assert "regression map" in model.about["left_out"]
+    with torch.inference_mode():
+        assert_close(model(image)["nuclei_binary_map"], network(state, image, SMALL)["nuclei_binary_map"][:, :2])
+
+
+def test_nested_settings_and_older_files_are_read(small, tmp_path):
+    content = torch.load(small, weights_only=False)
+    nested = {}
+    for name, value in content["config"].items():
+        *parents, last = name.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    expected, state = read_model(small)
+    for config in (nested, argparse.Namespace(**nested)):
+        path = write(tmp_path / "a.pth", {**content, "config": config}, _use_new_zipfile_serialization=False)
+        settings, ours = read_model(path)
+        assert {**settings, "about": None} == {**expected, "about": None}
+        assert all(torch.equal(ours[name], value) for name, value in state.items())
+
+
+def test_a_converted_model_is_saved_and_loaded_with_the_same_outputs(small, tmp_path):
+    model = CellViT.from_pretrained(small)
+    model.save_pretrained(tmp_path / "m")
+    again, image = CellViT.from_pretrained(tmp_path / "m"), torch.rand(1, 3, 48, 32)
+    assert again.settings == model.settings
+    for name, value in model.predict_maps(image).items():
+        assert torch.equal(again.predict_maps(image)[name], value)
+    assert json.loads((tmp_path / "m/config.json").read_text())["model"]["about"]["source"]["arch"] == "CellViT"
+
+
+# What cannot be used.
+
+
+def changed(tmp_path, small, **changes):
+    return write(tmp_path / "changed.pth", {**torch.load(small, weights_only=False), **changes})
+
+
+def with_state(tmp_path, small, change):
+    content = torch.load(small, weights_only=False)
+    state = dict(content["model_state_dict"])
+    change(state)
+    return write(tmp_path / "changed.pth", {**content, "model_state_dict": state})
+
+
+def test_a_missing_and_an_unknown_tensor_are_named_as_the_file_spells_them(small, tmp_path):
+    def lose(state):
+        del state["hv_map_decoder.decoder1_upsampler.0.block.1.running_mean"]
+        del state["encoder.blocks.2.attn.qkv.bias"]
+        state["regression_decoder.weight"] = torch.zeros(2)
+
+    path = with_state(tmp_path, small, lose)
+    with pytest.raises(WeightsError) as caught:
+        CellViT.from_pretrained(path)
+    text = str(caught.value)
+    assert "missing: hv_map_decoder.decoder1_upsampler.0.block.1.running_mean, encoder.blocks.2.attn.qkv.bias;" in text
+    assert "unused: regression_decoder.weight" in text
+    assert "changed.pth" in text
+
+
+def test_a_tensor_of_another_shape_is_named(small, tmp_path):
+    def widen(state):
+        state["decoder2.0.block.1.weight"] = torch.zeros(256, 255, 3, 3)
+
+    with pytest.raises(WeightsError, match=r"decoder2.0.block.1.weight \(256, 255, 3, 3\) for \(256, 256, 3, 3\)"):
+        CellViT.from_pretrained(with_state(tmp_path, small, widen))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__num_nuclei_classes": 7}, r"data.num_nuclei_classes 7, .* nuclei_type_maps_decoder.decoder0_header.2"),
+        ({"data__num_tissue_classes": 5}, r"data.num_tissue_classes 5, .* encoder.head.weight has shape \(19, 24\)"),
+        ({"data__num_nuclei_classes": None}, "has setting data.num_nuclei_classes None; it must be a whole number"),
+        ({"model__regression_loss": True}, "model.regression_loss True, which needs 4 outputs"),
+        ({"data__magnification": 10}, "data.magnification 10; post-processing is known for 40 and 20"),
+        ({"model__embed_dim": 48}, r"model.embed_dim 48, .* encoder.pos_embed has shape \(1, 197, 24\)"),
+        ({"model__depth": 6}, "model.depth 6, but tensors of 4 blocks"),
+        ({"transformations__normalize__std": [1, 2]}, "transformations.normalize.std .* must be three numbers"),
+        ({"dataset_config__nuclei_types__Dead": 9}, "dataset_config.nuclei_types .* must be numbered from 0 to 5"),
+    ],
+)
+def test_settings_that_contradict_the_tensors_or_cannot_be_are_named(changes, message, tmp_path):
+    path = write(tmp_path / "a.pth", content_of("small", random_state(shapes_of(SMALL)), **changes))
+    with pytest.raises(WeightsError, match=message):
+        CellViT.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("CellViT256Shared", "shared decoder were not released"),
+        ("HoVerNet", "unknown architecture 'HoVerNet'; this version converts CellViT256, CellViTSAM and CellViT"),
+        ("CellViT256", r"architecture 'CellViT256', which makes tokens of 384 channels, but tensor encoder.pos_embed"),
+        ("CellViTSAM", "setting model.backbone 'default'; architecture 'CellViTSAM' knows SAM-B, SAM-L and SAM-H"),
+    ],
+)
+def test_other_architectures_are_refused(arch, message, small, tmp_path):
+    with pytest.raises(WeightsError, match=message):
+        CellViT.from_pretrained(changed(tmp_path, small, arch=arch))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [  # each with what the message says
+        ({"image_encoder.pos_embed": torch.zeros(2)}, "weights of an encoder alone; the callback .*PretrainedEncoder"),
+        ({"teacher": {"module.backbone.cls_token": torch.zeros(2)}}, "weights of an encoder alone"),
+        ({"decoder0.0.block.0.weight": torch.zeros(2)}, "holds .*decoder0"),
+        (
+            {"hv_map_decoder.bottleneck_upsampler.weight": torch.zeros(2)},
+            r"without \['arch', 'config'\], which",
+        ),
+        ({"model_state_dict": {"fc1.weight": torch.zeros(2)}, "config": {}}, "a classifier of nuclei by their embed"),
+        ({"model_state_dict": {"a": torch.zeros(2)}, "arch": "CellViT256"}, r"but not \['config'\]"),
+        ({"state": {}, "param_groups": []}, "state of an optimiser without a network"),
+        ([1, 2], "holds a list"),
+    ],
+)
+def test_other_files_say_what_they_are_and_what_takes_them(content, message, tmp_path):
+    with pytest.raises(WeightsError, match=message):
+        CellViT.from_pretrained(write(tmp_path / "other.pth", content))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_truncated_file_is_refused(share, zipped, tmp_path):
+    content = content_of("small", random_state({"encoder.pos_embed": (1, 197, 24)}))
+    path = write(tmp_path / "cut.pth", content, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(WeightsError, match=r"cut.pth' is not a checkpoint or is damaged"):
+        CellViT.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"<!doctype html><html>", "is a web page instead of the file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (b"\x89PNG\r\n\x1a\n", "is not a checkpoint or is damaged"),
+    ],
+)
+def test_a_file_of_another_kind_says_which(start, message, tmp_path):
+    path = tmp_path / "download.pth"
+    path.write_bytes(start + bytes(100))
+    with pytest.raises(WeightsError, match=message):
+        CellViT.from_pretrained(path)
+
+
+# Nothing in a file is run.
+
+
+class Bomb:
+    """An object whose loading would leave a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["config", "optimizer_state_dict", "model_state_dict"])
+def test_code_in_a_file_does_not_run(place, zipped, small, tmp_path):
+    mark = tmp_path / "mark"
+    content = torch.load(small, weights_only=False)
+    hidden = {**content[place], "extra": Bomb(mark)}
+    path = write(tmp_path / "evil.pth", {**content, place: hidden}, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=r"evil.pth' cannot be opened safely .* if you trust its origin"):
+        CellViT.from_pretrained(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)  # and it would have run
+    assert mark.exists()
+
+
+def test_a_bare_pickle_with_code_does_not_run(tmp_path):
+    mark = tmp_path / "mark"
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Bomb(mark)))
+    with pytest.raises(WeightsError):
+        CellViT.from_pretrained(tmp_path / "evil.pth")
+    assert not mark.exists()

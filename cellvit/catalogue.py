@@ -126,7 +126,7 @@ def by_hub(repository: str) -> Entry | None:
         repository: Such as ``MahmoodLab/UNI``; a prefix ``hf-hub:`` or ``hf_hub:`` is left out.
     """
     wanted = repository.rpartition(":")[2].casefold()
-    return next((entry for entry in _published() if (entry.hub or "").casefold() == wanted), None)
+    return next((entry for entry in _published() if entry.hub and entry.hub.casefold() == wanted), None)
 
 
 def announce_file(path: str | Path) -> None:

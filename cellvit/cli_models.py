@@ -231,7 +231,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
 def _looked_for(entry: Entry) -> str:
     folders: dict[str, list[str]] = {}
     if entry.folder is None and weights_folder() is None:
-        folders[f"{WEIGHTS_VARIABLE} (not set)"] = [path.name for path in weights_paths(entry, Path())]
+        folders[f"{WEIGHTS_VARIABLE} (not set)"] = [str(path) for path in weights_paths(entry, Path())]
     for _, path in places(entry):
         folders.setdefault(str(path.parent), []).append(path.name)
     return "\n".join(f"{folder}: {', '.join(names)}" for folder, names in folders.items())

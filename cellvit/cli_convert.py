@@ -22,7 +22,8 @@ def main(argv: Sequence[str]) -> int:
         0 on success.
 
     Raises:
-        CellViTError: If the file is no such checkpoint or cannot be read, or the folder not be written.
+        CellViTError: If the file is no such checkpoint or cannot be read, its values do not fit the type, or the folder
+            cannot be written.
     """
     parser = argparse.ArgumentParser(
         "cellvit convert",
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
-    from cellvit.errors import WeightsError
+    from cellvit.errors import ConfigError, WeightsError
     from cellvit.model import CellViT
 
     if not Path(arguments.checkpoint).is_file():
@@ -48,8 +49,13 @@ def main(argv: Sequence[str]) -> int:
         raise WeightsError(
             f"{arguments.checkpoint!r} is a checkpoint of cellvit itself; 'cellvit export' turns it into a folder"
         )
-    model.save_pretrained(arguments.out, dtype=getattr(torch, arguments.dtype))
     state, encoder = model.state_dict(), model.settings["encoder"]["class_path"]
+    dtype = getattr(torch, arguments.dtype)
+    largest = torch.finfo(dtype).max
+    over = [name for name, value in state.items() if value.is_floating_point() and value.abs().max() > largest]
+    if over:
+        raise ConfigError(f"--dtype {arguments.dtype} cannot hold the values of {over[0]}; use bfloat16 or float32")
+    model.save_pretrained(arguments.out, dtype=dtype)
     lines = [
         f"{source['file']}: {source['arch']} with encoder {encoder}, {len(state)} tensors, "
         f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters",

@@ -71,10 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"cellvit: no verb {verb!r}; choose one of: {', '.join(VERBS)}\n")
         return 2
     from cellvit.errors import CellViTError
+    from cellvit.licences import plain_notices
 
     try:
         run = import_module(VERBS[verb]).main
-        return int(run(arguments if verb in TRAINING_VERBS else arguments[1:]))  # LightningCLI wants the verb
+        with plain_notices():
+            return int(run(arguments if verb in TRAINING_VERBS else arguments[1:]))  # LightningCLI wants the verb
     except CellViTError as error:
         if os.environ.get("CELLVIT_DEBUG"):
             raise

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import cv2
     from skimage import data
 
-    from cellvit.cli_segment import main as segment
+    from cellvit.cli import main as run
 
     source = out / "input" / "tissue.png"
     source.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [str(source), "--out", str(out), "--mpp", str(DEMO_MPP), "--overwrite"]
     sys.stdout.write(f"cellvit segment {' '.join(arguments)}\n")
     sys.stdout.flush()
-    code = segment(arguments)
+    code = run(["segment", *arguments])
     if code == 0:
         command = Path(sys.executable).with_name("cellvit")
         shown = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command

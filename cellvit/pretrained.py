@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
 from cellvit.errors import CellViTError, OutputError, UnknownPluginError, WeightsError
+from cellvit.licences import announce_model
 from cellvit.released import describe_other, is_released, read_released
 from cellvit.requirements import required_packages
 from cellvit.safe_loading import open_safely
@@ -135,7 +136,9 @@ def _read(name_or_path: str | Path) -> _Stored:
         raise UnknownPluginError(
             f"no model {str(name_or_path)!r}: neither a path nor a bundled model (bundled: {known})"
         )
-    return _read_folder(path) if path.is_dir() else _read_file(path)
+    stored = _read_folder(path) if path.is_dir() else _read_file(path)
+    announce_model(stored.settings.get("about"), path.name)
+    return stored
 
 
 def sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from cellvit.catalogue import announce_hub
 from cellvit.encoders.base import ENCODERS
 from cellvit.encoders.timm import TimmEncoder
 
@@ -169,6 +170,8 @@ class FoundationEncoder(TimmEncoder):
             gradient_checkpointing=gradient_checkpointing,
         )
         self.pixel_mean, self.pixel_std = self.preset.statistics
+        if pretrained or weights is not None:
+            announce_hub(self.preset.repo)  # a local file may have any name
 
 
 @ENCODERS.register("uni")

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from cellvit.catalogue import announce_file
 from cellvit.encoders.base import Encoder
 from cellvit.errors import WeightsError
 from cellvit.safe_loading import open_safely
@@ -41,6 +42,7 @@ def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
             f"choose the encoder they were made for{f' ({SOURCES})' if encoder.has_published_files else ''}"
         )
     encoder.load_state_dict(state)
+    announce_file(path)
 
 
 def read_weights(path: Path) -> Mapping[str, Any]:

@@ -326,7 +326,7 @@ def test_the_users_folder_goes_before_the_cache(monkeypatch, tmp_path):
     [
         {},
         {"HF_HOME": "~/home"},
-        {"HF_HUB_CACHE": "$HOME/a", "HUGGINGFACE_HUB_CACHE": "/b", "HF_HOME": "/c"},
+        {"HF_HUB_CACHE": "/a", "HUGGINGFACE_HUB_CACHE": "/b", "HF_HOME": "/c"},
         {"HUGGINGFACE_HUB_CACHE": "/b", "HF_HOME": "/c", "XDG_CACHE_HOME": "/d"},
         {"XDG_CACHE_HOME": "/d"},
     ],

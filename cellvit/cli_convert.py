@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-DTYPES = ("float32", "float16", "bfloat16")
+from cellvit.cli_export import DTYPES
+
 EPILOG = """\
 Every tensor of the file must find its place, and nothing in the file is run. The folder then works wherever a model is
 asked for: cellvit segment IMAGE --model DIR --out RESULTS, CellViT.from_pretrained("DIR").

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from cellvit.errors import DataError
 from cellvit.parts import Configurable
 from cellvit.registry import Registry
 from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, NucleiPrediction
@@ -38,6 +39,20 @@ class Postprocessor(Configurable, ABC):
         Returns:
             The instance map and the table of nuclei.
         """
+
+    def check_maps(self, maps: Mapping[str, NDArray[Any]]) -> None:
+        """Raise where a map that is needed is missing.
+
+        Raises:
+            DataError: With the names of the missing maps.
+        """
+        missing = sorted(self.needs - set(maps))
+        if missing:
+            got = ", ".join(sorted(maps)) or "no maps"
+            message = (
+                f"{type(self).__name__} lacks {', '.join(missing)}, got {got}; give the model the heads of these maps"
+            )
+            raise DataError(message)
 
 
 POSTPROCESSORS: Registry[Postprocessor] = Registry("postprocessor", Postprocessor, package="cellvit.postprocess")

@@ -99,11 +99,7 @@ class HVPostprocessor(Postprocessor):
         Raises:
             DataError: If a map is missing, has the wrong shape or number type, or holds NaN or infinity.
         """
-        missing = sorted(self.needs - set(maps))
-        if missing:
-            got = ", ".join(sorted(maps)) or "no maps"
-            message = f"hv-watershed lacks {', '.join(missing)}, got {got}; give the model the heads of these maps"
-            raise DataError(message)
+        self.check_maps(maps)
         foreground, prob = _read_binary(np.asarray(maps[NUCLEI_BINARY_MAP]))
         hv_map = _read_hv(np.asarray(maps[HV_MAP]), foreground.shape)
         return nuclei_from_instances(

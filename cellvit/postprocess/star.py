@@ -78,11 +78,7 @@ class StarPostprocessor(Postprocessor):
         Raises:
             DataError: If a map is missing, has the wrong shape or number type, or holds NaN or infinity.
         """
-        missing = sorted(self.needs - set(maps))
-        if missing:
-            got = ", ".join(sorted(maps)) or "no maps"
-            message = f"star-nms lacks {', '.join(missing)}, got {got}; give the model the heads of these maps"
-            raise DataError(message)
+        self.check_maps(maps)
         prob = _read_prob(np.asarray(maps[OBJECT_PROBABILITY]))
         distances = _read_distances(np.asarray(maps[RADIAL_DISTANCES]), prob.shape)
         return nuclei_from_instances(

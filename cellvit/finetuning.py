@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from cellvit.classes import default_classes, default_tissues
 from cellvit.data.loading import expand_path, unset_variables
 from cellvit.encoders.base import Encoder
 from cellvit.encoders.lora import LoRAEncoder
@@ -21,6 +22,7 @@ from cellvit.state_dicts import misfits
 from cellvit.types import NUCLEI_TYPE_MAP, TISSUE_TYPES
 
 PARTS = ("encoder", "decoder", "heads")
+ORIGINS = ("pretrained", "weights", "revision", "sha256")
 NAMES_OF = {NUCLEI_TYPE_MAP: "class_names", TISSUE_TYPES: "tissue_names"}
 """The setting that gives the channels of a branch their meaning."""
 
@@ -32,16 +34,19 @@ class Initialisation:
     Attributes:
         source: Where the weights are from.
         loaded: Parts and heads that have them.
-        reinitialised: Heads that kept their own weights, with the reason.
+        reinitialised: Heads, and branches of the decoder, that kept their own weights, with the reason.
+        differences: Settings that differ although the weights fit, such as the mean of the pixels.
     """
 
     source: str
     loaded: tuple[str, ...]
     reinitialised: dict[str, str]
+    differences: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         anew = [f"{head} starts anew: {reason}" for head, reason in self.reinitialised.items()]
-        return "; ".join([f"initialised {', '.join(self.loaded)} from {self.source!r}", *anew])
+        other = [f"note that {', '.join(self.differences)}"] if self.differences else []
+        return "; ".join([f"initialised {', '.join(self.loaded)} from {self.source!r}", *anew, *other])
 
 
 def init_from(model: CellViT, source: str | Path, *, parts: Sequence[str] = PARTS) -> Initialisation:
@@ -75,7 +80,7 @@ def init_from(model: CellViT, source: str | Path, *, parts: Sequence[str] = PART
         branches = {name.split(".")[1] for name in state if name.startswith("heads.")}
         filled |= _fitting(model, "decoder", _shared_branches(model, branches, _under(state, "decoder")), source)
     loaded = [part for part in PARTS[:2] if part in parts]
-    anew: dict[str, str] = {}
+    anew = _own_branches(model, state) if "decoder" in parts else {}
     for branch in model.heads if "heads" in parts else ():
         head = f"heads.{branch}"
         tensors = _under(state, head)
@@ -86,7 +91,7 @@ def init_from(model: CellViT, source: str | Path, *, parts: Sequence[str] = PART
             filled |= {f"{head}.{name}": tensor for name, tensor in tensors.items()}
             loaded.append(head)
     model.load_state_dict(filled, strict=False)
-    return Initialisation(str(source), tuple(loaded), anew)
+    return Initialisation(str(source), tuple(loaded), anew, tuple(_differences(model, settings, parts)))
 
 
 class InitFrom(L.Callback):
@@ -169,13 +174,59 @@ def _fitting(model: CellViT, part: str, tensors: Mapping[str, Any], source: str 
     return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
 
 
+def _own_branches(model: CellViT, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the paths of the decoder's branches of which the source has nothing."""
+    theirs = {name.split(".")[1] for name in state if name.startswith("heads.")}
+    own = [name.split(".") for name in model.decoder.state_dict()]
+    paths = {
+        ".".join(["decoder", *parts[: parts.index(branch) + 1]])
+        for parts in own
+        for branch in set(model.heads) - theirs
+        if branch in parts
+    }
+    return dict.fromkeys(sorted(paths), "the source has no such branch")
+
+
+def _differences(model: CellViT, settings: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
+    """Return what is set differently and shows in no tensor."""
+    ours = {name: model.settings[name] for name in ("mpp", "mean", "std")}
+    theirs = {name: settings.get(name, value) for name, value in ours.items()}
+    if "encoder" in parts:
+        ours |= _arguments(model.settings["encoder"])
+        theirs |= _arguments(settings.get("encoder"))
+    return [
+        f"{name} is {ours.get(name)} here and {theirs.get(name)} there"
+        for name in dict.fromkeys([*ours, *theirs])
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _arguments(spec: Any) -> dict[str, Any]:
+    """Return the arguments of an encoder, those of one inside another too, without where its weights came from."""
+    if not isinstance(spec, Mapping):
+        return {}
+    plain = spec.get("init_args") or {}
+    inside = _arguments(plain.get("encoder"))
+    return inside | {f"encoder.{k}": v for k, v in plain.items() if k not in (*ORIGINS, "encoder")}
+
+
+def _names(settings: Mapping[str, Any], setting: str) -> list[str]:
+    """Return names of classes or tissues; where none are stated, those that a model takes by default."""
+    stated = settings.get(setting)
+    if stated is not None:
+        return list(stated)
+    if setting == "class_names":
+        return list(default_classes(settings["num_nuclei_classes"], names=None, colors=None).names)
+    return list(default_tissues(settings.get("num_tissue_classes", 0), names=None))
+
+
 def _why_not(model: CellViT, branch: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Return why a head cannot take the tensors, or nothing."""
     if not tensors:
         return "the source has no such head"
     setting = NAMES_OF.get(branch)
     if setting is not None:
-        ours, theirs = list(model.settings[setting]), settings.get(setting)
-        if theirs is not None and ours != list(theirs):
+        ours, theirs = list(model.settings[setting]), _names(settings, setting)
+        if ours != theirs:
             return f"{setting} are {ours} here and {theirs} there"
     return "; ".join(misfits(model.get_submodule(f"heads.{branch}").state_dict(), tensors))

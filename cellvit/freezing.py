@@ -1,6 +1,7 @@
 """Callbacks that keep parts of a model from training."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 from torch import nn
@@ -46,33 +47,61 @@ class PartFreezing(L.Callback):
         self.unfreeze_epoch = unfreeze_epoch
         self._frozen: list[nn.Parameter] = []
         self._held: list[nn.Module] = []
+        self._epoch = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Freeze before the strategy wraps the model, so that DDP does not wait for these gradients.
 
         Raises:
-            ConfigError: If a part does not exist, or nothing is left to train.
+            ConfigError: If a part does not exist or holds nothing that trains, or nothing is left to train.
         """
         if stage != "fit" or self.unfreeze_epoch == 0:
             return
         model = as_cellvit(pl_module, self)
-        self._frozen = [p for part in self.parts for p in self._parameters(model, part) if p.requires_grad]
+        elsewhere = self._frozen_by_others(trainer)
+        found = {part: self._parameters(model, part) for part in self.parts}
+        idle = [part for part, parameters in found.items() if not _trainable(parameters, elsewhere)]
+        if idle:
+            raise ConfigError(f"parts {idle} hold no parameters that train; leave them out")
+        self._frozen = [p for parameters in found.values() for p in _trainable(parameters, elsewhere)]
         _train(self._frozen, wanted=False)
-        if self.unfreeze_epoch is None and not any(p.requires_grad for p in model.parameters()):
+        if not any(p.requires_grad for p in model.parameters()):
             raise ConfigError(f"parts {list(self.parts)} freeze the whole model; leave something to train")
-        if self.hold_statistics:
-            self._held = [m for m in model.modules() if isinstance(m, _BatchNorm) and _is_frozen(m)]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take up the state of the epoch: a training resumed within one does not start it anew."""
+        self._update(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Thaw when the epoch has come, also after resuming later than it; hold the statistics until then."""
+        self._update(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Thaw where a training resumed at the very end of an epoch goes on with the next one."""
+        if self._epoch != trainer.current_epoch:
+            self._update(trainer, pl_module)
+
+    def _update(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._epoch = trainer.current_epoch
         thaws = self.unfreeze_epoch is not None and trainer.current_epoch >= self.unfreeze_epoch
         if thaws and self._frozen:
-            _train(self._frozen, wanted=True)
+            still = self._frozen_by_others(trainer)
+            _train([p for p in self._frozen if id(p) not in still], wanted=True)
             self._frozen = []
             _rewrap(trainer)
-        for module in self._held:
-            module.train(thaws)
+        if self.hold_statistics and self._frozen:
+            # found anew each time: the strategy may have replaced them by synchronised ones
+            self._held = [m for m in module.modules() if isinstance(m, _BatchNorm) and _is_frozen(m)]
+        for norm in self._held:
+            norm.train(thaws and not _is_frozen(norm))
         self._held = [] if thaws else self._held
+
+    def _frozen_by_others(self, trainer: L.Trainer) -> set[int]:
+        callbacks = getattr(trainer, "callbacks", [])
+        others = [other for other in callbacks if isinstance(other, PartFreezing) and other is not self]
+        return {id(parameter) for other in others for parameter in other._frozen}
 
     def _parameters(self, model: CellViT, part: str) -> list[nn.Parameter]:
         if part == ENCODER and self.encoder_groups is not None:
@@ -124,6 +153,11 @@ def as_cellvit(module: L.LightningModule, callback: L.Callback) -> CellViT:
 def _is_frozen(module: nn.Module) -> bool:
     parameters = list(module.parameters())
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _trainable(parameters: list[nn.Parameter], elsewhere: set[int]) -> list[nn.Parameter]:
+    """Return those that train, or would if another callback did not freeze them for now."""
+    return [parameter for parameter in parameters if parameter.requires_grad or id(parameter) in elsewhere]
 
 
 def _train(parameters: list[nn.Parameter], *, wanted: bool) -> None:

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from cellvit.assembly import instantiate
 from cellvit.errors import ConfigError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from cellvit.encoders.base import Encoder
 
 SCALE = "lr_scale"
+TRIAL_STEPS = 3
 ADAMW: dict[str, Any] = {
     "class_path": "torch.optim.AdamW",
     "init_args": {"lr": 3e-4, "betas": [0.85, 0.95], "weight_decay": 1e-4},
@@ -47,14 +49,32 @@ def build_optimisers(
     optimiser: Optimizer = instantiate(optimizer, groups, base=Optimizer, what="optimizer")
     for group in optimiser.param_groups:
         group["lr"] = group["lr"] * group[SCALE]
-    schedule: LRScheduler = instantiate(lr_scheduler, optimiser, base=LRScheduler, what="lr_scheduler")
-    rates = [float(group["lr"]) / group[SCALE] for group in optimiser.param_groups]
-    if not all(math.isclose(rate, rates[0], rel_tol=1e-6) for rate in rates):
+    if layer_decay != 1 and not _scales(optimiser, lr_scheduler):
         raise ConfigError(
             f"lr_scheduler {lr_scheduler['class_path']!r} sets the learning rates itself and undoes layer_decay "
             f"{layer_decay}; use one that scales them, such as cellvit.schedules.WarmupCosineLR"
         )
+    schedule: LRScheduler = instantiate(lr_scheduler, optimiser, base=LRScheduler, what="lr_scheduler")
     return optimiser, schedule
+
+
+def _scales(optimiser: Optimizer, lr_scheduler: Mapping[str, Any]) -> bool:
+    """Return whether a schedule keeps the ratios between the rates of an optimiser, shown by its first steps."""
+    groups = [
+        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": float(group["lr"]), SCALE: group[SCALE]}
+        for group in optimiser.param_groups
+    ]
+    trial = torch.optim.SGD(groups, momentum=0.9)  # some schedules move the momentum too
+    schedule = instantiate(lr_scheduler, trial, base=LRScheduler, what="lr_scheduler")
+    for _ in range(TRIAL_STEPS):
+        rates = [float(group["lr"]) / group[SCALE] for group in trial.param_groups]
+        if not all(math.isclose(rate, rates[0], rel_tol=1e-6) for rate in rates):
+            return False
+        trial.step()
+        if isinstance(schedule, ReduceLROnPlateau):
+            return not any(schedule.min_lrs)
+        schedule.step()
+    return True
 
 
 def parameter_groups(model: nn.Module, encoder: "Encoder", *, layer_decay: float) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cellvit.encoders.base import ENCODERS, Encoder
 from cellvit.errors import ConfigError
@@ -20,6 +21,8 @@ TRIAL_SIZE = 64
 @ENCODERS.register("lora")
 class LoRAEncoder(Encoder):
     """Another encoder, frozen, with trainable low-rank adapters on some of its linear layers [1].
+
+    Its batch norms keep their statistics.
 
     A linear layer ``W x`` becomes ``W x + alpha / rank * B A x``. ``B`` starts at 0, so the encoder starts as what it
     was. Weight files of the encoder inside fit: :meth:`weights_from` reads them by its names.
@@ -54,6 +57,8 @@ class LoRAEncoder(Encoder):
         self.encoder = build(ENCODERS, encoder)
         self.init_args["encoder"] = built_spec(encoder, self.encoder)
         names = _linear_layers(self.encoder, layers)
+        pooled = {id(parameter) for parameter in self.encoder.pooled_parameters()}
+        self._pooled = {name for name, parameter in self.encoder.named_parameters() if id(parameter) in pooled}
         _adapt(self.encoder, names, rank=rank, alpha=2 * rank if alpha is None else alpha, dropout=dropout)
         _check_that_they_run(self.encoder, names)
         self.features = self.encoder.features
@@ -66,8 +71,21 @@ class LoRAEncoder(Encoder):
         return encoded
 
     def pooled_parameters(self) -> list[nn.Parameter]:
-        """Return those of the encoder inside."""
-        return self.encoder.pooled_parameters()
+        """Return those of the encoder inside, and the adapters on them."""
+        layers = {name.rpartition(".")[0] for name in self._pooled}
+        return [
+            parameter
+            for name, parameter in self.encoder.named_parameters()
+            if name.replace(BASE, "") in self._pooled or name.partition(ADAPTER)[0] in layers
+        ]
+
+    def train(self, mode: bool = True) -> "LoRAEncoder":
+        """Set or leave training mode; batch norms inside stay out of it."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Return those of the encoder inside; each layer's adapters are with it."""

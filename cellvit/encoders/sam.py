@@ -111,8 +111,9 @@ class SAMEncoder(Encoder):
         return EncoderOutput(maps, self.net.neck(tokens.permute(0, 3, 1, 2)).mean((2, 3)))
 
     def pooled_parameters(self) -> list[nn.Parameter]:
-        """Return the neck: the maps are tapped before it."""
-        return list(self.net.neck.parameters())
+        """Return what follows the last tap: the neck, and blocks before it."""
+        after = [*self.net.blocks[self.taps[-1] :], self.net.neck]
+        return [parameter for module in after for parameter in module.parameters()]
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Return the stem, then each block, then the neck."""

@@ -100,8 +100,9 @@ class ViTEncoder(Encoder):
         return EncoderOutput(maps, self.vit.norm(tokens[:, :1])[:, 0])
 
     def pooled_parameters(self) -> list[nn.Parameter]:
-        """Return the final norm: the maps are tapped before it."""
-        return list(self.vit.norm.parameters())
+        """Return what follows the last tap: the final norm, and blocks after it."""
+        after = [*self.vit.blocks[self.taps[-1] :], self.vit.norm]
+        return [parameter for module in after for parameter in module.parameters()]
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Return the stem, then each block, then the final norm."""

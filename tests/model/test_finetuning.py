@@ -1,5 +1,7 @@
 """Starting from other weights: what fits is taken, what means something else starts anew and is named."""
 
+import json
+
 import lightning as L
 import pytest
 import torch
@@ -86,9 +88,33 @@ def test_a_branch_that_only_one_of_them_has_is_left_aside(tmp_path):
     assert_same(model, original, "encoder.", "decoder.skips", "decoder.trunk", "decoder.paths.hv_map")
     assert own
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in own.items())
-    assert report.reinitialised == {"heads.nuclei_type_map": "the source has no such head"}
+    assert report.reinitialised == {
+        "decoder.paths.nuclei_type_map": "the source has no such branch",
+        "heads.nuclei_type_map": "the source has no such head",
+    }
     model.save_pretrained(tmp_path / "three")
     assert init_from(original, tmp_path / "three").reinitialised == {}  # and the other way round
+
+
+def test_names_that_a_source_does_not_state_are_those_a_model_takes_by_default(tmp_path):
+    original = make_model(classes=6, class_names=None)
+    original.save_pretrained(tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    config["model"]["class_names"] = None
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    assert init_from(make_model(classes=6, class_names=None), tmp_path / "m").reinitialised == {}
+    others = make_model(classes=6, class_names=["Background", *"ABCDE"])
+    assert set(init_from(others, tmp_path / "m").reinitialised) == {"heads.nuclei_type_map"}
+
+
+def test_settings_that_show_in_no_tensor_are_noted(source):
+    path, _ = source
+    assert init_from(make_model(), path).differences == ()
+    taps = {"class_path": "vit-256", "init_args": {**VIT["init_args"], "taps": [1, 2, 3, 4], "drop_path_rate": 0.3}}
+    report = init_from(make_model(mpp=0.5, mean=[0.7] * 3, encoder=taps), path)
+    assert "mpp is 0.5 here and 0.25 there" in report.differences
+    assert "mean is [0.7, 0.7, 0.7] here and [0.5, 0.5, 0.5] there" in str(report)
+    assert "encoder.taps is [1, 2, 3, 4] here and None there" in report.differences
 
 
 def test_some_parts_alone(source):

@@ -27,13 +27,13 @@ def make_model():
     return CellViT(HYBRID, 3, 2, decoder=DECODER)
 
 
-def make_loader():
+def make_loader(count=4):
     torch.manual_seed(1)
     labels = torch.zeros(32, 32, dtype=torch.int64)
     labels[8:20, 8:20] = 1
     maps = dict.fromkeys(("instance_map", "nuclei_binary_map", "nuclei_type_map"), labels)
     item = {"image": torch.rand(3, 32, 32), "hv_map": torch.zeros(2, 32, 32), "tissue_types": torch.tensor(0)}
-    return DataLoader([{**item, **maps, "name": "a"}] * 4, batch_size=2)
+    return DataLoader([{**item, **maps, "name": "a"}] * count, batch_size=2)
 
 
 class Watch(L.Callback):
@@ -101,6 +101,67 @@ def test_the_published_freezing_lets_statistics_of_the_encoder_move(tmp_path):
     assert all("running" in name or "num_batches" in name for name in moved)
 
 
+class Record(L.Callback):
+    """Notes at every step how many parameters of the encoder train, and how many of its batch norms do."""
+
+    def __init__(self):
+        self.steps = {}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        norms = [m for m in pl_module.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        trains = sum(p.requires_grad for p in pl_module.encoder.parameters())
+        self.steps[trainer.global_step] = (trains, sum(m.training for m in norms))
+
+
+class Save(L.Callback):
+    """Writes a checkpoint after a step, as one that saves every few steps does."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def record(folder, *callbacks, ckpt_path=None):
+    recorder = Record()
+    trainer = L.Trainer(
+        max_epochs=3, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, limit_val_batches=0,
+        enable_model_summary=False, callbacks=[*callbacks, recorder], default_root_dir=folder,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(make_model(), make_loader(8), ckpt_path=ckpt_path)
+    return recorder.steps
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("save_at", [1, 3, 4, 5, 6, 8])
+def test_a_training_resumed_anywhere_trains_what_an_uninterrupted_one_does(save_at, tmp_path):
+    def freezing():
+        return PartFreezing(["encoder"], unfreeze_epoch=1)
+
+    whole = record(tmp_path, freezing(), Save(save_at, tmp_path / "at.ckpt"))
+    assert len({trains for trains, _ in whole.values()}) == 2
+    resumed = record(tmp_path, freezing(), ckpt_path=tmp_path / "at.ckpt")
+    assert resumed
+    assert resumed == {step: state for step, state in whole.items() if step in resumed}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_parts_thaw_step_by_step_in_any_order_of_callbacks(reverse, tmp_path):
+    callbacks = [
+        PartFreezing(["encoder"], unfreeze_epoch=1),
+        PartFreezing(["encoder"], encoder_groups=2, unfreeze_epoch=2),
+    ]
+    steps = record(tmp_path, *(reversed(callbacks) if reverse else callbacks))
+    trains = [steps[step][0] for step in (0, 4, 8)]
+    model = make_model()
+    early = {id(p) for group in model.encoder.layer_groups()[:2] for p in group}
+    count = sum(p.requires_grad for p in model.encoder.parameters())
+    assert trains == [0, count - sum(id(p) in early for p in model.encoder.parameters()), count]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -126,6 +187,11 @@ def test_what_cannot_be_is_refused_at_once(options, message):
             "encoder_groups 99: encoder HybridEncoder has ",
         ),
         ({"parts": ["encoder", "decoder", "heads"]}, "freeze the whole model; leave something to train"),
+        (
+            {"parts": ["encoder", "decoder", "heads"], "unfreeze_epoch": 2},
+            "freeze the whole model; leave something to train",
+        ),
+        ({"parts": ["scores"]}, r"parts \['scores'\] hold no parameters that train"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_when_training_starts(options, message):

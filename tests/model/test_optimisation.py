@@ -71,6 +71,29 @@ def test_a_schedule_that_sets_the_rates_itself_is_refused():
         build_optimisers(model, model.encoder, layer_decay=0.5, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "works"),
+    [
+        ("CosineAnnealingLR", {"T_max": 5}, True),
+        ("CosineAnnealingLR", {"T_max": 5, "eta_min": 1e-3}, False),
+        ("CosineAnnealingWarmRestarts", {"T_0": 5, "eta_min": 1e-3}, False),
+        ("ExponentialLR", {"gamma": 0.9}, True),
+        ("ReduceLROnPlateau", {}, True),
+        ("ReduceLROnPlateau", {"min_lr": 1e-3}, False),
+    ],
+)
+def test_a_schedule_with_a_floor_undoes_the_decay_later_and_is_refused_at_once(name, arguments, works):
+    model = make_model()
+    schedule = {"class_path": f"torch.optim.lr_scheduler.{name}", "init_args": arguments}
+    options = {"optimizer": SGD, "lr_scheduler": schedule, "layer_decay": 0.5}
+    if works:
+        _, built = build_optimisers(model, model.encoder, **options)
+        assert type(built).__name__ == name
+    else:
+        with pytest.raises(ConfigError, match="undoes layer_decay"):
+            build_optimisers(model, model.encoder, **options)
+
+
 class Forgetful(ViTEncoder):
     """An encoder whose groups leave parameters out."""
 

@@ -90,8 +90,8 @@ def main(arguments: list[str]) -> int:
         _run(expand_bases(arguments))
     except SIGTERMException:  # a SystemExit that would otherwise pass for success
         return 128 + signal.SIGTERM
-    except RuntimeError as error:
-        if "loading state_dict" not in str(error):
+    except (RuntimeError, ValueError) as error:
+        if "loading state_dict" not in str(error) and "parameter group" not in str(error):
             raise
         reason = " ".join(str(error).split())[:500]
         message = (

@@ -73,7 +73,7 @@ LICENCES: Mapping[str, Licence] = {licence.id: licence for licence in _KNOWN}
 # A free text is restricted if it says so in one of these ways; `\bnc\b` finds the NC of Creative Commons.
 RESTRICTED = re.compile(
     r"non-? ?commercial|not for commercial|no commercial|research[ -](use|purposes?|only)|academic|commons clause"
-    r"|not stated|\bnc\b",
+    r"|not stated|\bnc\b|proprietary|all rights reserved|evaluation only|unknown|unlicensed|not licensed",
     re.IGNORECASE,
 )
 
@@ -134,9 +134,9 @@ def announce(name: str, licence: Licence | None) -> None:
     """
     if licence is None or licence.commercial or name in _announced or _hidden():
         return
+    _announced.add(name)  # before: where warnings are errors, asking again goes on
     message = f"licence of {name}: {licence.title}; not for commercial use ({ACCEPT}=1 hides this line)"
     warnings.warn(message, LicenceNotice, stacklevel=_level_outside())
-    _announced.add(name)
 
 
 def announce_model(about: Mapping[str, Any] | None, name: str) -> None:

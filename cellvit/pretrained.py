@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
-from cellvit.errors import CellViTError, OutputError, UnknownPluginError, WeightsError
+from cellvit.encoders.base import ENCODERS
+from cellvit.errors import CellViTError, ConfigError, OutputError, UnknownPluginError, WeightsError
 from cellvit.licences import announce_model
+from cellvit.parts import resolve
 from cellvit.released import describe_other, is_released, read_released
 from cellvit.requirements import required_packages
 from cellvit.safe_loading import open_safely
@@ -52,11 +54,16 @@ def save(model: "CellViT", folder: str | Path, *, dtype: torch.dtype = torch.flo
         dtype: Floating-point type of the stored weights; ``torch.float16`` halves the file.
 
     Raises:
+        ConfigError: If a setting is no plain data, or a value of the weights is too large for ``dtype``.
         OutputError: If the folder cannot be written.
     """
     target = Path(folder)
-    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    state = _stored_as(dtype, model.state_dict())
+    try:
+        json.dumps(model.settings)
+    except (TypeError, ValueError) as error:
+        message = f"the settings of the model cannot be written as JSON ({error}); give its parts plain arguments only"
+        raise ConfigError(message) from error
     try:
         target.mkdir(parents=True, exist_ok=True)
         weights = target / f"{WEIGHTS_NAME}.part"
@@ -79,6 +86,16 @@ def save(model: "CellViT", folder: str | Path, *, dtype: torch.dtype = torch.flo
         ) from error
 
 
+def _stored_as(dtype: torch.dtype, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    largest = torch.finfo(dtype).max
+    floats = {name: value for name, value in state.items() if value.is_floating_point()}
+    over = [name for name, value in floats.items() if value.numel() and value.abs().amax() > largest]
+    if over:
+        raise ConfigError(f"{dtype} cannot hold the values of {over[0]}; use bfloat16 or float32")
+    stored = {name: value.to(dtype) if name in floats else value for name, value in state.items()}
+    return {name: value.detach().cpu().contiguous() for name, value in stored.items()}
+
+
 def load(cls: type[M], name_or_path: str | Path) -> M:
     """Return a model in evaluation mode with its weights.
 
@@ -97,7 +114,15 @@ def load(cls: type[M], name_or_path: str | Path) -> M:
     stored = _read(name_or_path)
     try:
         model = cls(**_offline(stored.settings))
-    except (TypeError, ValueError, RuntimeError, AssertionError, CellViTError) as error:
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AssertionError,
+        AttributeError,
+        ArithmeticError,
+        CellViTError,
+    ) as error:
         made = f" (it was made with {', '.join(stored.requires)}; install what is missing)" if stored.requires else ""
         raise WeightsError(f"the settings in {str(name_or_path)!r} build no model: {error}{made}") from error
     _fill(model, stored, name_or_path)
@@ -137,7 +162,8 @@ def _read(name_or_path: str | Path) -> _Stored:
             f"no model {str(name_or_path)!r}: neither a path nor a bundled model (bundled: {known})"
         )
     stored = _read_folder(path) if path.is_dir() else _read_file(path)
-    announce_model(stored.settings.get("about"), path.name)
+    about = stored.settings.get("about")
+    announce_model(about if isinstance(about, Mapping) else None, path.name)
     return stored
 
 
@@ -206,7 +232,7 @@ def _read_file(path: Path) -> _Stored:
 
 def _lightning_parts(checkpoint: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     known = isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters"} <= set(checkpoint)
-    if not known or not isinstance(checkpoint["hyper_parameters"], Mapping):
+    if not known or not all(isinstance(checkpoint[key], Mapping) for key in ("state_dict", "hyper_parameters")):
         raise WeightsError(
             f"holds no cellvit checkpoint: it {describe_other(checkpoint)}; give a cellvit model folder, a checkpoint "
             "written by 'cellvit fit', or one of the published implementation"
@@ -221,10 +247,15 @@ def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_weights(spec: Any) -> Any:
     """Return the spec of an encoder, also of one inside another, without the sources of its weights."""
-    if not isinstance(spec, Mapping):
+    arguments = spec.get("init_args") if isinstance(spec, Mapping) else None
+    if not isinstance(arguments, Mapping):
         return spec
-    empty = {"pretrained": False, "weights": None}
-    return {key: empty[key] if key in empty else _without_weights(value) for key, value in spec.items()}
+    try:
+        sources = resolve(ENCODERS, spec.get("class_path", "")).weight_sources
+    except (CellViTError, AttributeError, TypeError):
+        return spec  # it cannot be built either, and that error says why
+    plain = {key: _without_weights(value) for key, value in arguments.items()}
+    return {**spec, "init_args": plain | {key: empty for key, empty in sources.items() if key in plain}}
 
 
 def _fill(model: "CellViT", stored: _Stored, name: str | Path) -> None:

@@ -92,9 +92,11 @@ def _check_kind(path: Path) -> bool:
             "is not a checkpoint or is damaged (its end is missing); fetch it again and compare its size"
         )
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+        names, broken = archive.namelist(), archive.testzip()  # torch does not look at the check sums
     if not any(name.endswith("data.pkl") for name in names):
         raise WeightsError(f"is a ZIP archive with {names[:3]}, not a checkpoint; unpack it and give a file from it")
+    if broken:
+        raise WeightsError(f"is not a checkpoint or is damaged (check sum of {broken}); fetch it again")
     return True
 
 

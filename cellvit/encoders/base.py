@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class Encoder(Configurable, nn.Module, ABC):
         pixel_std: Standard deviation, likewise.
         has_published_files: Whether it was made for the files that :data:`cellvit.encoders.weights.SOURCES` lists, and
             errors name them.
+        weight_sources: Arguments that fetch or read weights, with the values that do neither: a saved model, which
+            brings its own weights, is built with those.
     """
 
     features: list[FeatureInfo]
@@ -34,6 +37,7 @@ class Encoder(Configurable, nn.Module, ABC):
     pixel_mean: Sequence[float] = (0.5, 0.5, 0.5)
     pixel_std: Sequence[float] = (0.5, 0.5, 0.5)
     has_published_files: ClassVar[bool] = False
+    weight_sources: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, image: Tensor) -> EncoderOutput:

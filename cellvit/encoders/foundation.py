@@ -166,10 +166,11 @@ class FoundationEncoder(TimmEncoder):
             sha256=sha256,
             architecture=self.preset.architecture,
             arguments={**self.preset.arguments, **(arguments or {})},
+            statistics=self.preset.statistics,
             drop_path_rate=drop_path_rate,
             gradient_checkpointing=gradient_checkpointing,
         )
-        self.pixel_mean, self.pixel_std = self.preset.statistics
+        del self.init_args["statistics"]  # the preset's own
         if pretrained or weights is not None:
             announce_hub(self.preset.repo)  # a local file may have any name
 

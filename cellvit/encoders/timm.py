@@ -3,7 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,6 +43,8 @@ class TimmEncoder(Encoder):
         sha256: What the weight file must have.
         architecture: Architecture of a ``hf-hub:`` model; None reads it from the hub.
         arguments: Arguments of the architecture, such as ``{"depth": 4}``; they go before those that the hub states.
+        statistics: Mean and standard deviation of R, G and B that the network expects; None takes those that timm or
+            the hub states.
         drop_path_rate: Stochastic depth of the last block.
         gradient_checkpointing: Recompute blocks in the backward pass to save memory, where the network can.
 
@@ -50,6 +53,8 @@ class TimmEncoder(Encoder):
         ConfigError: If the network gives no four feature maps, takes images of one size only, or arguments do not fit.
         WeightsError: If weights cannot be had, are not the expected ones or do not fit.
     """
+
+    weight_sources: ClassVar[Mapping[str, Any]] = MappingProxyType({"pretrained": False, "weights": None})
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class TimmEncoder(Encoder):
         sha256: str | None = None,
         architecture: str | None = None,
         arguments: Mapping[str, Any] | None = None,
+        statistics: Sequence[Sequence[float]] | None = None,
         drop_path_rate: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -75,7 +81,9 @@ class TimmEncoder(Encoder):
             hub = (hub[0], config.revision)
             architecture, stated = config.architecture, config.pretrained_cfg
             arguments = {**config.arguments, **(arguments or {})}
-            self.init_args.update(architecture=architecture, arguments=arguments)
+            self.init_args.update(
+                model=model.partition("@")[0], revision=config.revision, architecture=architecture, arguments=arguments
+            )
         self.net = create_net(architecture or model, arguments=arguments or {}, drop_path_rate=drop_path_rate)
         levels = levels_of(self.net, model)
         self.taps = _choose(levels, model, taps=taps)
@@ -85,9 +93,13 @@ class TimmEncoder(Encoder):
         self.multiple, self.pooled_channels, self._pooled_only = found
         strides = decoder_strides(self._strides)
         self.features = [FeatureInfo(level.channels, stride) for level, stride in zip(chosen, strides, strict=True)]
-        statistics = {**self.net.pretrained_cfg, **stated}
-        self.pixel_mean = tuple(statistics.get("mean") or self.pixel_mean)
-        self.pixel_std = tuple(statistics.get("std") or self.pixel_std)
+        known = {**self.net.pretrained_cfg, **stated}
+        self.pixel_mean, self.pixel_std = statistics or (
+            tuple(known.get("mean") or self.pixel_mean),
+            tuple(known.get("std") or self.pixel_std),
+        )
+        if hub:
+            self.init_args["statistics"] = [list(self.pixel_mean), list(self.pixel_std)]
         if gradient_checkpointing:
             _save_memory(self.net, model)
         if pretrained:
@@ -132,6 +144,8 @@ class TimmEncoder(Encoder):
         own = None if hub else stated.get("hf_hub_filename")
         file = fetch(repo, [own] if own else WEIGHT_NAMES, revision=at)
         self.init_args["revision"] = file.revision
+        if "@" in model:
+            self.init_args["model"] = model.partition("@")[0]  # or it would state a second revision
         if not hub and "." not in model and stated.get("tag"):
             self.init_args["model"] = f"{model}.{stated['tag']}"
         return file.path

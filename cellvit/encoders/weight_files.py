@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from cellvit.catalogue_files import hub_cache
 from cellvit.errors import ConfigError, WeightsError
 
 HUB_PREFIX = re.compile(r"hf[-_]hub:")
@@ -168,7 +169,7 @@ def checked_digest(path: Path, *, expected: str | None) -> str:
 def _download(repo: str, name: str, *, revision: str | None, offline: bool) -> str:
     where = _where(repo, revision)
     try:
-        return hf_hub_download(repo, name, revision=revision, cache_dir=_cache_dir(), local_files_only=offline)
+        return hf_hub_download(repo, name, revision=revision, cache_dir=hub_cache(), local_files_only=offline)
     except EntryNotFoundError:  # the caller may know another name
         raise
     except GatedRepoError as error:
@@ -191,11 +192,6 @@ def _download(repo: str, name: str, *, revision: str | None, offline: bool) -> s
 
 def _where(repo: str, revision: str | None) -> str:
     return f"hub repository {repo!r}{f' at revision {revision!r}' if revision else ''}"
-
-
-def _cache_dir() -> str | None:
-    cache, home = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_HOME")
-    return cache or (str(Path(home).expanduser() / "hub") if home else None)
 
 
 def _is_offline() -> bool:

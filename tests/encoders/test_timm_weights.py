@@ -97,6 +97,7 @@ def test_a_saved_model_is_built_again_without_hub_file_or_configuration(cache, p
         "pretrained": True,
         "architecture": "test_vit",
         "arguments": model_args,
+        "statistics": [[0.7, 0.6, 0.5], [0.2, 0.3, 0.4]],
         "revision": commit,
         "sha256": digest(files["model.safetensors"]),
     }
@@ -202,6 +203,23 @@ def test_truncated_files_are_refused(tmp_path, published, name):
     message = refused(tmp_path, name, body[: len(body) // 2])
     assert name in message
     assert "damaged" in message
+
+
+def test_a_revision_in_the_name_is_pinned_once_and_the_spec_that_is_saved_builds_the_same(cache, tmp_path):
+    net = timm.create_model("test_vit", num_classes=0)
+    files = {
+        "model.safetensors": safetensors(net.state_dict()),
+        "config.json": configuration(architecture="test_vit", pretrained_cfg={"mean": [0.1, 0.2, 0.3]}),
+    }
+    commit = write_repository(cache, "acme/tissue-vit", files)
+    first = TimmEncoder(model="hf-hub:acme/tissue-vit@main", pretrained=True)
+    assert first.init_args["model"] == "hf-hub:acme/tissue-vit"
+    assert first.init_args["revision"] == commit
+    again = TimmEncoder(**first.init_args)
+    assert list(again.pixel_mean) == list(first.pixel_mean) == [0.1, 0.2, 0.3]
+    assert again.init_args == first.init_args
+    CellViT(first, num_nuclei_classes=3, decoder=DECODER).save_pretrained(tmp_path / "m")
+    assert CellViT.from_pretrained(tmp_path / "m").settings["mean"] == [0.1, 0.2, 0.3]
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path, published):

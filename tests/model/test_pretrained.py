@@ -1,14 +1,17 @@
 import hashlib
 import json
 import pickle
+import warnings
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cellvit import CellViT
+from cellvit.encoders import HybridEncoder
 from cellvit.encoders.base import ENCODERS
-from cellvit.errors import OutputError, UnknownPluginError, WeightsError
+from cellvit.errors import ConfigError, OutputError, UnknownPluginError, WeightsError
+from cellvit.licences import LicenceNotice
 from cellvit.pretrained import BUNDLED, bundled_models
 
 
@@ -143,9 +146,7 @@ def test_weights_of_an_encoder_are_neither_fetched_nor_read_to_be_replaced(tmp_p
         model.save_pretrained(tmp_path / "m")
         config = json.loads((tmp_path / "m/config.json").read_text())
         text = json.dumps(config)
-        assert (
-            hashlib.sha256((tmp_path / "tiny.pth").read_bytes()).hexdigest() in text
-        )
+        assert hashlib.sha256((tmp_path / "tiny.pth").read_bytes()).hexdigest() in text
         fetched = text.replace(json.dumps(str(tmp_path / "tiny.pth")), "null").replace(
             '"weights": null', '"weights": null, "pretrained": true'
         )
@@ -155,6 +156,50 @@ def test_weights_of_an_encoder_are_neither_fetched_nor_read_to_be_replaced(tmp_p
             assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
     with pytest.raises(WeightsError, match="cannot be reached"):  # it would have been asked for
         CellViT(**{**small_settings, "encoder": {"class_path": "timm", "init_args": {**tiny, "pretrained": True}}})
+
+
+class Weighted(HybridEncoder):
+    """An encoder of others with an argument that is called as a source of weights elsewhere."""
+
+    def __init__(self, *, weights: float = 1.0) -> None:
+        super().__init__(widths=[4, 6, 8], embed_dim=16, depth=1, num_heads=2, window=4)
+        self.weights = weights
+
+
+def test_arguments_of_other_encoders_are_left_alone(tmp_path, small_settings):
+    CellViT(**{**small_settings, "encoder": Weighted(weights=3.0)}).save_pretrained(tmp_path)
+    assert CellViT.from_pretrained(tmp_path).encoder.weights == 3.0
+
+
+def test_from_pretrained_says_once_that_weights_are_not_for_commercial_use(monkeypatch):
+    monkeypatch.setattr("cellvit.licences._announced", set())
+    with pytest.warns(LicenceNotice, match="licence of nano: research use only; not for commercial use") as said:
+        first = CellViT.from_pretrained("nano")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CellViT.from_pretrained("nano")
+    assert len(said) == 1
+    assert not first.training
+
+
+def test_values_that_a_type_cannot_hold_and_settings_that_are_no_plain_data_are_refused(small_model, tmp_path):
+    with torch.no_grad():
+        next(small_model.decoder.parameters()).fill_(1e6)
+    with pytest.raises(ConfigError, match="float16 cannot hold the values of decoder"):
+        small_model.save_pretrained(tmp_path / "m", dtype=torch.float16)
+    small_model.settings["about"] = {"folder": tmp_path}
+    with pytest.raises(ConfigError, match="cannot be written as JSON"):
+        small_model.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [{"state_dict": 3, "hyper_parameters": {}}, {"state_dict": {}, "hyper_parameters": {"about": 3}}]
+)
+def test_a_checkpoint_with_something_else_in_its_places_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "odd.ckpt")
+    with pytest.raises(WeightsError, match=r"odd\.ckpt"):
+        CellViT.from_pretrained(tmp_path / "odd.ckpt")
 
 
 def test_settings_of_another_version(saved):

@@ -440,6 +440,16 @@ def test_a_damaged_file_is_refused_wherever_the_damage_is(intact, data):
         CellViT.from_pretrained(path)
 
 
+def test_damage_among_the_values_is_found_by_their_check_sum(small, tmp_path):
+    damaged = bytearray(small.read_bytes())
+    middle = len(damaged) // 2
+    damaged[middle : middle + 64] = bytes(b ^ 255 for b in damaged[middle : middle + 64])
+    (tmp_path / "bits.pth").write_bytes(damaged)
+    CellViT.from_pretrained(small)
+    with pytest.raises(WeightsError, match=r"is damaged \(check sum of .*/data/"):
+        CellViT.from_pretrained(tmp_path / "bits.pth")
+
+
 # Nothing in a file is run.
 
 

@@ -22,7 +22,7 @@ class ObjectProbabilityHead(Head):
 
     Args:
         sizes: See :class:`cellvit.heads.base.Head`.
-        losses: Weight of ``cross_entropy``; None takes the published one.
+        losses: Weight of ``cross_entropy``; None is 1.
 
     References:
         Schmidt et al., Cell detection with star-convex polygons, MICCAI 2018, DOI 10.1007/978-3-030-00934-2_30

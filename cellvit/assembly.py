@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cellvit.encoders.base import Encoder
 from cellvit.errors import ConfigError
 from cellvit.heads.base import HEADS, Head
 from cellvit.metrics.base import METRICS, NucleiMetric
@@ -16,6 +17,12 @@ from cellvit.parts import PartSpec, build, import_path, keyword_names, normalise
 from cellvit.postprocess.base import Postprocessor
 from cellvit.postprocess.table import nuclei_from_instances
 from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, Batch, NucleiPrediction
+
+
+def licence_of_weights(encoder: Encoder) -> dict[str, Any]:
+    """Return what a model says of its licence whose encoder started from weights of others; empty if it did not."""
+    stated = encoder.weights_licence
+    return {"licence": f"{stated}: that of the weights its encoder started from"} if stated else {}
 
 
 def true_nuclei(batch: Batch) -> list[NucleiPrediction]:

@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders of images, or patterns such as 'scans/*.tif'")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
-    add("--model", default="nano", metavar="NAME", help="name of a model, or path of its folder (default: nano)")
+    add("--model", default="nano", metavar="NAME", help="name, folder, or released .pth of a model (default: nano)")
     add("--mpp", type=_positive(float), metavar="UM", help="microns per pixel of the images (default: see below)")
     add(
         "--device",

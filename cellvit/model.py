@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cellvit.assembly import check_branches, counted_part, head_class, image_arrays, number_counted
+from cellvit import assembly
 from cellvit.classes import default_classes, default_tissues
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
@@ -28,6 +28,7 @@ from cellvit.types import (
     NUCLEI_TYPE_MAP,
     TISSUE_TYPES,
     Batch,
+    Fact,
     NucleiPrediction,
 )
 
@@ -94,7 +95,7 @@ class CellViT(L.LightningModule):
         lr_scheduler: PartSpec | None = None,
         lr_interval: str = "epoch",
         layer_decay: float = 1.0,
-        about: Mapping[str, Any] | None = None,
+        about: Mapping[str, Fact] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = build(ENCODERS, encoder)
@@ -111,15 +112,15 @@ class CellViT(L.LightningModule):
         self.scheduler_spec = normalise_spec(lr_scheduler or EXPONENTIAL, what="lr_scheduler")
         self.lr_interval = lr_interval
         self.layer_decay = layer_decay
-        self.about = dict(about or {})
+        self.about: dict[str, Any] = {**assembly.licence_of_weights(self.encoder), **(about or {})}
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
         head_specs = {**DEFAULT_HEADS, **({TISSUE_TYPES: "tissue"} if num_tissue_classes else {})}
         head_specs = dict(heads) if heads is not None else head_specs
         self.postprocessor = build(POSTPROCESSORS, postprocessor)
-        check_branches(head_specs, self.postprocessor.needs, postprocessor)
-        classes = {name: head_class(name, spec) for name, spec in head_specs.items()}
+        assembly.check_branches(head_specs, self.postprocessor.needs, postprocessor)
+        classes = {name: assembly.head_class(name, spec) for name, spec in head_specs.items()}
         dense = [name for name, cls in classes.items() if cls.source == "decoder"]
         self.decoder = build(DECODERS, decoder, self.encoder.features, dense)
         sizes = HeadSizes(
@@ -268,7 +269,7 @@ class CellViT(L.LightningModule):
         }
         total = torch.stack(list(terms.values())).sum()
         training = stage == "train"
-        size = len(batch["image"]) if training else number_counted(batch)
+        size = len(batch["image"]) if training else assembly.number_counted(batch)
         self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=not training)
         self.log(
             f"{stage}/loss",
@@ -286,7 +287,7 @@ class CellViT(L.LightningModule):
         pad = (0, -width % STRIDE, 0, -height % STRIDE)
         outputs = self(F.pad(batch["image"], pad, mode="replicate"))
         cropped = {k: v if v.ndim != 4 or k == EMBEDDING_MAP else v[..., :height, :width] for k, v in outputs.items()}
-        self._log_losses(*counted_part(cropped, batch), stage)
+        self._log_losses(*assembly.counted_part(cropped, batch), stage)
         maps = self._activate(outputs, height, width)
         self.scores.update(batch, maps, self._postprocess_batch(maps))
 
@@ -294,4 +295,4 @@ class CellViT(L.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in self.scores.compute().items()}, sync_dist=False)
 
     def _postprocess_batch(self, maps: Mapping[str, Tensor]) -> list[NucleiPrediction]:
-        return [self.postprocess(arrays) for arrays in image_arrays(maps, self.postprocessor)]
+        return [self.postprocess(arrays) for arrays in assembly.image_arrays(maps, self.postprocessor)]

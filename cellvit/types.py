@@ -19,6 +19,9 @@ EMBEDDING_MAP = "embedding_map"
 OBJECT_PROBABILITY = "object_probability"
 RADIAL_DISTANCES = "radial_distances"
 
+Fact = str | bool | int | float | None
+"""A free fact about a model. Text stays text: a parser of YAML that may choose would split a licence at its colon."""
+
 UNKNOWN_TYPE = -1
 """Type of a nucleus that its data set does not state; left out of the type losses."""
 

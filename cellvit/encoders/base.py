@@ -26,6 +26,7 @@ class Encoder(Configurable, nn.Module, ABC):
         pixel_mean: Mean of R, G, B in [0, 1] that the encoder's input was made with; a model whose settings state none
             takes it.
         pixel_std: Standard deviation, likewise.
+        weights_licence: Licence of the weights of others that it was built with, if any; a model's ``about`` states it.
         has_published_files: Whether it was made for the files that :data:`cellvit.encoders.weights.SOURCES` lists, and
             errors name them.
         weight_sources: Arguments that fetch or read weights, with the values that do neither: a saved model, which
@@ -36,6 +37,7 @@ class Encoder(Configurable, nn.Module, ABC):
     pooled_channels: int
     pixel_mean: Sequence[float] = (0.5, 0.5, 0.5)
     pixel_std: Sequence[float] = (0.5, 0.5, 0.5)
+    weights_licence: str = ""
     has_published_files: ClassVar[bool] = False
     weight_sources: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from cellvit.catalogue import announce_hub
+from cellvit.catalogue import announce_hub, by_hub
+from cellvit.catalogue_files import WEIGHTS_VARIABLE, find_weights
 from cellvit.encoders.base import ENCODERS
 from cellvit.encoders.timm import TimmEncoder
 
@@ -130,9 +132,9 @@ class FoundationEncoder(TimmEncoder):
 
     Args:
         taps: Four blocks to tap, counted from 1; None spaces them evenly.
-        pretrained: Fetch the weights from the hub or its cache.
+        pretrained: Take the weights from the folder that ``CELLVIT_WEIGHTS`` names, else from the hub or its cache.
         weights: Local weight file instead; environment variables in it are replaced.
-        revision: Commit, tag or branch of the hub's repository.
+        revision: Commit, tag or branch of the hub's repository, which is then asked alone.
         sha256: What the weight file must have.
         arguments: Arguments of the architecture that differ from the published ones, such as ``{"depth": 4}``.
         drop_path_rate: Stochastic depth of the last block.
@@ -173,6 +175,14 @@ class FoundationEncoder(TimmEncoder):
         del self.init_args["statistics"]  # the preset's own
         if pretrained or weights is not None:
             announce_hub(self.preset.repo)  # a local file may have any name
+            self.weights_licence = self.preset.licence
+
+    def _fetch(self, model: str, hub: tuple[str, str | None] | None, revision: str | None) -> Path:
+        entry = by_hub(self.preset.repo)
+        found = find_weights(entry) if entry is not None and revision is None else None
+        if found is not None and found.place == WEIGHTS_VARIABLE:
+            return found.path
+        return super()._fetch(model, hub, revision)
 
 
 @ENCODERS.register("uni")

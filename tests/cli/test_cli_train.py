@@ -160,6 +160,16 @@ def test_the_callbacks_of_every_configuration_can_be_made(config):
     assert (len(weights), sum(isinstance(c, EncoderFreezing) for c in made)) == (pretrained, pretrained)
 
 
+def test_facts_about_a_model_stay_the_text_they_are(training_config, tmp_path):
+    config = yaml.safe_load(training_config.read_text())
+    facts = {"licence": "CC BY-NC-SA 4.0: that of the images", "year": 2024, "commercial": False}
+    config["model"]["about"] = facts
+    config["trainer"]["max_epochs"] = 1
+    training_config.write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(training_config)]) == 0
+    assert CellViT.from_pretrained(tmp_path / "run/checkpoints/last.ckpt").about == facts
+
+
 def test_nano_states_where_its_weights_come_from():
     config = yaml.safe_load((Path(__file__).parents[2] / "docs/configs/nano.yaml").read_text())
     assert "research use" in config["model"]["about"]["licence"]

@@ -14,9 +14,11 @@ from timm.layers import SwiGLUPacked
 from torch import nn
 from torch.nn import functional as F
 
+from cellvit import CellViT
 from cellvit.encoders import ENCODERS, FOUNDATION, FoundationEncoder, TimmEncoder
 from cellvit.encoders.transformers_names import from_transformers
 from cellvit.errors import WeightsError
+from cellvit.licences import model_licence
 from cellvit.parts import build, normalise_spec
 
 PAGE = (Path(__file__).parents[2] / "docs/pages/how-to/backbones.md").read_text(encoding="utf-8")
@@ -228,6 +230,27 @@ def test_weights_of_transformers_that_lack_a_part_are_refused(tmp_path):
         ENCODERS.get("phikon")(weights=str(tmp_path / "own.bin"), arguments=small)
     other = {"cls_token": torch.zeros(1, 1, 3)}
     assert from_transformers(other) == other
+
+
+def test_weights_in_the_named_folder_are_taken_and_their_licence_stays_with_the_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("CELLVIT_WEIGHTS", str(tmp_path))
+    body = safetensors(
+        timm.create_model("vit_large_patch16_224", num_classes=0, init_values=1e-5, **SMALL).state_dict()
+    )
+    with pytest.raises(WeightsError, match="not in the cache"):
+        ENCODERS.get("uni")(pretrained=True, arguments=SMALL)
+    (tmp_path / "uni.safetensors").write_bytes(body)
+    encoder = ENCODERS.get("uni")(pretrained=True, arguments=SMALL)
+    assert encoder.init_args["sha256"] == digest(body)
+    decoder = {"class_path": "unetr", "init_args": {"widths": [4, 4, 4, 4], "skip_widths": [4, 4], "image_width": 2}}
+    CellViT(encoder, 3, decoder=decoder).save_pretrained(tmp_path / "m")
+    about = CellViT.from_pretrained(tmp_path / "m").about
+    assert about["licence"] == "CC-BY-NC-ND-4.0: that of the weights its encoder started from"
+    assert not model_licence(about).commercial
+    assert CellViT(encoder, 3, decoder=decoder, about={"licence": "own"}).about == {"licence": "own"}
+    assert CellViT(ENCODERS.get("uni")(arguments=SMALL), 3, decoder=decoder).about == {}
 
 
 def test_weights_of_another_foundation_model_are_refused(tmp_path):

@@ -33,7 +33,7 @@ from released_files import (
 
 from cellvit import CellViT
 from cellvit.encoders import SAMEncoder
-from cellvit.errors import WeightsError
+from cellvit.errors import UnknownPluginError, WeightsError
 from cellvit.pretrained import read_model
 from cellvit.released import Spelling
 from cellvit.safe_loading import open_safely
@@ -239,6 +239,14 @@ def test_other_counts_of_classes_work(file):
     model = CellViT.from_pretrained(write(file, content_of("small", state, **changes, **names)))
     assert model.classes.names == NUCLEI[:3]
     assert model(torch.rand(1, 3, 32, 32))["tissue_types"].shape == (1, 2)
+
+
+def test_a_released_model_is_found_by_its_name_in_the_folder_of_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("CELLVIT_WEIGHTS", str(tmp_path))
+    with pytest.raises(UnknownPluginError, match="is not here; 'cellvit models CellViT-256-x40' says"):
+        CellViT.from_pretrained("CellViT-256-x40")
+    write(tmp_path / "CellViT-256-x40.pth", released("small"))
+    assert CellViT.from_pretrained("CellViT-256-x40").about["source"]["file"] == "CellViT-256-x40.pth"
 
 
 def test_a_regression_map_is_left_out_and_said(file):

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from cellvit.assembly import true_nuclei
-from cellvit.data.loading import base_seed, expand_path, unset_variables
+from cellvit.data.loading import base_seed
 from cellvit.encoders.weights import SOURCES, load_encoder_weights
 from cellvit.errors import ConfigError, OutputError
 from cellvit.export.geojson import write_geojson
@@ -28,6 +28,7 @@ from cellvit.export.parquet import write_parquet
 from cellvit.freezing import EncoderFreezing as EncoderFreezing  # under the name that configurations use
 from cellvit.freezing import as_cellvit
 from cellvit.model import CellViT
+from cellvit.paths import expand_path, unset_variables
 from cellvit.types import NucleiPrediction
 
 WRITERS: dict[str, Callable[..., None]] = {"geojson": write_geojson, "json": write_json, "parquet": write_parquet}

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cellvit.cli_export import DTYPES
+from cellvit.cli_output import add_model_output
 
 EPILOG = """\
 Every tensor of the file must find its place, and nothing in the file is run. The folder then works wherever a model is
@@ -33,8 +33,7 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="such as CellViT-256-x40.pth or CellViT-SAM-H-x40.pth")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the stored weights")
+    add_model_output(parser)
     arguments = parser.parse_args(argv)
 
     import torch

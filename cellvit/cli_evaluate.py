@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cellvit.cli_output import output_console
 from cellvit.cli_progress import progress_bar
 from cellvit.errors import ConfigError, OutputError
 from cellvit.evaluation.tables import Cell, shown
@@ -257,4 +257,4 @@ def _print_table(title: str, rows: Sequence[dict[str, Cell]]) -> None:
         table.add_column(escape(column), justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
         table.add_row(*(escape(shown(value)) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    output_console(width=WIDTH).print(table)

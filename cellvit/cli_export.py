@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-DTYPES = ("float32", "float16", "bfloat16")
+from cellvit.cli_output import add_model_output
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,8 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser("cellvit export", description="Turn a checkpoint into safetensors + JSON.")
     parser.add_argument("checkpoint", help="a .ckpt file written by 'cellvit fit', or a model folder")
-    parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the stored weights")
+    add_model_output(parser)
     parser.add_argument("--merge-adapters", action="store_true", help="add LoRA adapters to the weights they adapt")
     arguments = parser.parse_args(argv)
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cellvit.catalogue import ENCODER_WEIGHTS, MODEL, Entry, by_name, entries
 from cellvit.catalogue_files import WEIGHTS_VARIABLE, find_weights, hub_cache, places, weights_folder, weights_paths
+from cellvit.cli_output import output_console
 
 EPILOG = f"""\
 Nothing is fetched. Files are looked for in the package, in the folder that the environment variable {WEIGHTS_VARIABLE}
@@ -26,8 +27,6 @@ CONVENTION = (
     "GFLOP: one tile of 1024 px through the whole network, a multiply-add counted as two; encoder weights with the "
     "published decoder and heads of 6 nucleus and 19 tissue types."
 )
-WIDTH = 160
-"""Columns where there is no terminal."""
 NARROW = 120
 """Columns; on less, an entry takes two lines."""
 UNITS = ("B", "kB", "MB", "GB")
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [entry_row(entry) for entry in chosen]
         sys.stdout.write(json.dumps(rows if options.name is None else rows[0], indent=2, ensure_ascii=False) + "\n")
         return 0
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console = output_console(highlight=False)
     if options.name is None:
         _print_list(console, chosen)
     else:

@@ -13,11 +13,12 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from cellvit.cli_output import output_console
 from cellvit.registry import Registry, RegistryEntry
 
 EPILOG = """\
@@ -36,8 +37,6 @@ REGISTRIES = {
 }
 """Module and name of the registry of each kind, in the order of the data; imported when it is listed."""
 OURS = "cellvit-lightning"
-WIDTH = 160
-"""Columns where there is no terminal."""
 NARROW = 120
 """Columns; on less, five columns would be slivers."""
 MARKUP = re.compile(r":\w+:`~?([^`]*)`|``([^`]*)``|`([^`]*)`")
@@ -129,7 +128,7 @@ def _source(row: dict[str, Any]) -> str:
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console = output_console(highlight=False)
     console.print(_wide_table(rows) if console.width >= NARROW else _narrow_table(rows))
 
 

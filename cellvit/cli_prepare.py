@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cellvit.cli_output import output_console
 from cellvit.cli_progress import progress_bar
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _monuseg(options: argparse.Namespace) -> None:
     out = options.out or options.root / "prepared"
     with progress_bar("images") as advance:
         made = prepare_monuseg(options.root, out, report=advance)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = output_console()
     table = Table(title=escape(f"MoNuSeg in {str(out)!r}"))
     table.add_column("image", overflow="fold")
     for heading in ("nuclei", "wholly under others", "outlines of < 3 points", ""):
@@ -139,7 +139,7 @@ def _monuseg(options: argparse.Namespace) -> None:
 def _show_folds(prepared: "Prepared") -> None:
     """Print what each fold holds."""
     dataset = prepared.dataset
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = output_console()
     title = f"{dataset.name}: {dataset.patch_size} px patches at {dataset.mpp:g} µm/px in {str(prepared.out)!r}"
     table = Table(title=escape(title))
     table.add_column("fold", justify="right")

@@ -1,7 +1,6 @@
 """The command ``cellvit segment``: images in, tables, outlines and pictures of nuclei out."""
 
 import argparse
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from cellvit.cli_output import output_console
 from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.segment import (
     DEVICES,
@@ -276,7 +276,7 @@ def _print_line(console: Console, text: str) -> None:
 
 def _print_summary(job: Job) -> None:
     """Print the counts per class of every image to standard output."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = output_console()
     names = job.model.classes.names
     counts = [outcome.counts for outcome in job.outcomes if outcome.counts is not None]
     total: NDArray[np.int64] = np.sum([np.zeros(len(names), dtype=np.int64), *counts], axis=0)

@@ -10,13 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from cellvit.classes import default_classes, default_tissues
-from cellvit.data.loading import expand_path, unset_variables
 from cellvit.encoders.base import Encoder
 from cellvit.encoders.lora import LoRAEncoder
 from cellvit.errors import ConfigError, WeightsError
 from cellvit.freezing import as_cellvit
 from cellvit.model import CellViT
 from cellvit.parts import normalise_spec
+from cellvit.paths import expand_path, unset_variables
 from cellvit.pretrained import read_model
 from cellvit.state_dicts import misfits
 from cellvit.types import NUCLEI_TYPE_MAP, TISSUE_TYPES
@@ -73,14 +73,14 @@ def init_from(model: CellViT, source: str | Path, *, parts: Sequence[str] = PART
     if unknown or not parts or isinstance(parts, str):
         raise ConfigError(f"parts {parts!r} must be a list of some of {', '.join(PARTS)}")
     settings, state = read_model(source)
+    theirs = {name.split(".")[1] for name in state if name.startswith("heads.")}
     filled: dict[str, Tensor] = {}
     if "encoder" in parts:
         filled |= _fitting(model, "encoder", _translated(model.encoder, _under(state, "encoder")), source)
     if "decoder" in parts:
-        branches = {name.split(".")[1] for name in state if name.startswith("heads.")}
-        filled |= _fitting(model, "decoder", _shared_branches(model, branches, _under(state, "decoder")), source)
+        filled |= _fitting(model, "decoder", _shared_branches(model, theirs, _under(state, "decoder")), source)
     loaded = [part for part in PARTS[:2] if part in parts]
-    anew = _own_branches(model, state) if "decoder" in parts else {}
+    anew = _own_branches(model, theirs) if "decoder" in parts else {}
     for branch in model.heads if "heads" in parts else ():
         head = f"heads.{branch}"
         tensors = _under(state, head)
@@ -174,9 +174,8 @@ def _fitting(model: CellViT, part: str, tensors: Mapping[str, Any], source: str 
     return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _own_branches(model: CellViT, state: Mapping[str, Tensor]) -> dict[str, str]:
+def _own_branches(model: CellViT, theirs: set[str]) -> dict[str, str]:
     """Return the paths of the decoder's branches of which the source has nothing."""
-    theirs = {name.split(".")[1] for name in state if name.startswith("heads.")}
     own = [name.split(".") for name in model.decoder.state_dict()]
     paths = {
         ".".join(["decoder", *parts[: parts.index(branch) + 1]])

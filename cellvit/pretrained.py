@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
-from cellvit.catalogue import MODEL, entries
+from cellvit.catalogue import BUNDLED, MODEL, entries
 from cellvit.catalogue_files import find_weights
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import CellViTError, ConfigError, OutputError, UnknownPluginError, WeightsError
@@ -36,7 +36,6 @@ FORMAT = "cellvit"
 SCHEMA = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-BUNDLED = Path(__file__).parent / "weights"
 
 
 def bundled_models() -> list[str]:

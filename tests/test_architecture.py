@@ -33,6 +33,7 @@ PLACES = [
     ("cellvit.licences", 0, "core"),
     ("cellvit.catalogue*", 0, "core"),
     ("cellvit.safe_loading", 0, "core"),
+    ("cellvit.paths", 0, "core"),
     ("cellvit.slide.runner", 4, "application"),
     ("cellvit.slide", 1, "slide"),
     ("cellvit.encoders", 1, "encoders"),

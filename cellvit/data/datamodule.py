@@ -6,10 +6,11 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from cellvit.data.folder import FolderDataset, ImageDataset
-from cellvit.data.loading import base_seed, check_numbers, expand_path, make_loader
+from cellvit.data.loading import base_seed, check_numbers, make_loader
 from cellvit.data.records import find_records, has_split
 from cellvit.data.sampler import EvaluationShard, WeightedDraws
 from cellvit.errors import ConfigError
+from cellvit.paths import expand_path
 from cellvit.types import TISSUE_TYPES
 
 

@@ -1,8 +1,6 @@
-"""What the data modules of this package share: paths and numbers as given in YAML, seeds, loaders."""
+"""What the data modules of this package share: numbers as given in YAML, seeds, loaders."""
 
 import os
-import re
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,23 +8,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cellvit.errors import ConfigError
-
-
-def expand_path(path: str | Path) -> Path:
-    """Return a path with its environment variables and ``~`` expanded.
-
-    Raises:
-        ConfigError: If a variable in it is not set.
-    """
-    unset = unset_variables(path)
-    if unset:
-        raise ConfigError(f"'{path}' names ${{{unset[0]}}}, which is not set; set it first: export {unset[0]}=FOLDER")
-    return Path(os.path.expandvars(path)).expanduser()
-
-
-def unset_variables(path: str | Path) -> list[str]:
-    """Return the names of the environment variables in a path that are not set."""
-    return [name for name in re.findall(r"\$\{?(\w+)", str(path)) if name not in os.environ]
 
 
 def check_numbers(*, num_workers: int, **numbers: int) -> None:

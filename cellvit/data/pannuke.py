@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from cellvit.data.items import augment, make_item, short_labels
-from cellvit.data.loading import base_seed, check_numbers, expand_path, make_loader
+from cellvit.data.loading import base_seed, check_numbers, make_loader
 from cellvit.data.patches import PatchDataset, PatchFold, find_prepared, read_dataset, read_fold
 from cellvit.data.sampler import (
     Draw,
@@ -27,6 +27,7 @@ from cellvit.data.sampler import (
 )
 from cellvit.data.transforms import AugmentationConfig, build_augmentation
 from cellvit.errors import ConfigError, DataError
+from cellvit.paths import expand_path
 from cellvit.types import TISSUE_TYPES
 
 _SUBSETS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 
 from cellvit.catalogue_files import hub_cache
 from cellvit.errors import ConfigError, WeightsError
+from cellvit.paths import expand_path
 
 HUB_PREFIX = re.compile(r"hf[-_]hub:")
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -135,13 +136,7 @@ def local_file(weights: str) -> Path:
         ConfigError: If a variable in it is not set.
         WeightsError: If it cannot be a weight file.
     """
-    path = Path(os.path.expandvars(weights)).expanduser()
-    unset = re.search(r"\$\{?(\w+)", str(path))
-    if unset:
-        name = unset[1]
-        raise ConfigError(
-            f"weights {weights!r} names ${{{name}}}, which is not set; set it first: export {name}=FOLDER"
-        )
+    path = expand_path(weights)
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"weights {str(path)!r} is no weight file by its name; give one of {', '.join(SUFFIXES)}")
     if not path.is_file():

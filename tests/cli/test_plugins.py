@@ -324,7 +324,7 @@ def test_a_table_fits_its_width_and_shows_everything(rows_of, monkeypatch, capsy
     error = OSError("[bold]lib.so[/bold] is missing from /opt/a/very/long/path/that/has/no/place/to/break/at/all")
     broken = RegistryEntry("a-name-of-some-length", "my_lab.encoders.stem.Stem", "cellvit-my-lab", "0.3.0", error=error)
     rows_of(broken, RegistryEntry("b", "cellvit.b.B", "cellvit.b", None, Documented))
-    monkeypatch.setattr(cli_plugins, "WIDTH", width)
+    monkeypatch.setattr("cellvit.cli_output.WIDTH", width)
     assert cli_plugins.main(["encoder"]) == 1
     table = capsys.readouterr().out
     assert max(map(len, table.splitlines())) <= width

@@ -5,7 +5,6 @@ import sys
 import pytest
 import timm
 import torch
-from contracts.encoder_contract import EncoderContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models import register_model
@@ -16,6 +15,7 @@ from cellvit import CellViT
 from cellvit.encoders import TimmEncoder
 from cellvit.encoders.timm import decoder_strides, to_stride
 from cellvit.errors import ConfigError, UnknownPluginError
+from cellvit.testing import EncoderContract
 
 SHALLOW = {"depth": 4}
 KINDS = {

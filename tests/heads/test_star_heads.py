@@ -1,11 +1,11 @@
 import pytest
 import torch
-from contracts.head_contract import SIZES, HeadContract, make_batch, make_features
 
 from cellvit import CellViT
 from cellvit.errors import ConfigError
 from cellvit.heads import HEADS, ObjectProbabilityHead, RadialDistancesHead
 from cellvit.star import object_probability, radial_distances
+from cellvit.testing.head import SIZES, HeadContract, make_batch, make_features
 
 SMALL = {
     "encoder": {

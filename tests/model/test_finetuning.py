@@ -5,7 +5,7 @@ import json
 import lightning as L
 import pytest
 import torch
-from test_freezing import DECODER, make_loader
+from tiny_training import DECODER, make_loader
 
 from cellvit import CellViT
 from cellvit.cli import main

@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from tiny_training import DECODER, make_loader
 
 from cellvit import CellViT
 from cellvit.errors import ConfigError
@@ -16,24 +16,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
 ]
 HYBRID = {"class_path": "hybrid", "init_args": {"widths": [4, 4, 8], "embed_dim": 12, "depth": 4, "num_heads": 3}}
-DECODER = {
-    "class_path": "unetr",
-    "init_args": {"widths": [4, 6, 8, 10], "skip_widths": [6, 4], "image_width": 3, "shared_levels": 3},
-}
 
 
 def make_model():
     torch.manual_seed(0)
     return CellViT(HYBRID, 3, 2, decoder=DECODER)
-
-
-def make_loader(count=4):
-    torch.manual_seed(1)
-    labels = torch.zeros(32, 32, dtype=torch.int64)
-    labels[8:20, 8:20] = 1
-    maps = dict.fromkeys(("instance_map", "nuclei_binary_map", "nuclei_type_map"), labels)
-    item = {"image": torch.rand(3, 32, 32), "hv_map": torch.zeros(2, 32, 32), "tissue_types": torch.tensor(0)}
-    return DataLoader([{**item, **maps, "name": "a"}] * count, batch_size=2)
 
 
 class Watch(L.Callback):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_training import DECODER
 
 from cellvit import CellViT
 from cellvit.encoders import ViTEncoder
@@ -9,10 +10,6 @@ from cellvit.errors import ConfigError
 from cellvit.optimisation import build_optimisers, parameter_groups
 
 VIT = {"class_path": "vit-256", "init_args": {"embed_dim": 24, "depth": 4, "num_heads": 3}}
-DECODER = {
-    "class_path": "unetr",
-    "init_args": {"widths": [4, 6, 8, 10], "skip_widths": [6, 4], "image_width": 3, "shared_levels": 3},
-}
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
 HALVING = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1, "gamma": 0.5}}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from tiny_training import DECODER, make_loader
 
 from cellvit import CellViT
 from cellvit.callbacks import EncoderFreezing, PretrainedEncoder
@@ -21,10 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
 ]
 VIT = {"embed_dim": 24, "depth": 4, "num_heads": 3}
-DECODER = {
-    "class_path": "unetr",
-    "init_args": {"widths": [4, 6, 8, 10], "skip_widths": [6, 4], "image_width": 3, "shared_levels": 3},
-}
 
 
 @pytest.fixture
@@ -39,14 +35,6 @@ def weights(tmp_path):
 def make_model():
     encoder = {"class_path": "vit-256", "init_args": VIT}
     return CellViT(encoder, 3, num_tissue_classes=2, decoder=DECODER)
-
-
-def make_loader():
-    labels = torch.zeros(32, 32, dtype=torch.int64)
-    labels[8:20, 8:20] = 1
-    maps = dict.fromkeys(("instance_map", "nuclei_binary_map", "nuclei_type_map"), labels)
-    item = {"image": torch.rand(3, 32, 32), "hv_map": torch.zeros(2, 32, 32), "tissue_types": torch.tensor(0)}
-    return DataLoader([{**item, **maps, "name": "a"}] * 4, batch_size=2)
 
 
 class Start(L.Callback):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from contracts.postprocessor_contract import PostprocessorContract
 from drawn_nuclei import draw_ellipses
 from drawn_stars import counted, exact, noisy_star_maps, polygons_of, star_maps, suppress_one_by_one
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from cellvit.errors import ConfigError, DataError
 from cellvit.parts import build
 from cellvit.postprocess import POSTPROCESSORS, StarPostprocessor
 from cellvit.postprocess.suppression import Shapes, suppress
+from cellvit.testing import PostprocessorContract
 
 
 class TestStarNMS(PostprocessorContract):

@@ -1,1 +1,0 @@
-from cellvit.testing import DecoderContract as DecoderContract

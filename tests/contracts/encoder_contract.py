@@ -1,1 +1,0 @@
-from cellvit.testing import EncoderContract as EncoderContract

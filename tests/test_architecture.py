@@ -34,7 +34,6 @@ PLACES = [
     ("cellvit.catalogue*", 0, "core"),
     ("cellvit.safe_loading", 0, "core"),
     ("cellvit.paths", 0, "core"),
-    ("cellvit.slide.runner", 4, "application"),
     ("cellvit.slide", 1, "slide"),
     ("cellvit.encoders", 1, "encoders"),
     ("cellvit.decoders", 1, "decoders"),
@@ -56,6 +55,7 @@ PLACES = [
     ("cellvit.freezing", 4, "application"),
     ("cellvit.callbacks", 4, "application"),
     ("cellvit.segment", 4, "application"),
+    ("cellvit.runner", 4, "application"),  # whole slides: from reading to files
     ("cellvit.evaluation", 4, "application"),
     ("cellvit.demo", 5, "command line"),
     ("cellvit.cli*", 5, "command line"),

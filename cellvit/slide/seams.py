@@ -12,7 +12,9 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 
+from cellvit.slide.tile_nuclei import TileNuclei
 from cellvit.slide.tiling import Tile, TileGrid
 from cellvit.types import Nuclei
 
@@ -22,56 +24,8 @@ SAME_NUCLEUS_SHARE = 0.1
 JOIN_IOU = 0.5
 """Two pieces of a nucleus longer than the overlap are joined if they agree this well where both tiles see."""
 
-CUT_MARGIN = 1.0
-"""Pixels: a nucleus that ends this close to its tile's edge may go on beyond it."""
-
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class TileNuclei:
-    """Nuclei in coordinates of the image, each with what its tile knows about it.
-
-    Attributes:
-        nuclei: The table; coordinates are pixels of the image.
-        tile: ``(N,)`` number of the tile each was found in.
-        owned: ``(N,)`` whether the tile's core holds the centroid.
-        cut: ``(N,)`` whether it reaches an edge of its tile beyond which the image goes on.
-        shared: ``(N,)`` whether it reaches into a part that another tile covers too; the others are final.
-    """
-
-    nuclei: Nuclei
-    tile: Rows
-    owned: Mask
-    cut: Mask
-    shared: Mask
-
-    @classmethod
-    def place(cls, grid: TileGrid, index: int, nuclei: Nuclei) -> "TileNuclei":
-        """Return the nuclei of one tile, moved from the tile's coordinates to the image's."""
-        tile = grid.tile(index)
-        placed = nuclei.transform(shift=(tile.x, tile.y))
-        return cls(
-            nuclei=placed,
-            tile=np.full(len(placed), index, dtype=np.int64),
-            owned=grid.owner(placed.centroid) == index,
-            cut=grid.cut(index, placed.bbox, margin=CUT_MARGIN),
-            shared=grid.shared(index, placed.bbox),
-        )
-
-    @classmethod
-    def concatenate(cls, parts: "list[TileNuclei]") -> "TileNuclei":
-        """Return the nuclei of all parts, in order; at least one part is needed."""
-        columns = ("tile", "owned", "cut", "shared")
-        nuclei = Nuclei.concatenate([part.nuclei for part in parts])
-        return cls(nuclei, *(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
-
-    def select(self, rows: Rows) -> "TileNuclei":
-        """Return the nuclei of integer rows."""
-        return TileNuclei(
-            self.nuclei.select(rows), self.tile[rows], self.owned[rows], self.cut[rows], self.shared[rows]
-        )
 
 
 def merge_tiles(grid: TileGrid, found: Iterable[tuple[int, Nuclei]]) -> Nuclei:
@@ -108,24 +62,106 @@ def resolve_seams(grid: TileGrid, found: TileNuclei) -> Nuclei:
         The nuclei in the order given, overlapping across tiles by at most ``SAME_NUCLEUS_SHARE`` of the smaller.
     """
     rows = np.flatnonzero(found.shared)
-    if not len(rows):
-        return found.nuclei
-    seam = found.select(rows)
-    polygons = _polygons(seam.nuclei)
-    areas = shapely.area(polygons)
-    pairs = _same_nucleus(polygons, areas, seam.tile)
+    kept, settled = _settle(grid, _Overlaps.find(found.select(rows)))
+    final = np.flatnonzero(~found.shared)
+    order = np.argsort(np.concatenate([final, rows[kept]]), kind="stable")
+    return Nuclei.concatenate([found.nuclei.select(final), settled.nuclei]).select(order)
+
+
+class SeamStream:
+    """Joins tiles that arrive one after the other, and holds only what a later tile can still change.
+
+    Nuclei of different tiles that overlap form groups. A group is settled as soon as none of its members reaches into
+    a tile that is still to come, so the result is that of :func:`resolve_seams` on all tiles together.
+
+    Args:
+        grid: The tiles.
+    """
+
+    def __init__(self, grid: TileGrid) -> None:
+        self._grid = grid
+        self._done = 0
+        self._open: TileNuclei | None = None
+
+    def add(self, found: TileNuclei, *, done: int) -> Nuclei:
+        """Return the nuclei that are final now.
+
+        Args:
+            found: Nuclei of tiles with numbers from the previous ``done`` on.
+            done: All tiles below this number have been given, or are never going to be.
+
+        Returns:
+            Sorted by tile; nuclei that were held back from earlier tiles come first.
+        """
+        if done < self._done:
+            raise ValueError(f"tiles below {self._done} are done; {done} would take some back")
+        self._done = done
+        inner = np.flatnonzero(~found.shared)
+        pool = found.select(np.flatnonzero(found.shared))
+        pool = pool if self._open is None else TileNuclei.concatenate([self._open, pool])
+        overlaps = _Overlaps.find(pool)
+        still_open = overlaps.groups_with(self._grid.reaches(done, pool.nuclei.bbox))
+        self._open = pool.select(np.flatnonzero(still_open))
+        settled = _settle(self._grid, overlaps.select(np.flatnonzero(~still_open)))[1]
+        order = np.argsort(np.concatenate([settled.tile, found.tile[inner]]), kind="stable")
+        return Nuclei.concatenate([settled.nuclei, found.nuclei.select(inner)]).select(order)
+
+    @property
+    def held(self) -> int:
+        """Return the number of nuclei that wait for a later tile."""
+        return 0 if self._open is None else len(self._open.tile)
+
+
+@dataclass(frozen=True)
+class _Overlaps:
+    """Nuclei near seams, and which of them are the same nucleus.
+
+    Attributes:
+        seam: The nuclei.
+        polygons: ``(N,)`` their outlines.
+        areas: ``(N,)`` areas of the outlines.
+        pairs: ``(2, K)`` rows of different tiles that overlap enough to be one nucleus, both ways.
+    """
+
+    seam: TileNuclei
+    polygons: NDArray[np.object_]
+    areas: NDArray[np.float64]
+    pairs: Rows
+
+    @classmethod
+    def find(cls, seam: TileNuclei) -> "_Overlaps":
+        polygons = _polygons(seam.nuclei)
+        areas = shapely.area(polygons)
+        return cls(seam, polygons, areas, _same_nucleus(polygons, areas, seam.tile))
+
+    def groups_with(self, member: Mask) -> Mask:
+        """Return which rows belong to a group of overlapping nuclei that has one of the given members."""
+        count = len(member)
+        graph = csr_matrix((np.ones(self.pairs.shape[1], dtype=bool), tuple(self.pairs)), shape=(count, count))
+        groups = connected_components(graph, directed=False)[1]
+        return np.asarray(np.isin(groups, np.unique(groups[member])), dtype=bool)
+
+    def select(self, rows: Rows) -> "_Overlaps":
+        """Return some of the rows; both of a pair or none."""
+        place = np.full(len(self.areas), -1, dtype=np.int64)
+        place[rows] = np.arange(len(rows))
+        pairs = place[self.pairs]
+        return _Overlaps(self.seam.select(rows), self.polygons[rows], self.areas[rows], pairs[:, (pairs >= 0).all(0)])
+
+
+def _settle(grid: TileGrid, overlaps: _Overlaps) -> tuple[Rows, TileNuclei]:
+    """Return the rows that are kept, and their nuclei, cut ones made whole."""
+    seam, areas, pairs = overlaps.seam, overlaps.areas, overlaps.pairs
     keep = _keep_first(_priority(seam, areas), pairs, seam.owned | ~seam.cut)
-    kept = np.ones(len(found.tile), dtype=bool)
-    kept[rows] = keep
-    final = found.nuclei.select(kept)
-    joined = _pieces_to_join(grid, seam, polygons, pairs, keep)
+    kept = np.flatnonzero(keep)
+    final = seam.select(kept)
+    joined = _pieces_to_join(grid, seam, overlaps.polygons, pairs, keep)
     if not joined:
-        return final
-    order = np.arange(len(final))
-    places = np.cumsum(kept)[rows[list(joined)]] - 1
-    order[places] = len(final) + np.arange(len(joined))
+        return kept, final
+    order = np.arange(len(kept))
+    order[np.searchsorted(kept, list(joined))] = len(kept) + np.arange(len(joined))
     whole = [_join(seam.nuclei, [row, *pieces], areas) for row, pieces in joined.items()]
-    return Nuclei.concatenate([final, *whole]).select(order)
+    return kept, replace(final, nuclei=Nuclei.concatenate([final.nuclei, *whole]).select(order))
 
 
 def _polygons(nuclei: Nuclei) -> NDArray[np.object_]:

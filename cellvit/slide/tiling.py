@@ -181,3 +181,20 @@ class TileGrid:
         right_cut = (bbox[:, 2] >= right - margin) & (right < self.width)
         bottom_cut = (bbox[:, 3] >= bottom - margin) & (bottom < self.height)
         return left_cut | top_cut | right_cut | bottom_cut
+
+    def reaches(self, done: int, bbox: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which boxes reach into a tile that is still to come when tiles are taken by their numbers.
+
+        Args:
+            done: Tiles below this number are done.
+            bbox: ``(N, 4)`` ``(xmin, ymin, xmax, ymax)``, half-open, pixels of the image; of tiles that are done.
+
+        Returns:
+            ``(N,)`` booleans.
+        """
+        if done >= len(self):
+            return np.zeros(len(bbox), dtype=bool)
+        row, column = divmod(done, len(self.columns.starts))
+        later_rows = self.rows.starts[row + 1] if row + 1 < len(self.rows.starts) else np.inf
+        this_row = (bbox[:, 3] > self.rows.starts[row]) & (bbox[:, 2] > self.columns.starts[column])
+        return np.asarray((bbox[:, 3] > later_rows) | this_row, dtype=bool)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellvit.slide import seams
-from cellvit.slide.seams import TileNuclei, merge_tiles
+from cellvit.slide.seams import SeamStream, merge_tiles
+from cellvit.slide.tile_nuclei import TileNuclei
 from cellvit.slide.tiling import TileGrid
 from cellvit.types import Nuclei, NucleiClasses
 
@@ -273,3 +274,38 @@ def separated(nuclei):
         if apart:
             kept.append(row)
     return nuclei.select(np.array(kept, dtype=int))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_stream_of_tiles_gives_what_all_tiles_together_give(seed):
+    rng = np.random.default_rng(seed)
+    grid = TileGrid(width=400, height=330, tile_size=90, overlap=24)
+    found = random_findings(rng, grid, 200)
+    found = [part for part in found if rng.random() < 0.8]  # tiles without tissue are never computed
+    stream, parts, held, done = SeamStream(grid), [], [], 0
+    while done < len(grid):
+        upto = min(len(grid), done + int(rng.integers(1, 7)))
+        placed = [TileNuclei.place(grid, i, part) for i, part in found if done <= i < upto]
+        placed = placed or [TileNuclei.place(grid, done, boxes_to_nuclei([]))]
+        parts.append(stream.add(TileNuclei.concatenate(placed), done=upto))
+        held.append(stream.held)
+        done = upto
+    streamed, together = Nuclei.concatenate(parts), merge_tiles(grid, found)
+    assert box_set(streamed) == box_set(together)
+    by_box = {tuple(box): together.contour(i).tolist() for i, box in enumerate(together.bbox.tolist())}
+    assert all(by_box[tuple(box)] == streamed.contour(i).tolist() for i, box in enumerate(streamed.bbox.tolist()))
+    assert held[-1] == 0
+    assert 0 < max(held) < len(together)
+
+
+def test_a_stream_waits_only_for_tiles_that_can_still_see_a_nucleus():
+    grid = TileGrid(width=180, height=180, tile_size=100, overlap=20)
+    stream = SeamStream(grid)
+    boxes = [(10, 10, 20, 20), (70, 10, 95, 20), (10, 70, 20, 95)]
+    first = stream.add(TileNuclei.place(grid, 0, boxes_to_nuclei(boxes)), done=1)
+    assert box_set(first) == [boxes[0]]
+    nothing = TileNuclei.place(grid, 1, boxes_to_nuclei([]))
+    assert box_set(stream.add(nothing, done=2)) == [boxes[1]]  # the second tile saw nothing there
+    assert box_set(stream.add(nothing, done=4)) == [boxes[2]]
+    with pytest.raises(ValueError, match="take some back"):
+        stream.add(nothing, done=3)

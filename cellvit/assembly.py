@@ -1,6 +1,6 @@
 """How the parts of a model are checked, built and fed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -95,9 +95,21 @@ def build_metric(spec: PartSpec, class_names: Sequence[str], tissue_names: Seque
 def image_arrays(maps: Mapping[str, Tensor], postprocessor: Postprocessor | None) -> list[dict[str, NDArray[Any]]]:
     """Return the maps of each image of a batch as arrays without batch axis, as a post-processor takes them.
 
+    Args:
+        maps: Activated maps ``(B, C, H, W)``; entries of other dimensions are left out.
+        postprocessor: Who will read them; None gives every map as it is.
+    """
+    return start_transfer(maps, postprocessor)()
+
+
+def start_transfer(
+    maps: Mapping[str, Tensor], postprocessor: Postprocessor | None
+) -> Callable[[], list[dict[str, NDArray[Any]]]]:
+    """Start to bring the maps of a batch to the host, and return what waits for them and gives :func:`image_arrays`.
+
     Maps that the post-processor does not read stay where they are. Where it needs no more than the most probable class,
     that is found on the device: a fraction of the bytes have to leave it. Without a type map it needs the probabilities
-    themselves.
+    themselves. On a CUDA device the copy runs beside what is launched next.
 
     Args:
         maps: Activated maps ``(B, C, H, W)``; entries of other dimensions are left out.
@@ -108,9 +120,19 @@ def image_arrays(maps: Mapping[str, Tensor], postprocessor: Postprocessor | None
         dense = {name: dense[name] for name in dense if name in postprocessor.needs | postprocessor.takes}
     if postprocessor is not None and NUCLEI_TYPE_MAP in dense:
         dense |= {name: dense[name].argmax(1).to(torch.int16) for name in postprocessor.takes_labels & set(dense)}
-    arrays = {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in dense.items()}
-    count = min((len(value) for value in arrays.values()), default=0)
-    return [{name: value[i] for name, value in arrays.items()} for i in range(count)]
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in dense.items()}
+    on_host = {name: value.to("cpu", non_blocking=value.is_cuda) for name, value in floats.items()}
+    copied = torch.cuda.Event() if any(value.is_cuda for value in floats.values()) else None
+    if copied is not None:
+        copied.record()
+
+    def arrays() -> list[dict[str, NDArray[Any]]]:
+        if copied is not None:
+            copied.synchronize()
+        count = min((len(value) for value in on_host.values()), default=0)
+        return [{name: value[i].numpy() for name, value in on_host.items()} for i in range(count)]
+
+    return arrays
 
 
 def head_class(branch: str, spec: PartSpec) -> type[Head]:

@@ -1,0 +1,186 @@
+"""From finished parts to files: seams, coordinates of the slide, the table, and everything made from the table."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellvit import export
+from cellvit.export.stream import NucleiStream, Patches
+from cellvit.runner.journal import Journal
+from cellvit.runner.settings import FORMATS, Origin
+from cellvit.slide.reader import Rgb8
+from cellvit.slide.roi import Region
+from cellvit.slide.seams import SeamStream
+from cellvit.slide.slides import Slide
+from cellvit.slide.tile_nuclei import TileNuclei
+from cellvit.slide.tiling import TileGrid
+from cellvit.slide.view import SlideView
+from cellvit.types import Nuclei, NucleiClasses
+
+TABLE = "nuclei.parquet"
+_MARGIN = 64
+
+
+@dataclass
+class SlideTable:
+    """Makes the table of nuclei of a slide from its parts; only a part and the nuclei at open seams are held.
+
+    Attributes:
+        view: The slide at the model's resolution.
+        grid: The tiles.
+        parts: Number of parts.
+        part: Returns the tiles of a part.
+        classes: Names and colours of the types.
+        region: Nuclei whose centroid lies outside are left out; None keeps all.
+        origin: ``"slide"`` or ``"bounds"``: where coordinates count from.
+        counts: ``(C,)`` nuclei per type, filled while it is iterated.
+    """
+
+    view: SlideView
+    grid: TileGrid
+    parts: int
+    part: Callable[[int], NDArray[np.int64]]
+    classes: NucleiClasses
+    region: Region | None = None
+    origin: Origin = "slide"
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def nuclei(self, journal: Journal) -> Iterator[Nuclei]:
+        """Yield the nuclei in chunks: each once, labelled 1..N, in level-0 pixels.
+
+        Args:
+            journal: Holds the finished parts.
+        """
+        seams, label = SeamStream(self.grid), 0
+        self.counts = np.zeros(len(self.classes), np.int64)
+        for number in range(self.parts):
+            tile, found = journal.read_part(number)
+            last = number + 1 == self.parts
+            done = len(self.grid) if last else int(self.part(number + 1)[0])
+            final = seams.add(self._place(tile, found), done=done)
+            placed = self._on_slide(replace(final, classes=self.classes))
+            self.counts += np.bincount(placed.type, minlength=len(self.classes))
+            yield replace(placed, label=np.arange(label + 1, label + len(placed) + 1, dtype=np.int32))
+            label += len(placed)
+
+    def _place(self, tile: NDArray[np.int64], found: Nuclei) -> TileNuclei:
+        """Return the nuclei of a part in pixels of the view."""
+        limits = np.flatnonzero(np.diff(tile, prepend=-1, append=-1))
+        runs = [(int(tile[a]), np.arange(a, b)) for a, b in pairwise(limits)] or [(0, tile)]
+        return TileNuclei.concatenate([TileNuclei.place(self.grid, index, found.select(rows)) for index, rows in runs])
+
+    def _on_slide(self, nuclei: Nuclei) -> Nuclei:
+        """Return nuclei of the view in level-0 pixels, those of the region only."""
+        placed = self.view.to_level0(nuclei)
+        if self.region is not None:
+            placed = placed.select(self.region.contains(placed.centroid))
+        x, y = self.view.slide.bounds[:2] if self.origin == "bounds" else (0, 0)
+        return placed.transform(shift=(-x, -y)) if (x, y) != (0, 0) else placed
+
+    def patches(self, nuclei: Nuclei) -> Patches:
+        """Return where the tiles of nuclei lie, in the terms of the released layout.
+
+        Args:
+            nuclei: In the coordinates of the files.
+
+        Returns:
+            Row and column of the tile that owns the centroid; where the nucleus's box lies in it (0 inside, 1 to 8
+            clockwise from the top left corner if it comes within 64 px of an edge); the tile's corner, (row, column).
+        """
+        scale = np.asarray(self.view.scale)
+        shift = np.asarray((0, 0) if self.origin == "bounds" else self.view.slide.bounds[:2], np.float64)
+        owner = self.grid.owner((nuclei.centroid - shift + 0.5) * scale - 0.5)
+        row, column = np.divmod(owner, len(self.grid.columns.starts))
+        corner = np.stack([self.grid.columns.starts[column], self.grid.rows.starts[row]], axis=1)
+        local = (nuclei.bbox - np.tile(shift, 2)) * np.tile(scale, 2) - np.tile(corner, 2)
+        size = np.array([self.grid.columns.size, self.grid.rows.size])
+        offset = np.rint(corner / scale + shift)[:, ::-1].astype(np.int64)
+        return Patches(np.stack([row, column], axis=1), _status(local, size), offset)
+
+
+def _status(local: NDArray[np.float64], size: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the status of boxes ``(N, 4)`` in their tile: 0 inside, else 1 to 8 clockwise from the top left."""
+    left, top = (local[:, :2] < _MARGIN).T
+    right, bottom = (local[:, 2:] > size - _MARGIN).T
+    conditions = [top & left, top & right, top, right & bottom, right, bottom & left, bottom, left]
+    return np.select(conditions, [1, 3, 2, 5, 4, 7, 6, 8], default=0).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class OutputContext:
+    """What the writers of one slide share.
+
+    Attributes:
+        slide: The slide.
+        thumbnail: ``(h, w, 3)`` uint8 picture of its scanned part.
+        mpp: Microns per level-0 pixel.
+        metadata: Facts for the heads of files.
+        patches: See :meth:`SlideTable.patches`.
+        origin: ``"slide"`` or ``"bounds"``.
+    """
+
+    slide: Slide
+    thumbnail: Rgb8
+    mpp: float
+    metadata: Mapping[str, Any]
+    patches: Callable[[Nuclei], Patches]
+    origin: Origin
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """Return the box of the thumbnail in the coordinates of the files."""
+        x, y, width, height = self.slide.bounds
+        return (x, y, width, height) if self.origin == "slide" else (0, 0, width, height)
+
+
+def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -> None:
+    """Write files from the table of a slide.
+
+    Args:
+        out: The result folder, which holds the table.
+        formats: Keys of :data:`cellvit.runner.settings.FORMATS`.
+        context: What the writers share.
+
+    Raises:
+        OutputError: If a file cannot be written; the table and the files before it stay.
+    """
+    light: NucleiStream = export.ParquetStream(out / TABLE, embedding=False)
+    full: NucleiStream = export.ParquetStream(out / TABLE)
+    facts, bounds, picture = dict(context.metadata), context.bounds, context.thumbnail
+    writers: dict[str, Callable[[Path], object]] = {
+        "geojson": lambda path: export.write_geojson_stream(light, path),
+        "geojson-plain": lambda path: export.write_geojson_stream(light, path),
+        "points": lambda path: export.write_geojson_stream(light, path, points=True),
+        "json": lambda path: export.write_json_stream(light, path, metadata=facts, patches=context.patches),
+        "h5ad": lambda path: export.write_anndata(full, path, metadata=facts),
+        "spatialdata": lambda path: export.write_spatialdata(full, path, metadata=facts),
+        "overlay": lambda path: export.write_slide_overlay(light, picture, path, bounds=bounds),
+        "density": lambda path: export.write_density(light, picture, path, bounds=bounds, mpp=context.mpp),
+        "closeups": lambda path: export.write_closeups(light, _Moved(context), path, mpp=context.mpp),
+    }
+    for name in formats:
+        writers[name](out / FORMATS[name])
+
+
+class _Moved:
+    """A slide in the coordinates of the files."""
+
+    def __init__(self, context: OutputContext) -> None:
+        self._slide = context.slide
+        full = context.slide.bounds
+        self._shift = full[:2] if context.origin == "bounds" else (0, 0)
+        self.bounds = context.bounds
+        self.level_sizes = context.slide.level_sizes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slide, name)
+
+    def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:
+        if level:
+            raise ValueError("only level 0 can be moved")
+        return self._slide.read_region(x + self._shift[0], y + self._shift[1], width, height)

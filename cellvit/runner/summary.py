@@ -1,0 +1,144 @@
+"""The facts about a finished slide: what was done, with what, to what, and how long it took."""
+
+import platform
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cellvit.runner.outputs import TABLE
+from cellvit.runner.pipeline import StageSeconds
+from cellvit.runner.preparation import PreparedSlide
+from cellvit.runner.settings import FORMATS, SlideSettings
+from cellvit.segment import NucleiModel
+
+SUMMARY_SCHEMA = 1
+_PACKAGES = ("cellvit-lightning", "torch", "numpy", "opencv-python-headless", "shapely", "openslide-python", "tifffile")
+
+
+@dataclass(frozen=True)
+class SlideFacts:
+    """What is to be said about one slide, from its parts.
+
+    Attributes:
+        prepared: The slide.
+        settings: Of this run.
+        model: The model.
+        model_name: Its name or path, or None if it was passed in.
+        fingerprints: See :meth:`PreparedSlide.fingerprints`.
+    """
+
+    prepared: PreparedSlide
+    settings: SlideSettings
+    model: NucleiModel
+    model_name: str | Path | None
+    fingerprints: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Return how the model is called."""
+        return type(self.model).__name__ if self.model_name is None else str(self.model_name)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the facts that go into the heads of files; nothing that differs between two runs."""
+        prepared, settings = self.prepared, self.settings
+        return {
+            "image": prepared.slide.path.name,
+            "width": prepared.slide.level_sizes[0][0],
+            "height": prepared.slide.level_sizes[0][1],
+            "bounds": list(prepared.slide.bounds),
+            "origin": settings.origin,
+            "base_mpp": prepared.mpp,
+            "mpp_source": prepared.resolution.source,
+            "target_patch_mpp": self.model.mpp,
+            "patch_size": settings.tile_size,
+            "patch_overlap": settings.overlap,
+            "model": self.name,
+            "weights_hash": self.fingerprints["model"]["weights"],
+            "precision": settings.precision,
+            "cellvit_version": version("cellvit-lightning"),
+        }
+
+    def summary(self, counts: list[int], *, digest: str, started: datetime) -> dict[str, Any]:
+        """Return the content of ``summary.json`` without the times of the stages.
+
+        Args:
+            counts: Nuclei per type.
+            digest: SHA-256 of the slide's file.
+            started: When the run began.
+        """
+        area, total = self.prepared.tissue_mm2, sum(counts)
+        names = self.model.classes.names
+        shown = {name: n for i, (name, n) in enumerate(zip(names, counts, strict=True)) if i or n}
+        settings = {**asdict(self.settings), "roi": None if self.settings.roi is None else str(self.settings.roi)}
+        return {
+            "schema": SUMMARY_SCHEMA,
+            "slide": self._slide(digest),
+            "resolution": {"mpp": list(self.prepared.resolution.mpp), "source": self.prepared.resolution.source},
+            "model": {
+                "name": self.name,
+                "mpp": self.model.mpp,
+                "weights_hash": self.fingerprints["model"]["weights"],
+                "classes": list(names),
+                "colors": [list(color) for color in self.model.classes.colors],
+                "licence": getattr(self.model, "metadata", {}).get("licence"),
+            },
+            "settings": settings,
+            "device": str(self.model.device),
+            "fingerprints": self.fingerprints,
+            "versions": {"python": platform.python_version(), **_versions()},
+            "tissue": {"area_mm2": round(area, 6), "source": self.prepared.tissue_source},
+            "tiles": {"total": len(self.prepared.grid), "done": len(self.prepared.tiles)},
+            "nuclei": {"total": total, "by_type": shown, "density_per_mm2": round(total / area, 2) if area else None},
+            "files": {"parquet": TABLE, "tissue": "tissue.png", **{n: FORMATS[n] for n in self.settings.formats}},
+            "warnings": list(self.prepared.warnings),
+            "peak_memory_mb": _peak_memory(),
+            "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _slide(self, digest: str) -> dict[str, Any]:
+        slide = self.prepared.slide
+        return {
+            "path": str(slide.path.resolve()),
+            "name": slide.path.name,
+            "size_bytes": slide.path.stat().st_size,
+            "sha256": digest,
+            "reader": slide.reader,
+            "width": slide.level_sizes[0][0],
+            "height": slide.level_sizes[0][1],
+            "bounds": list(slide.bounds),
+            "levels": [list(size) for size in slide.level_sizes],
+            "level_read": self.prepared.view.level,
+            "properties": dict(slide.properties),
+        }
+
+
+def stage_seconds(seconds: StageSeconds) -> dict[str, float]:
+    """Return the times of the stages, rounded, and the share of the time in which the device was busy."""
+    stages = {name: round(value, 3) for name, value in asdict(seconds).items()}
+    share = seconds.forward / seconds.elapsed if seconds.elapsed else 0.0
+    return {**stages, "device_busy_share": round(share, 4)}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found["cellvit" if package == "cellvit-lightning" else package] = version(package)
+    return found
+
+
+def _peak_memory() -> dict[str, float]:
+    """Return the largest resident memory so far, in megabytes, of this process and of its largest finished child."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    whose = {"process": resource.RUSAGE_SELF, "largest_child": resource.RUSAGE_CHILDREN}
+    return {name: round(resource.getrusage(who).ru_maxrss * unit / 1e6, 1) for name, who in whose.items()}

@@ -1,0 +1,146 @@
+"""Processes that turn maps into nuclei while the device computes the maps of the next tiles."""
+
+import multiprocessing
+import os
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+import cv2
+import torch
+from numpy.typing import NDArray
+
+from cellvit.errors import OutputError
+from cellvit.postprocess.base import Postprocessor
+from cellvit.types import Nuclei
+
+Maps = Mapping[str, NDArray[Any]]
+
+_postprocess: Callable[[Maps], Any] | None = None
+
+
+class PostprocessPool:
+    """Post-processes tiles in other processes; use it as a context.
+
+    Where processes cannot be had, threads of this process do it: with ``workers=0``, in a daemonic process (which may
+    not have children), and for a post-processor that only the running script knows.
+
+    Args:
+        model: The model; its ``postprocessor`` goes to the workers, or, if it has none, its ``postprocess`` stays here.
+        workers: Number of processes.
+
+    Attributes:
+        kind: ``"processes"`` or ``"threads"``.
+        capacity: Tiles that may be waiting or in work; more would only take memory.
+    """
+
+    def __init__(self, model: Any, workers: int) -> None:
+        postprocessor = getattr(model, "postprocessor", None)
+        portable = isinstance(postprocessor, Postprocessor) and type(postprocessor).__module__ != "__main__"
+        possible = workers > 0 and portable and not multiprocessing.current_process().daemon
+        self.kind = "processes" if possible else "threads"
+        self.capacity = 2 * max(1, workers) + 1
+        self._local = model.postprocess
+        self._pool: Executor
+        if possible:
+            self._pool = ProcessPoolExecutor(workers, _context(), initializer=_start, initargs=(postprocessor,))
+        else:
+            self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="postprocess")
+
+    def __enter__(self) -> "PostprocessPool":
+        return self
+
+    def __exit__(self, *stop: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, maps: Maps) -> "Future[Nuclei]":
+        """Start to find the nuclei of one tile.
+
+        Args:
+            maps: Maps of the tile, as :meth:`cellvit.postprocess.base.Postprocessor.__call__` takes them.
+
+        Returns:
+            A future of the nuclei in pixels of the tile, without class names; :func:`nuclei_of` waits for it.
+        """
+        try:
+            if self.kind == "threads":
+                return self._pool.submit(_find_here, self._local, maps)
+            with _without_main_module():
+                return self._pool.submit(_find, maps)
+        except BrokenProcessPool as error:
+            raise _worker_died() from error
+
+
+def nuclei_of(future: "Future[Nuclei]") -> Nuclei:
+    """Wait for the nuclei of a tile.
+
+    Args:
+        future: From :meth:`PostprocessPool.submit`.
+
+    Raises:
+        OutputError: If a worker process was killed.
+    """
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise _worker_died() from error
+
+
+def _worker_died() -> OutputError:
+    return OutputError(
+        "a post-processing worker was killed, most likely for lack of memory; the finished parts are kept: "
+        "run the same command again with fewer --workers"
+    )
+
+
+def _find_here(postprocess: Callable[[Maps], Any], maps: Maps) -> Nuclei:
+    nuclei: Nuclei = postprocess(maps).nuclei
+    return nuclei
+
+
+def _find(maps: Maps) -> Nuclei:
+    if _postprocess is None:
+        raise RuntimeError("the worker was not started")
+    return _find_here(_postprocess, maps)
+
+
+def _start(postprocessor: Postprocessor) -> None:
+    """Prepare a worker: one thread, and an end when the parent ends, however that may be."""
+    global _postprocess
+    _postprocess = postprocessor
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _die_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Return a way to start processes that is safe beside threads and CUDA; workers share what was imported once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Hide the running script from processes that start: they do not need it, and it may lack a main guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

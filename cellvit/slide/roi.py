@@ -1,0 +1,255 @@
+"""Regions of interest drawn in QuPath or elsewhere: which pixels and which nuclei of a slide lie in them."""
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from cellvit.errors import ConfigError, DataError
+
+_Floats = NDArray[np.float64]
+
+_MULTIPLE = {"MultiPolygon": "Polygon", "MultiPoint": "Point", "MultiLineString": "LineString"}
+_NUCLEI = ("detection", "cell")  # of QuPath: results that lie in regions, no regions
+
+
+@dataclass(frozen=True)
+class Region:
+    """An area of a slide, in pixels of its full resolution; pixel ``i`` covers ``[i, i + 1)``, as QuPath draws.
+
+    Attributes:
+        geometry: A valid polygon or multi-polygon of positive area.
+    """
+
+    geometry: Any
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Region":
+        """Return the union of all polygons of a GeoJSON file, such as QuPath exports of annotations.
+
+        Args:
+            path: A FeatureCollection, a list of features, one feature, or a bare geometry; also compressed with gzip.
+                Holes stay holes, polygons that cross themselves are repaired. Points, lines, cells and detections
+                beside the polygons, and any coordinate reference system, are left out.
+
+        Returns:
+            The region.
+
+        Raises:
+            DataError: If the file is no such file, or no polygon in it encloses an area.
+        """
+        name = repr(str(path))
+        data = _load(path, name)
+        polygons, others = [], Counter[str]()
+        try:
+            for kind, coordinates in _geometries(data):
+                if kind == "Polygon":
+                    polygons += _polygon(coordinates, name)
+                else:
+                    others[kind] += 1
+        except DataError:
+            raise
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            message = f"{name} is not GeoJSON of regions ({type(error).__name__}: {error}); export the regions again"
+            raise DataError(message) from error
+        if not polygons:
+            found = ", ".join(f"{number} of type {kind}" for kind, number in sorted(others.items())) or "nothing"
+            message = (
+                f"{name} holds no polygon but {found}; draw areas (rectangle, ellipse, polygon or brush in QuPath) "
+            )
+            raise DataError(message + "and export these annotations as GeoJSON")
+        geometry = _areas(shapely.union_all(shapely.make_valid(np.array(polygons, object))))
+        if geometry.is_empty:
+            raise DataError(f"the {len(polygons)} polygons of {name} enclose no area; draw them again")
+        return cls(geometry)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the normalised geometry: the same for the same area, however its polygons are written."""
+        # a union leaves corners where two polygons met on a straight side
+        plain = shapely.normalize(shapely.simplify(shapely.set_precision(self.geometry, 2.0**-10), 0))
+        return hashlib.sha256(shapely.to_wkb(plain, byte_order=1, output_dimension=2)).hexdigest()
+
+    @property
+    def area_px(self) -> float:
+        """Area in pixels of the full resolution."""
+        return float(self.geometry.area)
+
+    def contains(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which points lie inside.
+
+        Args:
+            points: ``(N, 2)`` ``(x, y)`` in full-resolution pixels, where the centre of pixel ``i`` is at ``i``: half
+                a pixel from its edge, at which the polygons count.
+
+        Returns:
+            ``(N,)``; so a rectangle around ``w`` pixels contains the centres of exactly these.
+        """
+        shapely.prepare(self.geometry)
+        x, y = np.asarray(points, np.float64).reshape(-1, 2).T + 0.5
+        return np.asarray(shapely.contains_xy(self.geometry, x, y))
+
+    def mask(self, shape: tuple[int, int], bounds: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+        """Return a raster of the region, exact to the last corner that reaches into a pixel.
+
+        Args:
+            shape: ``(h, w)`` of the raster.
+            bounds: ``(x, y, width, height)`` of the rectangle that the raster covers, in full-resolution pixels.
+
+        Returns:
+            ``(h, w)``; True where any part of the region lies inside the pixel. Sharing an edge is not enough.
+
+        Raises:
+            ConfigError: If the raster or the bounds have no area.
+        """
+        left, top, width, height = bounds
+        if min(shape) < 1 or not (width > 0 and height > 0):
+            raise ConfigError(f"raster {shape} over bounds {bounds}; both need a positive width and height")
+        visible = _areas(shapely.intersection(self.geometry, shapely.box(left, top, left + width, top + height)))
+        scale = np.array([shape[1] / width, shape[0] / height])
+        segments = _segments(visible)
+        segments = (segments - (left, top)) * scale
+        return _filled(segments, shape) | _crossed(segments, shape)
+
+
+def _load(path: str | Path, name: str) -> Any:
+    """Return the content of a JSON file."""
+    advice = "export the regions as GeoJSON (in QuPath: File, Export objects as GeoJSON)"
+    try:
+        content = Path(path).read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        if not content.strip():
+            raise DataError(f"{name} is empty; {advice}")
+        return json.loads(content)
+    except FileNotFoundError as error:
+        raise DataError(f"{name} does not exist; check the path of the regions") from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read ({error.strerror or error}); check the path of the regions") from error
+    except (EOFError, zlib.error, ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{name} is not JSON ({error}); {advice}") from error
+
+
+def _geometries(data: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the kind and the coordinates of every simple geometry; parts of multiple ones one by one."""
+    if data is None:  # a feature without a place
+        return
+    if isinstance(data, list):
+        for entry in data:
+            yield from _geometries(entry)
+        return
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{data!r:.40} instead of a feature or a geometry")
+    kind = data["type"]
+    if kind == "FeatureCollection":
+        yield from _geometries(data["features"])
+    elif kind == "Feature":
+        result = _nucleus_kind(data)
+        yield from ((result, None),) if result else _geometries(data["geometry"])
+    elif kind == "GeometryCollection":
+        yield from _geometries(data["geometries"])
+    elif kind in _MULTIPLE:
+        yield from ((_MULTIPLE[kind], part) for part in data["coordinates"])
+    elif kind in _MULTIPLE.values():
+        yield kind, data["coordinates"]
+    else:
+        raise ValueError(f"type {kind!r} is unknown to GeoJSON")
+
+
+def _nucleus_kind(feature: Mapping[str, Any]) -> str | None:
+    """Return "detection" or "cell" for such results of QuPath, as new and old versions write them, else None."""
+    stated = str((feature.get("properties") or {}).get("objectType", feature.get("id"))).lower()
+    return next((kind for kind in _NUCLEI if stated in (kind, f"path{kind}object")), None)
+
+
+def _polygon(rings: Any, name: str) -> list[Any]:
+    """Return a polygon of rings as a list of one; of none where it is empty."""
+    if not rings:
+        return []
+    arrays = [_ring(ring, name) for ring in rings]
+    return [shapely.Polygon(arrays[0], arrays[1:])]
+
+
+def _ring(ring: Any, name: str) -> _Floats:
+    """Return the points of a ring ``(K, 2)``."""
+    points = np.array([[float(x), float(y)] for x, y, *_ in ring]).reshape(-1, 2)
+    if not np.isfinite(points).all():
+        row = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
+        message = f"point {row} of a polygon in {name} is {points[row].tolist()}; every coordinate must be finite"
+        raise DataError(message)
+    if len(points) < 3:
+        raise DataError(f"a polygon in {name} has a ring of {len(points)} points; draw it with at least three")
+    return points
+
+
+def _areas(geometry: Any) -> Any:
+    """Return the polygons of a geometry; lines and points that a repair or a cut leaves have no area."""
+    parts = shapely.get_parts(shapely.get_parts(geometry))
+    return shapely.union_all([part for part in parts if part.geom_type == "Polygon" and part.area > 0])
+
+
+def _segments(geometry: Any) -> _Floats:
+    """Return all sides of polygons and of their holes, ``(K, 2, 2)``: start and end, each ``(x, y)``."""
+    rings = shapely.get_rings(shapely.get_parts(geometry))
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    return np.asarray(np.stack([points[:-1], points[1:]], axis=1)[ring[:-1] == ring[1:]])
+
+
+def _filled(segments: _Floats, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels whose centre is inside: an odd number of sides lies left of it."""
+    height, width = shape
+    (x0, y0), (x1, y1) = segments[:, 0].T, segments[:, 1].T
+    # rows whose centre line a side crosses, half-open so that a shared corner counts once
+    first = np.ceil(np.minimum(y0, y1) - 0.5).clip(0, height).astype(np.int64)
+    last = np.ceil(np.maximum(y0, y1) - 0.5).clip(0, height).astype(np.int64)
+    side, row = _ranges(first, last)
+    x = x0[side] + (row + 0.5 - y0[side]) / (y1 - y0)[side] * (x1 - x0)[side]
+    column = np.ceil(x - 0.5).clip(0, width).astype(np.int64)
+    crossings = np.bincount(row * (width + 1) + column, minlength=height * (width + 1)).reshape(height, width + 1)
+    return np.asarray(crossings.cumsum(axis=1)[:, :-1] % 2 == 1)
+
+
+def _crossed(segments: _Floats, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels through whose inside a side runs.
+
+    The grid lines cut every side into pieces that lie in one pixel each, which the middle of the piece tells.
+    """
+    start, step = segments[:, 0], segments[:, 1] - segments[:, 0]
+    cuts, owners = [np.zeros(len(start)), np.ones(len(start))], [np.arange(len(start))] * 2
+    for axis in (0, 1):
+        low, high = segments[:, :, axis].min(axis=1), segments[:, :, axis].max(axis=1)
+        side, line = _ranges(np.floor(low).astype(np.int64) + 1, np.ceil(high).astype(np.int64))
+        owners.append(side)
+        cuts.append((line - start[side, axis]) / step[side, axis])
+    owner, cut = np.concatenate(owners), np.concatenate(cuts)
+    order = np.lexsort((cut, owner))
+    owner, cut = owner[order], cut[order]
+    same = (owner[:-1] == owner[1:]) & (cut[:-1] < cut[1:])
+    middle = (cut[:-1] + cut[1:])[same] / 2
+    points = start[owner[:-1][same]] + middle[:, None] * step[owner[:-1][same]]
+    pixel = np.floor(points).astype(np.int64)
+    # a side along a grid line runs through no pixel's inside
+    keep = ((points != pixel) & (pixel >= 0) & (pixel < (shape[1], shape[0]))).all(axis=1)
+    mask = np.zeros(shape, bool)
+    mask[pixel[keep, 1], pixel[keep, 0]] = True
+    return mask
+
+
+def _ranges(first: NDArray[np.int64], stop: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return all integers of many ranges ``[first, stop)``, and before them the number of the range each is from."""
+    lengths = np.maximum(stop - first, 0)
+    owner = np.repeat(np.arange(len(first)), lengths)
+    offset = np.cumsum(lengths) - lengths
+    return owner, cast("NDArray[np.int64]", np.arange(len(owner)) - offset[owner] + first[owner])

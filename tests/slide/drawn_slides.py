@@ -170,14 +170,12 @@ class DrawnModel:
 
     def __init__(self, *, mpp=0.25):
         self.mpp = mpp
+        self.device = torch.device("cpu")
         self.training = False
         self.postprocessor = HVPostprocessor(normalisation="fixed")
 
-    @property
-    def device(self):
-        return torch.device("cpu")
-
     def to(self, device):
+        self.device = torch.device(device)
         return self
 
     def train(self, mode=True):
@@ -191,10 +189,10 @@ class DrawnModel:
         pixels = (image * 255).round_().to(torch.uint8)
         kind = _types(pixels[:, 0])
         nucleus = kind > 0
-        binary = torch.empty(batch, 2, height, width)
+        binary = image.new_empty(batch, 2, height, width, dtype=torch.float32)
         binary[:, 1] = nucleus
         binary[:, 0] = ~nucleus
-        types = torch.empty(batch, len(CLASSES), height, width)
+        types = binary.new_empty(batch, len(CLASSES), height, width)
         for index in range(len(CLASSES)):
             types[:, index] = kind == index
         hv = (pixels[:, 1:].float() - 128).mul_(1 / 127).mul_(binary[:, 1:])

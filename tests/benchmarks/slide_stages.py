@@ -1,0 +1,256 @@
+"""What each stage of a slide can do on its own, and what all of them do behind a network that costs nothing."""
+
+import os
+from statistics import median
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import torch
+from drawn_slides import CLASSES, DrawnModel, drawn_block, drawn_pixels, truth, write_drawn_slide
+from timing import timed
+
+from cellvit import CellViT
+from cellvit.assembly import start_transfer
+from cellvit.runner import pipeline
+from cellvit.runner.settings import default_workers
+from cellvit.runner.slide import segment_slide
+from cellvit.segment import autocast_context
+from cellvit.slide.seams import SeamStream
+from cellvit.slide.slides import open_slide
+from cellvit.slide.view import SlideView
+from cellvit.types import EMBEDDING_MAP, HV_MAP, NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP
+
+TILE = 1024
+STRIDE = 16
+NUCLEI_PER_TILE = 400
+DEMAND = {"tiles_per_second": 5, "nuclei_per_second": 5 * NUCLEI_PER_TILE}
+"""What a GPU asks for, per two cores."""
+
+_PAD = 8
+
+
+def bench_stages(folder, *, quick, device):
+    """Return the numbers of all stages.
+
+    Args:
+        folder: For drawn slides and results.
+        quick: Fewer tiles and repeats.
+        device: ``"cpu"`` or ``"cuda"``: where the network of the whole run is.
+    """
+    repeats = 2 if quick else 5
+    nano = CellViT.from_pretrained("nano")
+    block = noisy_block()
+    side = 2 * TILE if quick else 8 * TILE
+    slide = write_drawn_slide(folder / "noisy.tif", side, side, block=block)
+    width = embedding_dim(nano)
+    report = {
+        "read": bench_read(slide, tiles=8 if quick else 40),
+        "forward": {kind: bench_forward(nano, kind, repeats) for kind in dict.fromkeys(("cpu", device))},
+        "postprocess": bench_postprocess(block, width, repeats),
+        "behind_the_network": bench_behind(slide, folder / "behind", block, width),
+        "with_nano": bench_nano(
+            folder, nano, device, side=TILE if quick else 4 * TILE if device == "cpu" else 16 * TILE
+        ),
+    }
+    report["after_network_nuclei_per_second"] = together(report["postprocess"], report["behind_the_network"])
+    return report
+
+
+def bench_read(path, *, tiles):
+    """Return the tiles per second that one thread reads of a drawn slide (deflate, RGB)."""
+    with open_slide(path) as slide:
+        view = SlideView(slide, mpp=(0.25, 0.25), target_mpp=0.25)
+        span = view.width - TILE
+        seconds = [
+            timed(lambda i=i: view.read(i * 347 % (span + 1), i * 211 % (span + 1), TILE, TILE), 1)[0][0]
+            for i in range(tiles)
+        ]
+    return {"reader": slide.reader, "tiles_per_second_one_thread": rate(1, median(seconds))}
+
+
+def bench_forward(network, kind, repeats):
+    """Return the tiles per second of nano from pixels on the host to maps on the host, per batch and precision."""
+    device = torch.device(kind)
+    network.to(device)
+    report = {}
+    settings = [("32-true", 1)] if kind == "cpu" else [("32-true", 1), ("32-true", 8), ("bf16-mixed", 8)]
+    for precision, batch in settings:
+        pixels = torch.rand(batch, 3, TILE, TILE)
+
+        def forward(pixels=pixels, precision=precision):
+            with autocast_context(precision, device):
+                maps = network.predict_maps(pixels.to(device))
+            return start_transfer(maps, network.postprocessor)()
+
+        forward()  # the first call warms up
+        report[f"{precision}, batch {batch}"] = rate(batch, median(timed(forward, repeats)[0]))
+    network.to("cpu")
+    return {"tiles_per_second": report}
+
+
+def bench_postprocess(block, width, repeats):
+    """Return the tiles and nuclei per second of one process, maps as they come from the device."""
+    model = ReplayModel(width)
+    pixels = drawn_pixels(TILE, TILE, block)
+    maps = model.decode(pixels)
+    model.postprocess(maps)  # the first call pays for lazy imports
+    wall, cpu, prediction = timed(lambda: model.postprocess(maps), 3 * repeats)
+    found = len(prediction.nuclei)
+    return {
+        "nuclei_drawn": len(truth(TILE, TILE, block)),
+        "nuclei_found": found,
+        "tiles_per_second_one_process": rate(1, median(wall)),
+        "nuclei_per_second_one_process": round(found / median(wall)),
+        "cpu_seconds_per_tile": round(median(cpu), 4),
+    }
+
+
+def bench_behind(path, out, block, width):
+    """Return what a whole run does with a network that costs nothing: reading, post-processing, seams, all files."""
+    model, seams = ReplayModel(width), []
+    add = SeamStream.add
+
+    def timed_add(*args, **kwargs):
+        wall, _, result = timed(lambda: add(*args, **kwargs), 1)
+        seams.append(wall[0])
+        return result
+
+    workers = default_workers("cuda")  # the network costs no core, as beside a GPU
+    with (
+        patch.object(pipeline, "start_transfer", lambda maps, _: lambda: maps),
+        patch.object(SeamStream, "add", timed_add),
+    ):
+        wall, _, result = timed(
+            lambda: segment_slide(path, out, model=model, tissue_filter=False, workers=workers, overwrite=True), 1
+        )
+    seconds, nuclei = result.summary["seconds"], result.summary["nuclei"]["total"]
+    tiles = result.summary["tiles"]["done"]
+    table = max(seconds["seams"] - sum(seams), 1e-9)
+    return {
+        "tiles": tiles,
+        "nuclei": nuclei,
+        "nuclei_drawn": len(truth(*size_of(result), block)),
+        "workers": result.summary["workers"],
+        "seconds": {**seconds, "seams_alone": round(sum(seams), 3), "wall": round(wall[0], 3)},
+        "tiles_until_maps_are_nuclei_per_second": rate(tiles, seconds["elapsed"]),
+        "seams_nuclei_per_second": round(nuclei / max(sum(seams), 1e-9)),
+        "table_nuclei_per_second": round(nuclei / table),
+        "export_nuclei_per_second": round(nuclei / max(seconds["export"], 1e-9)),
+        "tiles_per_second": rate(tiles, wall[0]),
+        "nuclei_per_second": round(nuclei / wall[0]),
+        "times_the_demand": {
+            "tiles": round(tiles / wall[0] / DEMAND["tiles_per_second"], 2),
+            "nuclei": round(nuclei / wall[0] / DEMAND["nuclei_per_second"], 2),
+        },
+    }
+
+
+def bench_nano(folder, nano, device, *, side):
+    """Return the seconds and the share of them in which the device was busy, of a run with nano on drawn nuclei."""
+    path = write_drawn_slide(folder / "nano.tif", side, side, block=drawn_block())
+    model = NanoOnDrawn(nano).to(device)
+    precision = "32-true" if device == "cpu" else "bf16-mixed"
+    result = segment_slide(path, folder / "nano", model=model, tissue_filter=False, precision=precision, overwrite=True)
+    summary = result.summary
+    return {
+        "device": device,
+        "precision": precision,
+        "tiles": summary["tiles"]["done"],
+        "nuclei": summary["nuclei"]["total"],
+        "workers": summary["workers"],
+        "seconds": summary["seconds"],
+        "device_busy_share_until_maps_are_nuclei": summary["seconds"]["device_busy_share"],
+        "device_busy_share_of_the_whole_run": round(summary["seconds"]["forward"] / summary["seconds"]["total"], 4),
+    }
+
+
+def together(postprocess, behind):
+    """Return the nuclei per second of post-processing, seams and all files, one after the other on one core."""
+    files = behind["seconds"]["seams"] + behind["seconds"]["export"]
+    return round(1 / (1 / postprocess["nuclei_per_second_one_process"] + files / behind["nuclei"]))
+
+
+class NanoOnDrawn(DrawnModel):
+    """Costs what nano costs and finds what is drawn, so that the stages behind it have work."""
+
+    def __init__(self, network):
+        super().__init__(mpp=network.mpp)
+        self.network = network
+
+    def to(self, device):
+        self.network.to(device)
+        return super().to(device)
+
+    def predict_maps(self, image):
+        """Return the maps that are drawn, with the tokens of nano."""
+        return super().predict_maps(image) | {EMBEDDING_MAP: self.network.predict_maps(image)[EMBEDDING_MAP]}
+
+
+class ReplayModel(DrawnModel):
+    """A network that costs nothing: gives host arrays as they leave a device, classes instead of probabilities."""
+
+    def __init__(self, embedding_dim):
+        super().__init__()
+        self.tokens = np.random.default_rng(0).random((embedding_dim, TILE // STRIDE, TILE // STRIDE), np.float32)
+
+    def decode(self, pixels):
+        """Return the maps of a tile ``(H, W, 3)`` uint8."""
+        kind = pixels[..., 0] >> 5
+        distance = np.float32(pixels[..., 1:].transpose(2, 0, 1))
+        return {
+            NUCLEI_BINARY_MAP: (kind > 0).astype(np.int16),
+            HV_MAP: (distance - 128) / 127,
+            NUCLEI_TYPE_MAP: kind.astype(np.int16),
+            EMBEDDING_MAP: self.tokens,
+        }
+
+    def predict_maps(self, image):
+        """Return the maps of a batch, one dictionary per image."""
+        return [self.decode((tile * 255).round().byte().permute(1, 2, 0).numpy()) for tile in image]
+
+
+def noisy_block():
+    """Return a block whose pixels hold maps as a network gives them: 400 nuclei per tile, ragged, noisy, touching.
+
+    Neighbours one pixel apart grow together where noise fills the gap. Noise repeats with the block, so two tiles that
+    overlap see the same.
+    """
+    block = drawn_block(nuclei=round(NUCLEI_PER_TILE / TILE**2 * 1536**2), radii=(7.0, 15.0), gap=1, seed=1)
+    rng = np.random.default_rng(1)
+    wrapped = np.pad(block.pixels, ((_PAD, _PAD), (_PAD, _PAD), (0, 0)), mode="wrap")
+    inside = np.float32(wrapped[..., 0] > 0)
+    grown = cv2.dilate(wrapped[..., 0] >> 5, np.ones((5, 5), np.uint8))
+    logit = cv2.GaussianBlur(6 * inside - 3, (3, 3), 0)[_PAD:-_PAD, _PAD:-_PAD]
+    nucleus = logit + rng.normal(0, 1, logit.shape) > 0
+    distance = cv2.GaussianBlur(np.float32(wrapped[..., 1:]), (5, 5), 0)[_PAD:-_PAD, _PAD:-_PAD] - 128
+    distance = 128 + 0.9 * distance + rng.normal(0, 0.04 * 127, distance.shape)
+    mixed = rng.random(logit.shape) < 0.1
+    kind = np.where(mixed, rng.integers(1, len(CLASSES), logit.shape), grown[_PAD:-_PAD, _PAD:-_PAD])
+    kind = np.where(nucleus, np.maximum(kind, 1), 0)
+    pixels = np.dstack([32 * kind, np.clip(np.rint(distance), 1, 255)]).astype(np.uint8)
+    return block._replace(pixels=pixels)
+
+
+def embedding_dim(network):
+    """Return the number of channels of a network's tokens."""
+    return network.predict_maps(torch.zeros(1, 3, 64, 64))[EMBEDDING_MAP].shape[1]
+
+
+def size_of(result):
+    """Return width and height of the slide of a result."""
+    return result.summary["slide"]["width"], result.summary["slide"]["height"]
+
+
+def rate(count, seconds):
+    """Return a number per second."""
+    return round(count / max(seconds, 1e-9), 2)
+
+
+def use_cores(count):
+    """Keep this process and its children to a number of cores; return how many it got."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+        count = len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    return count

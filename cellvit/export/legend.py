@@ -1,6 +1,7 @@
 """Text panels for pictures: a legend of types with counts, and titles."""
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -8,34 +9,46 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cellvit.export.palette import type_color, type_name
-from cellvit.types import Nuclei, Rgb
+from cellvit.types import Nuclei, NucleiClasses, Rgb
 
 Picture = NDArray[np.uint8]
+
+Entries = list[tuple[Rgb | None, str]]
+"""Lines of a legend: a colour, or None for text alone, and the text."""
 
 _PAPER = (255, 255, 255)
 _INK = (30, 30, 30)
 _FRAME = (120, 120, 120)
 
 
-def legend_entries(nuclei: Nuclei) -> list[tuple[Rgb | None, str]]:
+def legend_entries(nuclei: Nuclei) -> Entries:
     """Return the lines of a legend: the total without a colour, then colour and ``"name: count"`` per type.
 
     Args:
         nuclei: All named types are listed, also those that do not occur; unnamed types only if they occur.
     """
-    counts = Counter(nuclei.type.tolist())
-    named = range(1, len(nuclei.classes or ()))
-    total = f"{len(nuclei):,} nucle{'us' if len(nuclei) == 1 else 'i'}"
-    entries: list[tuple[Rgb | None, str]] = [(None, total)]
+    return count_entries(Counter(nuclei.type.tolist()), nuclei.classes)
+
+
+def count_entries(counts: Mapping[int, int], classes: NucleiClasses | None) -> Entries:
+    """Return the lines of a legend as :func:`legend_entries` does, from the number of nuclei per type id.
+
+    Example:
+        >>> count_entries({2: 1200}, None)
+        [(None, '1,200 nuclei'), ((34, 221, 77), 'Type 2: 1,200')]
+    """
+    number = sum(counts.values())
+    named = range(1, len(classes or ()))
+    entries: Entries = [(None, f"{number:,} nucle{'us' if number == 1 else 'i'}")]
     for kind in sorted({*named, *(k for k in counts if k > 0)}):
-        entries.append((type_color(nuclei.classes, kind), f"{type_name(nuclei.classes, kind)}: {counts[kind]:,}"))
-    untyped = sum(number for kind, number in counts.items() if kind <= 0)
+        entries.append((type_color(classes, kind), f"{type_name(classes, kind)}: {counts.get(kind, 0):,}"))
+    untyped = sum(n for kind, n in counts.items() if kind <= 0)
     if untyped and len(entries) > 1:
-        entries.append((type_color(nuclei.classes, 0), f"No type: {untyped:,}"))
+        entries.append((type_color(classes, 0), f"No type: {untyped:,}"))
     return entries
 
 
-def draw_legend(entries: list[tuple[Rgb | None, str]], width: int, *, size: int | None = None) -> Picture:
+def draw_legend(entries: Entries, width: int, *, size: int | None = None) -> Picture:
     """Return a panel of entries, broken into lines where they do not fit.
 
     Args:
@@ -79,6 +92,17 @@ def stack_rows(pictures: list[Picture]) -> Picture:
     width = max(p.shape[1] for p in pictures)
     padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
     return np.concatenate(padded)
+
+
+def arrange(panels: list[Picture], columns: int, *, gap: int) -> Picture:
+    """Return panels in rows, each in a cell as large as the largest panel, at its top left, with white between them."""
+    height, width = np.max([p.shape[:2] for p in panels], axis=0).tolist()
+    rows = -(-len(panels) // columns)
+    page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, panel in enumerate(panels):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        page[top : top + panel.shape[0], left : left + panel.shape[1]] = panel
+    return page
 
 
 @lru_cache(maxsize=8)

@@ -39,9 +39,9 @@ def draw_overlay(
         ImageError: If the image is not of this form.
         DataError: If a coordinate is not finite.
     """
-    canvas = _canvas(image)
+    canvas = canvas_of(image)
     check_finite(nuclei)
-    _draw(canvas, nuclei, thickness or _thickness(canvas, nuclei))
+    draw_onto(canvas, nuclei, thickness or line_width(canvas, nuclei))
     if not legend:
         return canvas
     return stack_rows([canvas, draw_legend(legend_entries(nuclei), canvas.shape[1])])
@@ -61,12 +61,21 @@ def write_overlay(image: NDArray[np.uint8], nuclei: Nuclei, path: str | Path, *,
         OutputError: If the file cannot be written.
         ImageError: If the image is not of the form above.
     """
+    check_picture_path(path)
+    write_picture(draw_overlay(image, nuclei, legend=legend), path)
+
+
+def check_picture_path(path: str | Path) -> None:
+    """Raise :class:`~cellvit.errors.ConfigError` if the suffix of a path stands for no picture format."""
     suffix = Path(path).suffix.lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise ConfigError(f"{str(path)!r} ends in {suffix!r}, which is no picture format; use .png, .jpg or .tif")
-    picture = Image.fromarray(draw_overlay(image, nuclei, legend=legend))
+
+
+def write_picture(picture: Picture, path: str | Path) -> None:
+    """Write a picture to a file that appears when complete; its suffix says the format."""
     with atomic_path(path) as temporary:
-        picture.save(temporary)
+        Image.fromarray(picture).save(temporary)
 
 
 def draw_instances(
@@ -90,7 +99,7 @@ def draw_instances(
     Raises:
         ImageError: If image and map differ in size, or the map holds labels that have no type.
     """
-    canvas = _canvas(image)
+    canvas = canvas_of(image)
     if instance_map.shape != canvas.shape[:2]:
         message = f"instance map {instance_map.shape} on an image {canvas.shape[:2]}; give both the same size"
         raise ImageError(message)
@@ -126,7 +135,7 @@ def draw_comparison(image: NDArray[np.uint8], target: Nuclei, pred: Nuclei) -> P
         ImageError: If the image is not of this form.
         DataError: If a coordinate is not finite.
     """
-    small = _canvas(image)
+    small = canvas_of(image)
     factor = max(1, -(-_PANEL // min(small.shape[:2]))) if min(small.shape[:2]) >= 32 else 8
     side = (small.shape[1] * factor, small.shape[0] * factor)
     big = np.asarray(cv2.resize(small, side, interpolation=cv2.INTER_CUBIC), np.uint8) if factor > 1 else small
@@ -139,14 +148,14 @@ def draw_comparison(image: NDArray[np.uint8], target: Nuclei, pred: Nuclei) -> P
             check_finite(nuclei)
             # integer coordinates are pixel centres, which lie half a pixel inside
             moved = nuclei.transform(scale=(factor, factor), shift=((factor - 1) / 2, (factor - 1) / 2))
-            _draw(canvas, moved, _thickness(canvas, moved) + (factor > 1))
+            draw_onto(canvas, moved, line_width(canvas, moved) + (factor > 1))
             entries = legend_entries(nuclei)
         rows = [draw_legend([(None, title)], canvas.shape[1], size=size), canvas]
         panels.append(stack_rows([*rows, draw_legend(entries, canvas.shape[1], size=size)] if entries else rows))
     return _side_by_side(panels, gap=max(4, size // 2))
 
 
-def _canvas(image: NDArray[np.uint8]) -> Picture:
+def canvas_of(image: NDArray[np.uint8]) -> Picture:
     """Return a copy to draw on."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         message = f"image is {image.dtype} {image.shape}; give uint8 (H, W, 3) RGB with at least one pixel"
@@ -154,7 +163,7 @@ def _canvas(image: NDArray[np.uint8]) -> Picture:
     return np.array(image, order="C")
 
 
-def _thickness(canvas: Picture, nuclei: Nuclei) -> int:
+def line_width(canvas: Picture, nuclei: Nuclei) -> int:
     """Return a line width in pixels that is visible on a screen and leaves the inside of the nuclei to be seen."""
     if not len(nuclei):
         return 1
@@ -163,7 +172,7 @@ def _thickness(canvas: Picture, nuclei: Nuclei) -> int:
     return max(1, round(min(visible, thin)))
 
 
-def _draw(canvas: Picture, nuclei: Nuclei, thickness: int) -> None:
+def draw_onto(canvas: Picture, nuclei: Nuclei, thickness: int) -> None:
     """Draw outlines on a canvas, all of one type in one call; rare types last, so that they stay visible."""
     kinds, counts = np.unique(nuclei.type, return_counts=True)
     for kind in kinds[np.argsort(-counts, kind="stable")].tolist():

@@ -1,128 +1,44 @@
-"""Nuclei as an Arrow table and as Parquet: every column, the embeddings, and polygons for GIS tools."""
+"""Nuclei as Parquet: every column, the embeddings, and polygons for GIS tools; whole or in chunks."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
-from numpy.typing import NDArray
 
 from cellvit.atomic import atomic_path
 from cellvit.errors import DataError
-from cellvit.export.palette import classes_from_list, classes_to_list
+from cellvit.export import tables
+from cellvit.export.arrow import from_arrow, read_facts, to_arrow
+from cellvit.export.palette import classes_from_list
 from cellvit.export.polygons import polygons_from_rings, valid_rings
-from cellvit.export.tables import check_finite
-from cellvit.types import Nuclei
+from cellvit.export.stream import TableStream, blocks, take_rows
+from cellvit.types import Nuclei, NucleiClasses
 
-SCHEMA_VERSION = 1
-_KEY = b"cellvit"
+__all__ = [
+    "ParquetStream",
+    "from_arrow",
+    "read_facts",
+    "read_parquet",
+    "to_arrow",
+    "write_parquet",
+    "write_parquet_stream",
+]
+
 _ROW_GROUP = 65_536
+_EMBEDDING_BYTES = 64 << 20
+"""A row group holds at most so much of embeddings, as it is what a reader or writer holds in memory."""
+
 _GEO = {
     "version": "1.1.0",
     "primary_column": "geometry",
     # pixels of an image have no place on Earth: "crs" null says so
     "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": None}},
 }
-
-
-def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa.Table:
-    """Return nuclei as an Arrow table that shares memory with them.
-
-    Columns: ``label`` int32, ``type`` int32, ``type_prob`` float32, ``centroid`` 2 doubles ``(x, y)``, ``bbox`` 4
-    doubles ``(xmin, ymin, xmax, ymax)``, ``contour`` list of 2 doubles, and, where there is one, ``embedding`` D
-    floats. The schema metadata hold under ``cellvit`` a JSON object with ``version``, ``classes`` and ``metadata``.
-
-    Args:
-        nuclei: The nuclei. Contiguous columns of the documented dtypes are not copied.
-        metadata: Further facts to keep with the table, plain data.
-
-    Returns:
-        One row per nucleus.
-
-    Raises:
-        DataError: If the metadata are not plain data.
-    """
-    columns = {
-        "label": pa.array(np.ascontiguousarray(nuclei.label, np.int32)),
-        "type": pa.array(np.ascontiguousarray(nuclei.type, np.int32)),
-        "type_prob": pa.array(np.ascontiguousarray(nuclei.type_prob, np.float32)),
-        "centroid": _fixed(nuclei.centroid, np.float64),
-        "bbox": _fixed(nuclei.bbox, np.float64),
-        "contour": pa.LargeListArray.from_arrays(
-            pa.array(np.ascontiguousarray(nuclei.contour_offsets, np.int64)), _fixed(nuclei.contour_points, np.float64)
-        ),
-    }
-    if nuclei.embedding is not None:
-        columns["embedding"] = _fixed(nuclei.embedding, np.float32)
-    facts = {"version": SCHEMA_VERSION, "classes": classes_to_list(nuclei.classes), "metadata": dict(metadata or {})}
-    try:
-        text = json.dumps(facts).encode()
-    except (TypeError, ValueError) as error:
-        raise DataError(f"metadata {metadata!r} cannot be stored as JSON ({error}); use plain data") from error
-    return pa.table(columns).replace_schema_metadata({_KEY: text})
-
-
-def from_arrow(table: pa.Table) -> Nuclei:
-    """Return the nuclei of a table made by :func:`to_arrow`, of a slice of one, or of several concatenated.
-
-    Args:
-        table: Other columns are ignored.
-
-    Returns:
-        The nuclei. Columns share the memory of the table where it holds one chunk, and are then read-only.
-
-    Raises:
-        DataError: If columns are missing or of another type, or the table is of a newer version.
-    """
-    facts = read_facts(table)
-    missing = {"label", "type", "type_prob", "centroid", "bbox", "contour"} - set(table.column_names)
-    if missing:
-        raise DataError(f"the table lacks the columns {sorted(missing)}; write it with cellvit.export.write_parquet")
-    try:
-        contour = _one_chunk(table["contour"])
-        offsets = contour.offsets.to_numpy().astype(np.int64, copy=False)
-        return Nuclei(
-            centroid=_matrix(table["centroid"], np.float64),
-            bbox=_matrix(table["bbox"], np.float64),
-            type=_vector(table["type"], np.int32),
-            type_prob=_vector(table["type_prob"], np.float32),
-            contour_offsets=offsets - offsets[0] if offsets[0] else offsets,
-            contour_points=_matrix(contour.flatten(), np.float64),
-            label=_vector(table["label"], np.int32),
-            embedding=_matrix(table["embedding"], np.float32) if "embedding" in table.column_names else None,
-            classes=classes_from_list(facts["classes"], source="the table"),
-        )
-    except DataError:
-        raise
-    except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"the table's columns are not those of nuclei ({error}); write it again") from error
-
-
-def read_facts(table: pa.Table) -> dict[str, Any]:
-    """Return the ``version``, ``classes`` and ``metadata`` stored with a table.
-
-    Args:
-        table: Made by :func:`to_arrow`, or read from Parquet.
-
-    Raises:
-        DataError: If there are none, or they are of a newer version.
-    """
-    stored = (table.schema.metadata or {}).get(_KEY)
-    if stored is None:
-        raise DataError("the table holds no cellvit metadata; write it with cellvit.export.write_parquet")
-    try:
-        facts: dict[str, Any] = json.loads(stored)
-        version = int(facts["version"])
-        facts["classes"], facts["metadata"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"the table's cellvit metadata {stored[:80]!r} are damaged; write it again") from error
-    if version > SCHEMA_VERSION:
-        raise DataError(f"the table is of version {version}, this is for version {SCHEMA_VERSION}; update cellvit")
-    return facts
 
 
 def write_parquet(
@@ -140,14 +56,71 @@ def write_parquet(
         DataError: If the metadata are not plain data, or, with ``geometry``, a coordinate is not finite.
         OutputError: If the file cannot be written.
     """
+    dim = TableStream(nuclei).embedding_dim
+    write_parquet_stream(
+        [nuclei], path, classes=nuclei.classes, embedding_dim=dim, metadata=metadata, geometry=geometry
+    )
+
+
+def write_parquet_stream(
+    chunks: Iterable[Nuclei],
+    path: str | Path,
+    *,
+    classes: NucleiClasses | None,
+    embedding_dim: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    geometry: bool = True,
+) -> int:
+    """Write nuclei that come in chunks as Parquet, as :func:`write_parquet` does, and return how many there were.
+
+    A chunk and a row group are held in memory: at most 65,536 nuclei and 64 MB of embeddings. The bytes of the file
+    do not depend on how the chunks are cut.
+
+    Args:
+        chunks: Tables of any size, in the order of the rows.
+        path: The file.
+        classes: Names and colours of the types, as the chunks have them.
+        embedding_dim: Width of the embedding column; None leaves embeddings out.
+        metadata: Further facts to keep with the table, plain data.
+        geometry: See :func:`write_parquet`.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        DataError: As :func:`write_parquet`, or if a chunk has other classes or another width of embedding.
+        OutputError: If the file cannot be written.
+    """
+    empty = Nuclei.empty(embedding_dim=embedding_dim, classes=classes)
+    first = _table(empty, 0, metadata, geometry)
+    size = _ROW_GROUP if not embedding_dim else max(1, min(_ROW_GROUP, _EMBEDDING_BYTES // (4 * embedding_dim)))
+    count = 0
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, first.schema, compression="zstd") as writer:
+        for row, block in blocks(chunks, size, classes=classes, embedding_dim=embedding_dim):
+            writer.write_table(_table(block, row, metadata, geometry), row_group_size=size)
+            count = row + len(block)
+        if not count:
+            writer.write_table(first)
+    return count
+
+
+def _table(nuclei: Nuclei, row: int, metadata: Mapping[str, Any] | None, geometry: bool) -> pa.Table:
+    """Return a row group; ``row`` is the number of its first nucleus."""
     table = to_arrow(nuclei, metadata=metadata)
-    if geometry:
-        check_finite(nuclei)
-        shapes = shapely.to_wkb(polygons_from_rings(*valid_rings(nuclei)))
-        table = table.append_column("geometry", pa.array(shapes, pa.binary()))
-        table = table.replace_schema_metadata({**table.schema.metadata, b"geo": json.dumps(_GEO).encode()})
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=_ROW_GROUP)
+    if not geometry:
+        return table
+    tables.check_finite(nuclei, first=row)
+    table = table.append_column("geometry", _geometry(nuclei))
+    return table.replace_schema_metadata({**table.schema.metadata, b"geo": json.dumps(_GEO).encode()})
+
+
+def _geometry(nuclei: Nuclei) -> pa.Array:
+    """Return valid polygons as well-known binary; few are objects at the same time."""
+    pieces = [pa.array([], pa.binary())]
+    for rows in tables.chunks(len(nuclei)):
+        shapes = polygons_from_rings(*valid_rings(take_rows(nuclei, rows.start, rows.stop)))
+        pieces.append(pa.array(shapely.to_wkb(shapes).tolist(), pa.binary()))
+    return pa.concat_arrays(pieces)
 
 
 def read_parquet(path: str | Path) -> Nuclei:
@@ -162,42 +135,64 @@ def read_parquet(path: str | Path) -> Nuclei:
     Raises:
         DataError: If the file is missing, damaged, or not of nuclei.
     """
-    try:
+    with _opened(path) as file:
         # a single file, opened as such: a name like "type=1" in its path must not become a column
+        return from_arrow(file.read(columns=_columns(file, embedding=True)))
+
+
+class ParquetStream:
+    """The nuclei of a file of :func:`write_parquet`, row group by row group.
+
+    Args:
+        path: The file.
+        embedding: Read the embeddings, if the file has them. They are most of a file: leave them out where they are
+            not used.
+
+    Attributes:
+        path: The file.
+        classes: Names and colours of the types, or None if unnamed.
+        embedding_dim: Width of the embedding column; None if there is none or it is left out.
+        metadata: The facts that were stored with the table.
+
+    Raises:
+        DataError: If the file is missing, damaged, or not of nuclei; also later, while it is iterated.
+    """
+
+    def __init__(self, path: str | Path, *, embedding: bool = True) -> None:
+        self.path = Path(path)
+        with _opened(path) as file:
+            self._count: int = file.metadata.num_rows
+            facts = read_facts(file.schema_arrow)
+            self._columns = _columns(file, embedding=embedding)
+            none = from_arrow(file.schema_arrow.empty_table().select(self._columns))
+        self.classes = classes_from_list(facts["classes"], source=str(path))
+        self.embedding_dim = TableStream(none).embedding_dim
+        self.metadata: dict[str, Any] = facts["metadata"]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Nuclei]:
+        with _opened(self.path) as file:
+            for group in range(file.num_row_groups):
+                yield from_arrow(file.read_row_group(group, columns=self._columns))
+
+
+def _columns(file: pq.ParquetFile, *, embedding: bool) -> list[str]:
+    """Return the columns to read."""
+    left_out = {"geometry"} if embedding else {"geometry", "embedding"}
+    return [name for name in file.schema_arrow.names if name not in left_out]
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[pq.ParquetFile]:
+    """Return a context with an open file, which turns errors of reading into those of this package."""
+    try:
         with pq.ParquetFile(path) as file:
-            wanted = [name for name in file.schema_arrow.names if name != "geometry"]
-            table = file.read(columns=wanted)
+            yield file
     except FileNotFoundError as error:
         raise DataError(f"{str(path)!r} does not exist; check the path") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{str(path)!r} is not a readable Parquet file ({error}); write it again") from error
-    try:
-        return from_arrow(table)
     except DataError as error:
         raise DataError(f"{str(path)!r}: {error}") from error
-
-
-def _fixed(values: NDArray[Any], dtype: Any) -> pa.Array:
-    """Return a matrix ``(K, W)`` as fixed-size lists over its memory."""
-    flat = np.ascontiguousarray(values, dtype).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1])
-
-
-def _one_chunk(column: Any) -> Any:
-    """Return a column as a single array, copying only if it has several chunks."""
-    if not isinstance(column, pa.ChunkedArray):
-        return column
-    if column.null_count:
-        raise ValueError("a column has missing values")
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _vector(column: Any, dtype: Any) -> NDArray[Any]:
-    """Return a column of numbers ``(N,)``."""
-    return np.asarray(_one_chunk(column).to_numpy(zero_copy_only=False).astype(dtype, copy=False))
-
-
-def _matrix(column: Any, dtype: Any) -> NDArray[Any]:
-    """Return a column of fixed-size lists as ``(N, W)``."""
-    array = _one_chunk(column)
-    return _vector(array.flatten(), dtype).reshape(len(array), array.type.list_size)

@@ -3,17 +3,19 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError
-from cellvit.geometry import Floats, open_rings, ring_bounds, ring_offsets
+from cellvit.geometry import Floats, Offsets, open_rings, ring_bounds, ring_offsets
 from cellvit.types import Nuclei, NucleiClasses
 
 CHUNK = 4096
@@ -23,25 +25,27 @@ encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 """Compact JSON in ASCII, which also holds file names that are not valid Unicode; refuses NaN, which is not JSON."""
 
 
-def check_finite(nuclei: Nuclei) -> None:
+def check_finite(nuclei: Nuclei, *, first: int = 0) -> None:
     """Raise if coordinates are not finite numbers, which no text format can hold.
 
     Args:
         nuclei: The nuclei. A probability may be NaN: not known.
+        first: Number of the first row, where the nuclei are a part of more.
 
     Raises:
         DataError: If a coordinate is NaN or infinite, or a probability infinite; names column and row.
     """
     if np.isinf(nuclei.type_prob).any():
         row = int(np.flatnonzero(np.isinf(nuclei.type_prob))[0])
-        raise DataError(f"type_prob of nucleus {row} is infinite; probabilities lie in [0, 1]")
+        raise DataError(f"type_prob of nucleus {first + row} is infinite; probabilities lie in [0, 1]")
     for name in ("centroid", "bbox", "contour_points"):
         bad = np.flatnonzero(~np.isfinite(getattr(nuclei, name)).all(axis=1))
         if len(bad):
             row = int(bad[0])
             if name == "contour_points":
                 row = int(np.searchsorted(nuclei.contour_offsets, row, side="right")) - 1
-            message = f"{name} of nucleus {row} holds a coordinate that is not finite; remove the nucleus or repair it"
+            place = f"{name} of nucleus {first + row}"
+            message = f"{place} holds a coordinate that is not finite; remove the nucleus or repair it"
             raise DataError(message)
 
 
@@ -52,15 +56,54 @@ def plain_numbers(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def shortest_floats(values: NDArray[np.float32]) -> list[float | None]:
-    """Return float32 values as the shortest decimal that reads back the same; None for NaN."""
-    return [None if text == "nan" else float(text) for text in values.astype(str).tolist()]
+def shortest_floats(values: NDArray[np.float32]) -> list[str | None]:
+    """Return float32 values as the shortest decimals that read back the same; None for NaN."""
+    return [None if text == "nan" else repr(float(text)) for text in values.astype(str).tolist()]
+
+
+def ring_texts(points: Floats, offsets: Offsets) -> list[str]:
+    """Return every outline as JSON, ``[[x,y],[x,y]]``.
+
+    Args:
+        points: ``(P, 2)``, finite; see :func:`plain_numbers`.
+        offsets: ``(N + 1,)``.
+
+    Example:
+        >>> ring_texts(np.array([[1.0, 2], [3, 4]]), np.array([0, 2, 2]))
+        ['[[1,2],[3,4]]', '[]']
+    """
+    numbers = plain_numbers(points).reshape(-1).tolist()  # flat: a list for every point would take most of the time
+    return [_ring_form(b - a) % tuple(numbers[2 * a : 2 * b]) for a, b in pairwise(offsets.tolist())]
+
+
+@lru_cache(maxsize=1024)
+def _ring_form(count: int) -> str:
+    """Return what formats the numbers of an outline: ``%r`` writes numbers as JSON does."""
+    return f"[{','.join(['[%r,%r]'] * count)}]"
 
 
 def chunks(count: int) -> Iterator[slice]:
     """Yield slices that cover ``range(count)``, at most :data:`CHUNK` rows each."""
     for start in range(0, count, CHUNK):
         yield slice(start, min(start + CHUNK, count))
+
+
+def write_lines(file: TextIO, lines: Iterable[Iterable[str]]) -> None:
+    """Write the rest of a JSON document: the entries of its last list, one per line, then what closes both.
+
+    Args:
+        file: The stream, after the bracket that opens the list.
+        lines: The entries, some at a time. While some are written, and maybe compressed, in a thread of their own,
+            the next are made.
+    """
+    with ThreadPoolExecutor(1) as writer:
+        written, separator = writer.submit(file.write, ""), "\n"
+        for some in lines:
+            text = separator + ",\n".join(some)
+            written.result()
+            written, separator = writer.submit(file.write, text), ",\n"
+        written.result()
+    file.write("\n]}\n")
 
 
 def load_json(path: str | Path) -> Any:

@@ -1,11 +1,9 @@
 """Reading image files and bringing arrays into the one form the package works on: RGB, 8 bits, ``(H, W, 3)``."""
 
-import logging
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cellvit.errors import ImageError
+from cellvit.slide.tiff_metadata import is_tiff, plausible_mpp, quiet_tifffile, stated_mpp
 
 MAX_PIXELS = 2**30
 """Largest image read whole (32,768 x 32,768 px, 3 GB as RGB)."""
@@ -22,10 +21,11 @@ MAX_PIXELS = 2**30
 Rgb8 = NDArray[np.uint8]
 
 _PILLOW_LOCK = threading.Lock()
-_DAMAGE: tuple[type[Exception], ...] = (
+DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError),
     *(struct.error, zlib.error, tifffile.TiffFileError, Image.DecompressionBombError),
 )
+"""What the libraries raise for a file that is not what it seems."""
 
 
 def to_rgb(image: ArrayLike) -> Rgb8:
@@ -84,8 +84,8 @@ def read_image(path: str | Path) -> Rgb8:
             larger than ``MAX_PIXELS``.
     """
     path = Path(path)
-    _require_file(path)
-    tiff = _is_tiff(path)
+    require_file(path)
+    tiff = is_tiff(path)
     readers = (_read_tiff, _read_pillow) if tiff else (_read_pillow,)
     first_error: Exception | None = None
     for reader in readers:
@@ -97,14 +97,14 @@ def read_image(path: str | Path) -> Rgb8:
             first_error = first_error or error
         except MemoryError as error:
             raise ImageError(f"{str(path)!r} does not fit into memory; cut it into smaller images") from error
-        except _DAMAGE as error:
+        except DAMAGE as error:
             first_error = first_error or error
     if isinstance(first_error, UnidentifiedImageError):
         raise ImageError(
             f"{str(path)!r} is not an image this package can read; give a PNG, JPEG or TIFF"
         ) from first_error
     raise ImageError(
-        f"{str(path)!r} is damaged or cut short ({_one_line(first_error)}); copy or export it again"
+        f"{str(path)!r} is damaged or cut short ({one_line(first_error)}); copy or export it again"
     ) from first_error
 
 
@@ -119,11 +119,11 @@ def read_mpp(path: str | Path) -> float | None:
         path: An image file.
     """
     try:
-        with _quiet_tifffile(), tifffile.TiffFile(path) as tiff:
-            stated = _stated_mpp(tiff)
-    except _DAMAGE:
+        with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
+            stated = plausible_mpp(stated_mpp(tiff))
+    except DAMAGE:
         return None
-    if stated is None or not 0.01 <= min(stated) <= max(stated) <= 20 or max(stated) > 1.01 * min(stated):
+    if stated is None or max(stated) > 1.01 * min(stated):
         return None
     return round(sum(stated) / 2, 6)
 
@@ -151,7 +151,15 @@ def _on_white(array: Rgb8) -> Rgb8:
     return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Refuse what is not a file with something in it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ImageError: If it is missing, a folder or empty.
+    """
     if path.is_dir():
         raise ImageError(f"{str(path)!r} is a folder; name the images in it")
     if not path.exists():
@@ -168,22 +176,23 @@ def _require_size(width: int, height: int) -> None:
         )
 
 
-def _is_tiff(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    except OSError as error:
-        raise ImageError(f"{str(path)!r} cannot be opened ({error.strerror}); check its permissions") from error
+def open_pillow(path: Path) -> Image.Image:
+    """Return an image of any size, not yet decoded.
 
-
-def _read_pillow(path: Path) -> NDArray[Any]:
-    # The limit of Pillow is a process-wide setting at 89 million pixels; ours is larger and checked right after.
+    Args:
+        path: The file.
+    """
+    # The limit of Pillow is a process-wide setting at 89 million pixels; ours is larger and checked by the caller.
     with _PILLOW_LOCK:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image: Image.Image = Image.open(path)
+            return Image.open(path)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _read_pillow(path: Path) -> NDArray[Any]:
+    image: Image.Image = open_pillow(path)
     with image:
         _require_size(*image.size)
         image.load()
@@ -204,13 +213,13 @@ def _plain_depth(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _read_tiff(path: Path) -> NDArray[Any]:
-    with _quiet_tifffile(), tifffile.TiffFile(path) as tiff:
+    with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         page = series.keyframe
         _require_size(page.imagewidth, page.imagelength)
         if page.photometric not in (1, 2, 6):  # min-is-black, RGB, YCbCr; Pillow knows the rest
             raise RuntimeError(f"colour space {page.photometric!s}")
-        array: NDArray[Any] = _channels_last(series.asarray(), series.axes)
+        array: NDArray[Any] = channels_last(series.asarray(), series.axes)
         if tuple(array.shape[:2]) != (page.imagelength, page.imagewidth):
             raise ImageError(f"its axes are {series.axes} {series.shape}; save one plane as RGB")
         bits = page.bitspersample
@@ -221,8 +230,16 @@ def _read_tiff(path: Path) -> NDArray[Any]:
     return array
 
 
-def _channels_last(array: NDArray[Any], axes: str) -> NDArray[Any]:
-    """Return a TIFF series as ``(H, W)`` or ``(H, W, C)``; refuse stacks."""
+def channels_last(array: NDArray[Any], axes: str) -> NDArray[Any]:
+    """Return a TIFF series as ``(H, W)`` or ``(H, W, C)``.
+
+    Args:
+        array: The series.
+        axes: One letter per axis, as tifffile names them.
+
+    Raises:
+        ImageError: If it is a stack of several images.
+    """
     for axis in [a for a, size in zip(axes, array.shape, strict=True) if a not in "YXS" and size == 1]:
         array, axes = array.squeeze(axes.index(axis)), axes.replace(axis, "", 1)
     planes = {a: size for a, size in zip(axes, array.shape, strict=True) if a not in "YXS"}
@@ -246,36 +263,6 @@ _ORIENTATIONS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 
 
-def _stated_mpp(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
-    page = tiff.series[0].keyframe
-    if tiff.is_ome and tiff.ome_metadata:
-        pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
-        pixels = (pixels[0] if isinstance(pixels, list) else pixels)["Pixels"]
-        units = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
-        if "PhysicalSizeX" in pixels and "PhysicalSizeY" in pixels:
-            x = float(pixels["PhysicalSizeX"]) * units[pixels.get("PhysicalSizeXUnit", "µm")]
-            return x, float(pixels["PhysicalSizeY"]) * units[pixels.get("PhysicalSizeYUnit", "µm")]
-        return None
-    if tiff.is_svs:
-        stated = tifffile.tifffile.svs_description_metadata(page.description).get("MPP")
-        return None if stated is None else (float(stated), float(stated))
-    unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof("ResolutionUnit", default=2)))
-    x_tag, y_tag = page.tags.valueof("XResolution"), page.tags.valueof("YResolution")
-    if unit is None or not x_tag or not y_tag or not (x_tag[0] and y_tag[0]):
-        return None
-    return unit * x_tag[1] / x_tag[0], unit * y_tag[1] / y_tag[0]
-
-
-@contextmanager
-def _quiet_tifffile() -> Iterator[None]:
-    """Keep the remarks of tifffile about unusual files out of the user's terminal; its errors still raise."""
-    logger = logging.getLogger("tifffile")
-    was, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = was
-
-
-def _one_line(error: BaseException | None) -> str:
+def one_line(error: BaseException | None) -> str:
+    """Return what an error says, on one line and not too long."""
     return " ".join(str(error).split())[:160] or type(error).__name__

@@ -58,6 +58,7 @@ PLACES = [
     ("cellvit.runner", 4, "application"),  # whole slides: from reading to files
     ("cellvit.evaluation", 4, "application"),
     ("cellvit.demo", 5, "command line"),
+    ("cellvit.doctor", 5, "command line"),  # checks of an installation
     ("cellvit.cli*", 5, "command line"),
 ]
 

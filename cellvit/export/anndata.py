@@ -1,6 +1,8 @@
 """Nuclei as AnnData (``.h5ad``): types, centroids and embeddings for scanpy, squidpy and whoever reads HDF5."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.atomic import atomic_path
-from cellvit.errors import DataError, OutputError
+from cellvit.errors import DataError
 from cellvit.export import tables
 from cellvit.export.palette import classes_from_list
 from cellvit.export.polygons import valid_rings
@@ -60,7 +62,10 @@ def write_anndata(
                 for name in ("layers", "obsp", "varm", "varp"):
                     write_elem(file, name, {})
         except RuntimeError as error:  # how h5py tells that a file could not be closed, as on a full disk
-            raise OutputError(f"cannot write {str(path)!r}: {error}; check the folder and the disk") from error
+            code = re.search(r"errno = (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def _stream_rows(stream: NucleiStream, group: Any) -> Annotations:

@@ -93,12 +93,19 @@ class Annotations:
         """Return the name of every type by id: all that are named but the background, and those that occur.
 
         A name that is not the first of its kind gets its id behind it, as categories are distinct.
+
+        Raises:
+            DataError: If a name holds a NUL.
         """
         present = set(np.unique(self.column("type")).tolist()) | set(range(len(classes or ())))
         names: dict[int, str] = {}
         for kind in sorted(k for k in present if k > 0):
             name = type_name(classes, kind) or ""
-            names[kind] = f"{name} ({kind})" if name in names.values() else name
+            if "\0" in name:
+                raise DataError(f"the type {name!r} has a NUL in its name, which HDF5 cannot hold; rename it")
+            while name in names.values():
+                name = f"{name} ({kind})"
+            names[kind] = name
         return names
 
     def colors(self, classes: NucleiClasses | None) -> Any:

@@ -84,6 +84,7 @@ def as_stream(nuclei: NucleiStream | Nuclei) -> NucleiStream:
 
 def take_rows(nuclei: Nuclei, start: int, stop: int) -> Nuclei:
     """Return the rows ``start`` to ``stop`` (exclusive) of a table, without copying what they hold."""
+    start, stop, _ = slice(start, stop).indices(len(nuclei))
     offsets = nuclei.contour_offsets[start : stop + 1]
     return replace(
         nuclei,

@@ -1,5 +1,7 @@
 """Nuclei for the tests of the export package, and the slow obvious comparison of two tables."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -106,3 +108,36 @@ def assert_same(one, two, columns=COLUMNS):
         assert a.dtype == b.dtype, name
         np.testing.assert_array_equal(a, b, err_msg=name)
     assert one.classes == two.classes
+
+
+class CutStream:
+    """A table as a stream of chunks cut at the given rows."""
+
+    def __init__(self, table, cuts, *, count=None):
+        self.table, self.cuts = table, [0, *sorted(min(c, len(table)) for c in cuts), len(table)]
+        self.count = len(table) if count is None else count
+        self.classes = table.classes
+        self.embedding_dim = None if table.embedding is None else table.embedding.shape[1]
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        for start, stop in pairwise(self.cuts):
+            yield self.table.select(np.arange(start, stop))
+
+
+def with_embedding(table, width, seed=0):
+    values = np.random.default_rng(seed).normal(size=(len(table), width)).astype(np.float32)
+    return Nuclei(**{**table.__dict__, "embedding": values})
+
+
+@st.composite
+def cut_tables(draw, outlines=loose_outlines):
+    """A table of up to a dozen nuclei, and rows where to cut it; some rows twice, which gives chunks of zero rows."""
+    parts = draw(st.lists(nuclei(outlines, embeddings=False), max_size=3))
+    base = parts[0] if parts else make_nuclei([])
+    table = Nuclei.concatenate([base, *[Nuclei(**{**p.__dict__, "classes": base.classes}) for p in parts[1:]]])
+    if draw(st.booleans()):
+        table = with_embedding(table, draw(st.integers(1, 4)))
+    return table, draw(st.lists(st.integers(0, 15), max_size=6))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cellvit.postprocess.base import POSTPROCESSORS as POSTPROCESSORS
     from cellvit.postprocess.base import Postprocessor as Postprocessor
     from cellvit.postprocess.hv import HVPostprocessor as HVPostprocessor
+    from cellvit.runner.slide import segment_slide as segment_slide
     from cellvit.segment import segment_image as segment_image
     from cellvit.types import Batch as Batch
     from cellvit.types import EncoderOutput as EncoderOutput
@@ -61,6 +62,7 @@ _HOMES = {
     "Postprocessor": "cellvit.postprocess.base",
     "init_from": "cellvit.finetuning",
     "segment_image": "cellvit.segment",
+    "segment_slide": "cellvit.runner.slide",
 }
 
 __all__ = sorted(_HOMES)

@@ -122,7 +122,8 @@ def start_transfer(
         dense |= {name: most_probable(dense[name]) for name in postprocessor.takes_labels & set(dense)}
     floats = {k: v.float() if v.is_floating_point() else v for k, v in dense.items()}
     on_host = {name: value.to("cpu", non_blocking=value.is_cuda) for name, value in floats.items()}
-    copied = torch.cuda.Event() if any(value.is_cuda for value in floats.values()) else None
+    on_gpu = any(value.is_cuda for value in floats.values())
+    copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
     if copied is not None:
         copied.record()
 

@@ -12,6 +12,9 @@ from typing import TextIO
 
 from cellvit.errors import CellViTError, OutputError
 
+TEMPORARY = ".cellvit-"
+"""What names of temporary files begin with; a process that is killed leaves them behind."""
+
 _ADVICE = {
     errno.EACCES: "choose a folder you may write to",
     errno.EPERM: "choose a folder you may write to",
@@ -47,7 +50,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         target = Path(os.path.realpath(target))
         _refuse_special(target)
         # the mode lets the user's umask decide, which tempfile.mkstemp would not
-        temporary = target.with_name(f".cellvit-{secrets.token_hex(8)}{target.suffix}")
+        temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{target.suffix}")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         _sync(temporary)

@@ -32,6 +32,7 @@ PUBLIC = [
     "Postprocessor",
     "init_from",
     "segment_image",
+    "segment_slide",
 ]
 
 

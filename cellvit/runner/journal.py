@@ -18,7 +18,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from cellvit.atomic import atomic_path, atomic_text
+from cellvit.atomic import TEMPORARY, atomic_path, atomic_text
 from cellvit.errors import OutputError
 from cellvit.export.parquet import from_arrow, to_arrow
 from cellvit.runner.fingerprints import differences
@@ -59,6 +59,7 @@ class Journal:
             reason = error.strerror or str(error)
             raise OutputError(f"cannot write into {str(self._out)!r} ({reason}); choose another --out") from error
         self._sign()
+        self._sweep()
         return self
 
     def __exit__(self, *stop: object) -> None:
@@ -150,6 +151,14 @@ class Journal:
     def _sign(self) -> None:
         with suppress(OSError):  # for the message of a second process only
             (self._out / ".owner").write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+
+    def _sweep(self) -> None:
+        """Remove unfinished files of a process that was killed; whoever holds the lock has none."""
+        for path in [*self._out.glob(f"{TEMPORARY}*"), *self.folder.glob(f"{TEMPORARY}*")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def _owner(self) -> str:
         try:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit import export
+from cellvit.export.closeups import write_closeups
+from cellvit.export.slide_pictures import write_density, write_slide_overlay
 from cellvit.export.stream import NucleiStream, Patches
 from cellvit.runner.journal import Journal
 from cellvit.runner.settings import FORMATS, Origin
@@ -159,28 +161,28 @@ def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -
         "json": lambda path: export.write_json_stream(light, path, metadata=facts, patches=context.patches),
         "h5ad": lambda path: export.write_anndata(full, path, metadata=facts),
         "spatialdata": lambda path: export.write_spatialdata(full, path, metadata=facts),
-        "overlay": lambda path: export.write_slide_overlay(light, picture, path, bounds=bounds),
-        "density": lambda path: export.write_density(light, picture, path, bounds=bounds, mpp=context.mpp),
-        "closeups": lambda path: export.write_closeups(light, _Moved(context), path, mpp=context.mpp),
+        "overlay": lambda path: write_slide_overlay(light, picture, path, bounds=bounds),
+        "density": lambda path: write_density(light, picture, path, bounds=bounds, mpp=context.mpp),
+        "closeups": lambda path: write_closeups(light, _Moved(context), path, mpp=context.mpp),
     }
     for name in formats:
         writers[name](out / FORMATS[name])
 
 
 class _Moved:
-    """A slide in the coordinates of the files."""
+    """The pixels of a slide in the coordinates of the files."""
 
     def __init__(self, context: OutputContext) -> None:
-        self._slide = context.slide
-        full = context.slide.bounds
-        self._shift = full[:2] if context.origin == "bounds" else (0, 0)
-        self.bounds = context.bounds
-        self.level_sizes = context.slide.level_sizes
+        self._slide, self._bounds = context.slide, context.bounds
+        self._shift = context.slide.bounds[:2] if context.origin == "bounds" else (0, 0)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._slide, name)
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """The scanned part."""
+        return self._bounds
 
     def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:
+        """Return pixels of the full resolution."""
         if level:
             raise ValueError("only level 0 can be moved")
         return self._slide.read_region(x + self._shift[0], y + self._shift[1], width, height)

@@ -3,10 +3,11 @@
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cellvit.runner.preparation import PreparedSlide, prepare_slide
 from cellvit.runner.settings import FORMATS, SlideSettings, default_workers
 from cellvit.runner.summary import SlideFacts, stage_seconds
 from cellvit.segment import NucleiModel, Progress, autocast_context, evaluation_mode, load_model
+from cellvit.slide.resolution import slide_resolution
 from cellvit.slide.slides import open_slide
 from cellvit.types import Nuclei
 
@@ -102,17 +104,74 @@ def segment_slide(
         UnknownPluginError: If there is no model of that name.
         WeightsError: If the weights cannot be used.
     """
-    chosen = SlideSettings(**settings)
-    path, out = Path(path), Path(out)
+    named = model if isinstance(model, str | Path) else None
+    result = run_slide(
+        Path(path), Path(out), SlideSettings(**settings), lambda: load_model(model, device=device), named, progress
+    )
+    for text in result.summary["warnings"]:
+        warnings.warn(f"{str(path)!r}: {text}", stacklevel=2)
+    return result
+
+
+def slide_task(
+    path: Path,
+    out: Path,
+    *,
+    model: str | Path = "nano",
+    device: str = "auto",
+    progress: Progress | None = None,
+    **settings: Any,
+) -> SlideResult:
+    """Do one slide of many: :func:`segment_slide` that keeps the model for the next and leaves warnings to the summary.
+
+    Args:
+        path: The slide.
+        out: Its result folder.
+        model: Name or path of a model.
+        device: See :func:`segment_slide`.
+        progress: See :func:`segment_slide`.
+        **settings: See :func:`segment_slide`.
+
+    Returns:
+        The folder and the summary.
+    """
+    return run_slide(path, out, SlideSettings(**settings), lambda: _kept_model(str(model), device), model, progress)
+
+
+@lru_cache(maxsize=1)
+def _kept_model(model: str, device: str) -> NucleiModel:
+    return load_model(model, device=device)
+
+
+def run_slide(
+    path: Path,
+    out: Path,
+    settings: SlideSettings,
+    load: Callable[[], NucleiModel],
+    model_name: str | Path | None,
+    progress: Progress | None,
+) -> SlideResult:
+    """Do one slide; the model is loaded when the slide is known to open.
+
+    Args:
+        path: The slide.
+        out: Its result folder.
+        settings: How.
+        load: Returns the model.
+        model_name: What the model is called; None for one that was passed in.
+        progress: Called with the number of finished tiles and of all tiles.
+
+    Returns:
+        The folder and the summary.
+    """
     began = time.perf_counter(), datetime.now(UTC)
     with open_slide(path) as slide:
-        network = load_model(model, device=device)
-        autocast_context(chosen.precision, network.device)
-        prepared = prepare_slide(slide, chosen, model_mpp=network.mpp)
-        for text in prepared.warnings:
-            warnings.warn(f"{str(path)!r}: {text}", stacklevel=2)
+        slide_resolution(slide, mpp=settings.mpp, magnification=settings.magnification)  # refuse before loading
+        network = load()
+        autocast_context(settings.precision, network.device)
+        prepared = prepare_slide(slide, settings, model_mpp=network.mpp)
         with Journal(out) as journal:
-            run = _Run(prepared, chosen, network, out, journal, model if isinstance(model, str | Path) else None)
+            run = _Run(prepared, settings, network, out, journal, model_name)
             return SlideResult(path, out, run.finish(progress, *began))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -49,7 +50,8 @@ class PostprocessPool:
         self._local = model.postprocess
         self._pool: Executor
         if possible:
-            self._pool = ProcessPoolExecutor(workers, _context(), initializer=_start, initargs=(postprocessor,))
+            start: Any = partial(_start, postprocessor)
+            self._pool = ProcessPoolExecutor(workers, _context(), initializer=start)
         else:
             self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="postprocess")
 

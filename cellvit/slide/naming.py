@@ -3,18 +3,21 @@
 import glob
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"})
 """What counts as an image in a folder; a file that is named is tried whatever its suffix."""
 
 
-def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+def expand_inputs(
+    texts: Iterable[str], *, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> tuple[list[Path], list[tuple[str, str]]]:
     """Return the files that inputs stand for.
 
     Args:
         texts: Files, folders (their images, not those of folders within, by name) or patterns with ``* ? [``.
+        suffixes: What counts as an image in a folder, lower case with the dot.
 
     Returns:
         The files in the order given, each once, and for every input that stands for nothing the input and the reason.
@@ -24,7 +27,7 @@ def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str
     for text in texts:
         path = Path(text)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
             found = [p for p in found if not p.name.startswith(".")]
             reason = f"folder {text!r} holds no images; name the files if their suffix is unusual"
         elif not path.exists() and glob.has_magic(text):

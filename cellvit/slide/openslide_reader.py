@@ -1,4 +1,4 @@
-"""Slides in the formats of scanners, read with OpenSlide: Aperio, Hamamatsu, MIRAX, Leica, Ventana, DICOM and others."""
+"""Slides in the formats of scanners, read with OpenSlide: Aperio, Hamamatsu, MIRAX, Leica, Ventana, DICOM and more."""
 
 import threading
 from collections.abc import Mapping
@@ -18,7 +18,9 @@ CACHE_BYTES = 2**27
 
 _BLOCK = 256
 _MARGIN = 4
-_KEPT = ("vendor", "objective-power", "mpp-x", "mpp-y", "quickhash-1", "level-count")
+_KEPT = tuple(
+    f"openslide.{name}" for name in ("vendor", "objective-power", "mpp-x", "mpp-y", "quickhash-1", "level-count")
+)
 
 
 def scanner_format(path: Path) -> str | None:
@@ -82,9 +84,7 @@ class OpenSlideReader(SlideReader):
             bounds=bounds_of(stated, size),
             stated_mpp=None if mpp[0] is None or mpp[1] is None else plausible_mpp((mpp[0], mpp[1])),
             stated_magnification=positive(stated.get("openslide.objective-power")),
-            properties={
-                f"openslide.{key}": stated[f"openslide.{key}"] for key in _KEPT if f"openslide.{key}" in stated
-            },
+            properties={key: stated[key] for key in _KEPT if key in stated},
         )
         self._downsamples = self._handle.level_downsamples
         self._swap = threading.Lock()
@@ -138,8 +138,8 @@ class OpenSlideReader(SlideReader):
             pixels = _on_white(fresh.read_region(place, level, (width, height)))
         except openslide.OpenSlideError:
             self._replace(handle)
-            x, y = (int(value / self._downsamples[level]) for value in place)
-            raise self._damaged(level, x, y, one_line(first)) from first
+            x, y = (round(value / self._downsamples[level]) for value in place)
+            raise self._damaged(level, (x, y, width, height), one_line(first)) from first
         with self._swap:
             self._handle = fresh
         return pixels

@@ -52,8 +52,8 @@ def level_ratios(level_sizes: Sequence[tuple[int, int]]) -> list[Pair]:
         level_sizes: ``(width, height)``, full resolution first.
 
     Example:
-        >>> level_ratios([(4443, 3567), (2221, 1783), (1000, 803)])
-        [(1.0, 1.0), (2.0, 2.0), (4.443, 4.4420921544209215)]
+        >>> level_ratios([(4443, 3567), (2221, 1783), (1000, 800)])
+        [(1.0, 1.0), (2.0, 2.0), (4.443, 4.45875)]
     """
     width, height = level_sizes[0]
     return [_ratio((width, height), size) for size in level_sizes]
@@ -196,7 +196,7 @@ class Resampled:
         return picture
 
     def _fill(self, picture: Rgb8, origin: tuple[int, int], columns: list[_Block], rows: list[_Block]) -> None:
-        """Write blocks into the picture, reading as much at once as the memory allows, whole rows rather than columns."""
+        """Write blocks into the picture, reading as much at once as memory allows, whole rows rather than columns."""
         left, top = columns[0].source_start, rows[0].source_start
         width, height = columns[-1].source_stop - left, rows[-1].source_stop - top
         if width * height > _READ_PIXELS and len(rows) > 1:

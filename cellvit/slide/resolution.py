@@ -114,9 +114,10 @@ def _missing(slide: States) -> str:
     power, name = slide.stated_magnification, f"slide {slide.path.name!r}"
     if power is None or not MIN_MPP <= _MICRONS / power <= MAX_MPP:
         return f"{name} states no resolution; pass mpp=0.25 or --mpp 0.25, or magnification=40 or --magnification 40"
+    nominal = f"{_MICRONS / power:.3g}"
     return (
-        f"{name} states no resolution, only a magnification of {power:g}, which names the objective and not the size of "
-        f"a pixel; pass mpp={_MICRONS / power:.3g} or --mpp {_MICRONS / power:.3g}, or magnification={power:g} or "
+        f"{name} states no resolution, only a magnification of {power:g}, which names the objective and not the "
+        f"size of a pixel; pass mpp={nominal} or --mpp {nominal}, or magnification={power:g} or "
         f"--magnification {power:g}, if that is right"
     )
 

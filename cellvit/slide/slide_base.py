@@ -90,12 +90,12 @@ class SlideReader(ABC):
     def _read(self, level: int, x: int, y: int, width: int, height: int) -> Rgb8:
         """Return a region that lies inside the level, as a new array."""
 
-    def _damaged(self, level: int, x: int, y: int, why: str) -> ImageError:
-        """Return the error for image data that cannot be read, naming the place in level-0 pixels."""
-        (full_width, full_height), (width, height) = self.level_sizes[0], self.level_sizes[level]
-        place = f"x={round(x * full_width / width)}, y={round(y * full_height / height)}"
+    def _damaged(self, level: int, box: Box, why: str) -> ImageError:
+        """Return the error for image data that cannot be read, naming the place."""
+        x, y, width, height = box
         return ImageError(
-            f"slide {str(self.path)!r} is damaged at {place} of level {level} ({why}); copy or export it again"
+            f"slide {str(self.path)!r} is damaged within the {width} x {height} px at x={x}, y={y} of level {level} "
+            f"({why}); copy or export it again"
         )
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import tifffile
 from cellvit.errors import ImageError
 from cellvit.slide.image_slide import ImageSlide
 from cellvit.slide.openslide_reader import OpenSlideReader, scanner_format
-from cellvit.slide.reader import DAMAGE, Rgb8, one_line, open_pillow, require_file
+from cellvit.slide.reader import DAMAGE, Rgb8, open_pillow, require_file
 from cellvit.slide.slide_base import OtherReaderError, SlideReader
 from cellvit.slide.tiff_metadata import is_tiff, quiet_tifffile
 from cellvit.slide.tiff_reader import TiffSlide
@@ -74,9 +74,9 @@ class Slide(Protocol):
 def open_slide(path: str | Path) -> Slide:
     """Open a whole slide, or any image as a slide of one level.
 
-    What kind of file it is is found by trying, not by its suffix: the formats of scanners with OpenSlide, then TIFF
-    (also what OpenSlide calls a generic TIFF: it does not see the levels and the resolution of an OME-TIFF), then
-    everything that can be read whole.
+    What kind of file it is is found by trying, not by its suffix: the formats of scanners with OpenSlide, then TIFF,
+    then everything that can be read whole. What OpenSlide calls a generic TIFF is left to the reader of TIFF, which
+    sees the levels and the resolution of an OME-TIFF and whether a file is a stack.
 
     Args:
         path: The file; for formats of several files, the one that OpenSlide names.
@@ -86,17 +86,16 @@ def open_slide(path: str | Path) -> Slide:
     """
     path = Path(path)
     require_file(path)
-    tiff, scanner = is_tiff(path), scanner_format(path)
-    readers: list[tuple[str, Callable[[Path], SlideReader]]] = [("OpenSlide", OpenSlideReader)]
-    if scanner is None:
-        readers = []
-    if tiff:
-        readers.insert(0 if scanner == _GENERIC else len(readers), ("TIFF", TiffSlide))
-    reasons = [] if scanner else ["OpenSlide: not a format it knows"]
-    reasons += [] if tiff else ["TIFF: not a TIFF file"]
-    for name, reader in readers:
+    knows: dict[str, tuple[bool, Callable[[Path], SlideReader]]] = {
+        "OpenSlide": (scanner_format(path) not in (None, _GENERIC), OpenSlideReader),
+        "TIFF": (is_tiff(path), TiffSlide),
+    }
+    reasons = []
+    for name, (known, reader) in knows.items():
         try:
-            return reader(path)
+            if known:
+                return reader(path)
+            reasons.append(f"{name}: not a format it knows")
         except OtherReaderError as error:
             reasons.append(f"{name}: {error}")
         except ImageError as error:
@@ -123,7 +122,7 @@ def is_slide(path: str | Path) -> bool:
         if path.suffix.lower() in _SCANNER_SUFFIXES or scanner_format(path) not in (None, _GENERIC):
             return True
         return _is_large_tiff(path) if is_tiff(path) else _pixels(path) > _LARGE
-    except (*DAMAGE, ImageError):
+    except DAMAGE:
         return False
 
 

@@ -25,7 +25,7 @@ class TiffLevel:
         pages: The page, or one page per colour.
         size: ``(width, height)``.
         chunk: ``(width, height)`` of a strip or tile.
-        mapped: The pixels as they lie in the file ``(H, W, C)``, where they are stored in one piece without compression.
+        mapped: The pixels as they lie in the file ``(H, W, C)``, where they are one piece without compression.
         certain: Whether the file says that this is a level; else only the size says so.
     """
 
@@ -122,7 +122,8 @@ def _is_smaller(series: Any, full: Size) -> bool:
         return False
     # both sides were rounded to pixels: the ratios agree within what a pixel more or less makes
     low = max(full[0] / (width + 1), full[1] / (height + 1))
-    return low <= min(full[0] / max(width - 1, 0.5), full[1] / max(height - 1, 0.5))
+    high = min(full[0] / max(width - 1, 0.5), full[1] / max(height - 1, 0.5))
+    return bool(low <= high)
 
 
 def _level(series: Any, tiff: tifffile.TiffFile, *, certain: bool = True) -> TiffLevel:

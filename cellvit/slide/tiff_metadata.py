@@ -124,7 +124,7 @@ def positive(text: Any) -> float | None:
 
 
 def _ome(tiff: tifffile.TiffFile) -> dict[str, Any]:
-    ome: dict[str, Any] = tifffile.xml2dict(tiff.ome_metadata)["OME"]
+    ome: dict[str, Any] = tifffile.xml2dict(tiff.ome_metadata or "")["OME"]
     return ome
 
 

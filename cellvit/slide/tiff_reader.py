@@ -98,8 +98,8 @@ class TiffSlide(SlideReader):
         try:
             return self._cache.get((level, column, row), lambda: image.decode(column, row, self._bytes))
         except DAMAGE as error:
-            x, y = column * image.chunk[0], row * image.chunk[1]
-            raise self._damaged(level, x, y, one_line(error)) from error
+            place = (column * image.chunk[0], row * image.chunk[1])
+            raise self._damaged(level, (*place, *image.chunk), one_line(error)) from error
 
     def _bytes(self, offset: int, count: int) -> bytes:
         with self._file_lock:

@@ -5,11 +5,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import scipy.ndimage
+import scipy.fft
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from cellvit.export.legend import Picture, arrange, draw_legend, font_of, stack_rows, text_size
+from cellvit.export.legend import Entries, Picture, arrange, draw_legend, font_of, stack_rows, text_size
 from cellvit.export.palette import type_name
 from cellvit.export.rasters import Counts
 from cellvit.types import NucleiClasses
@@ -21,7 +21,7 @@ _MIN_SIGMA = 1.5  # pixels; a narrower Gaussian shows the raster and not the tis
 _STRENGTH = 0.8  # of the colour over the tissue
 _FADE_IN = 0.12  # share of the scale over which the colour appears, so that the tissue is seen where nuclei are rare
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
-_UNIT = "nuclei/mm²"
+_UNIT = "per square mm"  # the font of the pictures knows neither a raised two nor a micro sign
 
 
 def panel_shape(thumbnail: Picture) -> tuple[int, int]:
@@ -47,14 +47,19 @@ def smooth_density(counts: Counts, pixel_um: tuple[float, float], sigma_um: floa
     Args:
         counts: ``(h, w)`` nuclei per pixel.
         pixel_um: Size of a pixel in microns, ``(x, y)``.
-        sigma_um: Standard deviation of the Gaussian in microns. At the border what it would spread beyond is
-            reflected, so that the sum over all pixels stays the number of nuclei.
+        sigma_um: Standard deviation of the Gaussian in microns; at least one and a half pixels are used. At the
+            border what it would spread beyond is reflected, so that the sum over all pixels stays the number of nuclei.
 
     Returns:
         ``(h, w)``.
     """
-    sigma = (sigma_um / pixel_um[1], sigma_um / pixel_um[0])
-    spread = scipy.ndimage.gaussian_filter(counts.astype(np.float64), sigma, mode="reflect")
+    # the cosine transform holds the reflected picture; there a Gaussian is a product, however wide it is
+    spectrum = scipy.fft.dctn(counts.astype(np.float64), type=2)
+    for axis, pixel in enumerate(reversed(pixel_um)):
+        sigma = max(sigma_um / pixel, _MIN_SIGMA)
+        angle = np.pi * np.arange(counts.shape[axis]) / counts.shape[axis]
+        spectrum *= np.expand_dims(np.exp(-((sigma * angle) ** 2) / 2), 1 - axis)
+    spread = scipy.fft.idctn(spectrum, type=2).clip(0)
     return np.asarray(spread / (pixel_um[0] * pixel_um[1] / 1e6))
 
 
@@ -88,13 +93,13 @@ def draw_density(
         shown |= {f"{type_name(classes, kind)}: {c.sum():,}": c for kind, c in typed.items()}
         untyped = sum((c for kind, c in counts.items() if kind <= 0), np.zeros((height, width), np.int32))
         shown |= {f"No type: {untyped.sum():,}": untyped} if untyped.any() else {}
-    size = text_size(max(width, 512))
+    size = round(1.3 * text_size(max(width, 512)))  # the page is wider than a panel, and is looked at as a whole
     panels = [_panel(t, tissue, smooth_density(c, pixel_um, sigma_um), size) for t, c in shown.items()]
     page = arrange(panels, _columns(len(panels), panels[0].shape), gap=2 * size)
-    note = f"{_UNIT}, smoothed with a Gaussian of {sigma_um:g} µm standard deviation; every panel has its own scale"
-    return stack_rows(
-        [page, draw_legend([(None, part) for part in _lines(note, page.shape[1], size)], page.shape[1], size=size)]
-    )
+    note = f"Nuclei {_UNIT}, smoothed with a Gaussian of {sigma_um:g} microns standard deviation."
+    note += " Every panel has its own scale." if len(panels) > 1 else ""
+    lines: Entries = [(None, line) for line in _lines(note, page.shape[1], size)]
+    return stack_rows([page, *(draw_legend([line], page.shape[1], size=size) for line in lines)])
 
 
 def _panel(title: str, tissue: NDArray[Any], density: NDArray[np.float64], size: int) -> Picture:
@@ -117,8 +122,8 @@ def _blend(under: NDArray[Any], share: NDArray[np.float64]) -> Picture:
 def _scale(most: float, width: int, size: int) -> Picture:
     """Return a bar of the colours from 0 to a density, with numbers below."""
     pad, height = round(0.7 * size), size
-    font, text = font_of(size), f"{most:,.10g} {_UNIT}"
-    width = max(width, round(font.getlength(text) * 2) + 2 * pad)
+    font, half, text = font_of(size), f"{most / 2:,.10g}", f"{most:,.10g} {_UNIT}"
+    width = max(width, round(2 * font.getlength(text) + font.getlength(half)) + 3 * pad)
     panel = Image.new("RGB", (width, 3 * size + pad), _PAPER)
     ramp = np.tile(np.linspace(0, 1, width - 2 * pad), (height, 1))
     panel.paste(Image.fromarray(_blend(np.full((*ramp.shape, 3), 235.0), ramp)), (pad, pad))
@@ -126,7 +131,7 @@ def _scale(most: float, width: int, size: int) -> Picture:
     draw.rectangle((pad - 1, pad - 1, width - pad, pad + height), outline=(120, 120, 120))
     below = pad + height + size // 4
     draw.text((pad, below), "0", fill=_INK, font=font, anchor="lt")
-    draw.text((width / 2, below), f"{most / 2:,.10g}", fill=_INK, font=font, anchor="mt")
+    draw.text((width / 2, below), half, fill=_INK, font=font, anchor="mt")
     draw.text((width - pad, below), text, fill=_INK, font=font, anchor="rt")
     return np.asarray(panel)
 
@@ -141,9 +146,10 @@ def _nice_top(value: float) -> float:
 
 def _columns(count: int, shape: tuple[int, ...]) -> int:
     """Return the number of columns that makes a grid of panels about as wide as a screen."""
-    wish = np.log(1.4)
-    ratios = [np.log(c * shape[1] / (-(-count // c) * shape[0])) for c in range(1, count + 1)]
-    return int(np.argmin(np.abs(np.array(ratios) - wish))) + 1
+    columns = np.arange(1, count + 1)
+    rows = -(-count // columns)
+    ratio = np.log(columns * shape[1] / (rows * shape[0]) / 1.4)
+    return int(np.argmin(np.abs(ratio) + (columns * rows - count) / count)) + 1  # empty cells look like an error
 
 
 def _lines(text: str, width: int, size: int) -> list[str]:

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -19,19 +18,11 @@ from cellvit.postprocess.base import Postprocessor
 from cellvit.slide.reader import to_rgb
 from cellvit.slide.seams import merge_tiles
 from cellvit.slide.tiling import TileGrid
+from cellvit.slide.view import SlideView
 from cellvit.types import Nuclei, NucleiClasses, NucleiPrediction
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-
-SAME_MPP = 0.05
-"""An image within this share of the model's resolution is used as it is: resampling would only blur it."""
-
-MAX_SCALE = 4.0
-"""Largest enlargement: at 1 micron per pixel a nucleus is six pixels wide and has no shape left to find."""
-
-MIN_SCALE = 1 / 32
-"""Smallest reduction."""
 
 MIN_OVERLAP = 8
 """Pixels; with less, two tiles have too little in common to tell that they cut the same nucleus."""
@@ -86,8 +77,8 @@ def segment_image(
     """Find the nuclei of an image of any size.
 
     An image whose resolution differs from the model's by more than 5 % is resampled; one larger than a tile is
-    cut into overlapping tiles, and each nucleus is kept once. Beyond the image at the model's resolution, memory is
-    bounded by one batch of tiles.
+    cut into overlapping tiles, and each nucleus is kept once. Beyond the image, memory is bounded by one batch of
+    tiles.
 
     Args:
         image: ``(H, W, 3)`` RGB, ``(H, W)`` grey, or with alpha; uint8, uint16, or float in [0, 1].
@@ -116,23 +107,41 @@ def segment_image(
     pixels = to_rgb(image)
     if batch_size < 1:
         raise ConfigError(f"batch_size {batch_size} must be 1 or more")
+    if not (np.isfinite(mpp) and mpp > 0):
+        raise ConfigError(f"mpp {mpp} is not a resolution; give microns per pixel, such as 0.25")
     network = load_model(model, device=device)
     autocast = autocast_context(precision, network.device)
-    resampled, scale = _resample(pixels, mpp, network.mpp)
-    height, width = resampled.shape[:2]
-    grid = tile_grid(width, height, tile_size=tile_size, overlap=overlap)
+    view = SlideView(_Pixels(pixels), mpp=(mpp, mpp), target_mpp=network.mpp)
+    grid = tile_grid(view.width, view.height, tile_size=tile_size, overlap=overlap)
     found: list[tuple[int, Nuclei]] = []
     with evaluation_mode(network):
         for first in range(0, len(grid), batch_size):
             indices = range(first, min(first + batch_size, len(grid)))
-            tiles = np.stack([resampled[grid.tile(index).slices] for index in indices])
+            tiles = np.stack([view.read(t.x, t.y, t.width, t.height) for t in map(grid.tile, indices)])
             with autocast:
                 maps = _predict(network, tiles)
             found += [(index, network.postprocess(item).nuclei) for index, item in zip(indices, maps, strict=True)]
             if progress is not None:
                 progress(len(found), len(grid))
-    nuclei = replace(merge_tiles(grid, found), classes=network.classes)
-    return nuclei if resampled is pixels else _to_source(nuclei, scale, width=pixels.shape[1], height=pixels.shape[0])
+    return view.to_level0(replace(merge_tiles(grid, found), classes=network.classes))
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """An image in memory as :class:`SlideView` reads a slide."""
+
+    image: NDArray[np.uint8]
+
+    @property
+    def level_sizes(self) -> tuple[tuple[int, int], ...]:
+        return ((self.image.shape[1], self.image.shape[0]),)
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        return (0, 0, *self.level_sizes[0])
+
+    def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> NDArray[np.uint8]:
+        return self.image[y : y + height, x : x + width]
 
 
 def tile_grid(width: int, height: int, *, tile_size: int, overlap: int) -> TileGrid:
@@ -229,31 +238,3 @@ def _predict(model: NucleiModel, tiles: NDArray[np.uint8]) -> list[dict[str, NDA
     postprocessor = getattr(model, "postprocessor", None)
     known = postprocessor if isinstance(postprocessor, Postprocessor) else None
     return image_arrays(model.predict_maps(batch), known)
-
-
-def _resample(image: NDArray[np.uint8], mpp: float, model_mpp: float) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-    """Return the image at the model's resolution and its scale ``(x, y)``, model pixels per image pixel."""
-    if not (np.isfinite(mpp) and mpp > 0):
-        raise ConfigError(f"mpp {mpp} is not a resolution; give microns per pixel, such as 0.25")
-    scale = mpp / model_mpp
-    if not MIN_SCALE <= scale <= MAX_SCALE:
-        usable = f"{model_mpp * MIN_SCALE:.3g} to {model_mpp * MAX_SCALE:.3g}"
-        raise ConfigError(
-            f"mpp {mpp:g} is too far from the model's {model_mpp:g}; give an image of {usable} µm per pixel"
-        )
-    if abs(scale - 1) <= SAME_MPP:
-        return image, (1.0, 1.0)
-    height, width = image.shape[:2]
-    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    resampled = cv2.resize(image, (new_width, new_height), interpolation=interpolation)
-    return np.asarray(resampled, dtype=np.uint8), (new_width / width, new_height / height)
-
-
-def _to_source(nuclei: Nuclei, scale: tuple[float, float], *, width: int, height: int) -> Nuclei:
-    """Return nuclei found at the model's resolution in pixels of the image that was given."""
-    factor = (1 / scale[0], 1 / scale[1])
-    centers = nuclei.transform(scale=factor, shift=(0.5 * factor[0] - 0.5, 0.5 * factor[1] - 0.5))
-    # Boxes are edges, not centres: pixel i covers [i, i + 1), so they scale without a shift.
-    bbox = np.clip(nuclei.bbox * np.tile(factor, 2), 0, [width, height, width, height])
-    return replace(centers, bbox=bbox)

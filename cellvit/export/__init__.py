@@ -15,6 +15,8 @@ Arrow        to_arrow, from_arrow                        everything, without cop
 AnnData      write_anndata, read_anndata                 all but outlines
 SpatialData  write_spatialdata                           everything; broken outlines are repaired
 picture      write_overlay, draw_overlay                 for the eye only
+of slides    write_slide_overlay, write_density,         for the eye only
+             write_closeups
 ===========  ==========================================  =========================================================
 
 The packages that AnnData and SpatialData need come with ``pip install 'cellvit-lightning[spatial]'``.
@@ -22,6 +24,7 @@ The packages that AnnData and SpatialData need come with ``pip install 'cellvit-
 
 from cellvit.atomic import atomic_path, atomic_text
 from cellvit.export.anndata import read_anndata, write_anndata
+from cellvit.export.closeups import write_closeups
 from cellvit.export.geojson import read_geojson, write_geojson, write_geojson_stream
 from cellvit.export.json import read_json, write_json, write_json_stream
 from cellvit.export.overlay import draw_comparison, draw_instances, draw_overlay, write_overlay
@@ -34,6 +37,7 @@ from cellvit.export.parquet import (
     write_parquet,
     write_parquet_stream,
 )
+from cellvit.export.slide_pictures import write_density, write_slide_overlay
 from cellvit.export.spatialdata import write_spatialdata
 from cellvit.export.stream import NucleiStream, Patches, as_stream
 
@@ -56,6 +60,8 @@ __all__ = [
     "type_color",
     "type_name",
     "write_anndata",
+    "write_closeups",
+    "write_density",
     "write_geojson",
     "write_geojson_stream",
     "write_json",
@@ -63,5 +69,6 @@ __all__ = [
     "write_overlay",
     "write_parquet",
     "write_parquet_stream",
+    "write_slide_overlay",
     "write_spatialdata",
 ]

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit import export
-from cellvit.export.closeups import write_closeups
-from cellvit.export.slide_pictures import write_density, write_slide_overlay
 from cellvit.export.stream import NucleiStream, Patches
 from cellvit.runner.journal import Journal
 from cellvit.runner.settings import FORMATS, Origin
@@ -161,9 +159,9 @@ def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -
         "json": lambda path: export.write_json_stream(light, path, metadata=facts, patches=context.patches),
         "h5ad": lambda path: export.write_anndata(full, path, metadata=facts),
         "spatialdata": lambda path: export.write_spatialdata(full, path, metadata=facts),
-        "overlay": lambda path: write_slide_overlay(light, picture, path, bounds=bounds),
-        "density": lambda path: write_density(light, picture, path, bounds=bounds, mpp=context.mpp),
-        "closeups": lambda path: write_closeups(light, _Moved(context), path, mpp=context.mpp),
+        "overlay": lambda path: export.write_slide_overlay(light, picture, path, bounds=bounds),
+        "density": lambda path: export.write_density(light, picture, path, bounds=bounds, mpp=context.mpp),
+        "closeups": lambda path: export.write_closeups(light, _Moved(context), path, mpp=context.mpp),
     }
     for name in formats:
         writers[name](out / FORMATS[name])

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cellvit.errors import DataError
 from cellvit.runner.fingerprints import quick_hash
 from cellvit.runner.journal import PART_TILES
 from cellvit.runner.settings import SlideSettings
@@ -24,6 +25,15 @@ from cellvit.slide.view import SlideView
 
 THUMBNAIL = 2048
 """Longest side of the picture of a slide, in pixels."""
+
+TISSUE_MPP = 8.0
+"""Microns per pixel at which tissue is looked for; fat needs as much. Slides of more than 33 mm get less."""
+
+_TISSUE_SIDE = 4096
+
+NO_TISSUE = "no tissue was found; look at tissue.png, or search everything with --no-tissue-filter (tissue_filter=False)"
+    "no tissue was found; look at tissue.png, or search everything with tissue_filter=False (--no-tissue-filter)"
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,9 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
     grid = tile_grid(view.width, view.height, tile_size=settings.tile_size, overlap=settings.overlap)
     region = None if settings.roi is None else Region.read(Path(settings.roi))
     thumbnail = view.thumbnail(THUMBNAIL)
-    tissue, source = _tissue(view, thumbnail, region, settings, mpp=resolution.mpp)
+    tissue, source = _tissue(view, region, settings, mpp=resolution.mpp)
+    if not tissue.mask.any():
+        warnings = [*warnings, NO_TISSUE]
     return PreparedSlide(
         slide=slide,
         resolution=resolution,
@@ -132,11 +144,19 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
 
 
 def _tissue(
-    view: SlideView, thumbnail: Rgb8, region: Region | None, settings: SlideSettings, *, mpp: tuple[float, float]
+    view: SlideView, region: Region | None, settings: SlideSettings, *, mpp: tuple[float, float]
 ) -> tuple[TissueMask, str]:
     """Return what is to be searched: tissue, the region, or the tissue in the region."""
+    width, height = view.slide.bounds[2:]
+    side = min(_TISSUE_SIDE, max(THUMBNAIL, round(max(width, height) * mpp[0] / TISSUE_MPP)))
+    thumbnail = view.thumbnail(side)
     shape = thumbnail.shape[:2]
     allowed = None if region is None else region.mask(shape, view.slide.bounds)
+    if allowed is not None and not allowed.any():
+        raise DataError(
+            f"region {str(settings.roi)!r} does not touch the slide, whose scanned part is x, y, width, height = "
+            f"{view.slide.bounds}; give polygons in level-0 pixels of this slide"
+        )
     if not settings.tissue_filter:
         everything = np.ones(shape, dtype=bool)
         return TissueMask(everything if allowed is None else allowed), "whole slide" if region is None else "region"

@@ -273,13 +273,17 @@ def test_a_region_keeps_the_nuclei_inside_and_skips_tiles_outside(slide, done, t
     assert result.summary["tissue"]["area_mm2"] == pytest.approx(shape.area * 0.25**2 / 1e6, rel=0.05)
     with pytest.raises(DataError):
         run(slide, tmp_path / "bad", roi=tmp_path / "missing.geojson")
+    elsewhere = polygon_file(tmp_path / "elsewhere.geojson", [[9000, 0], [9900, 0], [9900, 99], [9000, 0]])
+    with pytest.raises(DataError, match="does not touch the slide"):
+        run(slide, tmp_path / "bad", roi=elsewhere)
 
 
 def test_an_empty_slide_gives_whole_empty_files(tmp_path):
     Image.new("RGB", (900, 700), (244, 243, 245)).save(tmp_path / "white.png")
     formats = tuple(name for name in FORMATS if name != "spatialdata")
     settings = {**PLAIN, "tissue_filter": True, "formats": formats}
-    result = segment_slide(tmp_path / "white.png", tmp_path / "out", model=DrawnModel(), mpp=0.25, **settings)
+    with pytest.warns(UserWarning, match="no tissue was found"):
+        result = segment_slide(tmp_path / "white.png", tmp_path / "out", model=DrawnModel(), mpp=0.25, **settings)
     assert result.summary["nuclei"] == {
         "total": 0,
         "by_type": dict.fromkeys(CLASSES.names[1:], 0),

@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 _ROW_GROUP = 65_536
-_EMBEDDING_BYTES = 64 << 20
-"""A row group holds at most so much of embeddings, as it is what a reader or writer holds in memory."""
+_EMBEDDING_BYTES = 16 << 20
+"""Most of embeddings in a row group: readers and writers hold some ten times as much in memory."""
 
 _GEO = {
     "version": "1.1.0",
@@ -73,7 +73,7 @@ def write_parquet_stream(
 ) -> int:
     """Write nuclei that come in chunks as Parquet, as :func:`write_parquet` does, and return how many there were.
 
-    A chunk and a row group are held in memory: at most 65,536 nuclei and 64 MB of embeddings. The bytes of the file
+    A chunk and a row group are held in memory: at most 65,536 nuclei and 16 MB of embeddings. The bytes of the file
     do not depend on how the chunks are cut.
 
     Args:

@@ -69,7 +69,7 @@ def resumable(path, out, *, device="auto", progress=None, seconds=0.0, kill_at=N
         if progress is not None:
             progress(tile + 1, TILES)
     summary = summary_of(path.name, settings={**settings, "workers": workers})
-    (out / "summary.json").write_text(json.dumps(summary))
+    (out / "summary.json").write_text(json.dumps(summary, default=str))
     return Result(summary)
 
 

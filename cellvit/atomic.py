@@ -87,7 +87,7 @@ def atomic_text(path: str | Path) -> Iterator[TextIO]:
     with atomic_path(path) as temporary, temporary.open("wb") as raw:
         if Path(path).suffix == ".gz":
             with (
-                gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0) as packed,
+                gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=5, mtime=0) as packed,
                 io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as stream,
             ):
                 yield stream

@@ -1,72 +1,54 @@
-"""The command ``cellvit segment``: images in, tables, outlines and pictures of nuclei out."""
+"""The command ``cellvit segment``: slides and images in; tables, outlines and pictures of nuclei out."""
 
 import argparse
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cellvit.cli_output import output_console
+from cellvit.cli_images import SUFFIXES, Job, Outcome, print_images, segment_images
+from cellvit.cli_options import add_network_options, add_slide_options
+from cellvit.cli_slides import finish_slides, segment_slides, slide_settings
 from cellvit.errors import CellViTError, ConfigError, OutputError
-from cellvit.segment import (
-    DEVICES,
-    PRECISIONS,
-    NucleiModel,
-    autocast_context,
-    choose_device,
-    load_model,
-    segment_image,
-    tile_grid,
-)
-from cellvit.slide.naming import expand_inputs, output_names
-from cellvit.slide.reader import read_image, read_mpp
-from cellvit.types import Nuclei
+from cellvit.runner.cohort import choose_devices
+from cellvit.runner.cohort_list import CohortRow, read_cohort
+from cellvit.runner.settings import DEFAULT_FORMATS, FORMATS
+from cellvit.segment import autocast_context, choose_device, load_model, tile_grid
+from cellvit.slide.naming import expand_inputs
+from cellvit.slide.slides import is_slide
 
-DEFAULT_MPP = 0.25
-MPP_WARNING = 0.1
+EPILOG = f"""\
+A slide (a scanner's format, a pyramid, a tiled TIFF, or more than 67 million pixels) gets a folder of its own in DIR,
+with nuclei.parquet, tissue.png, summary.json and the formats {", ".join(FORMATS)}
+(by default {", ".join(DEFAULT_FORMATS)}). Its resolution is --mpp or --magnification, else what it
+states; without any of these it is refused. Stopped or killed, the same command goes on where it was. DIR gets
+summary.csv and report.html for all slides.
 
-SUFFIXES = {"geojson": ".geojson", "json": ".json", "parquet": ".parquet", "overlay": ".png"}
-"""Formats the command writes and the suffix of each."""
-
-EPILOG = """\
 An image named a.png gives a.geojson (QuPath), a.json (layout of the released tools), a.parquet (all columns, with
 embeddings) and a.png (the image with outlines). Two images of one name get longer names. The resolution is --mpp,
 else what the file states, else 0.25 microns per pixel.
 
-exit status: 0 all images done; 1 some failed (each with a line that says why); 2 nothing was started.
+A CSV file lists slides, one per line: column path, and optionally mpp, magnification, roi.
+
+exit status: 0 all inputs done; 1 some failed (each with a line that says why); 2 nothing was started.
 """
 
 
 @dataclass
-class Outcome:
-    """What became of one image: nuclei per type, or an error."""
+class Inputs:
+    """What the command line names.
 
-    path: Path
-    counts: NDArray[np.int64] | None = None
-    mpp: float = 0.0
-    seconds: float = 0.0
-    error: str | None = None
+    Attributes:
+        slides: Slides, with what a list says about each.
+        images: Ordinary images.
+        missing: Inputs that stand for nothing, and the reason.
+    """
 
-
-@dataclass
-class Job:
-    """What is the same for all images of one call."""
-
-    model: NucleiModel
-    options: argparse.Namespace
-    formats: tuple[str, ...]
-    say: Callable[[str], None]
-    outcomes: list[Outcome] = field(default_factory=list)
+    slides: list[CohortRow] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after ``cellvit segment``; None takes those of the process.
 
     Returns:
-        0 if all images were done, 1 if some failed, 2 if nothing could be started.
+        0 if all inputs were done, 1 if some failed, 2 if nothing could be started.
     """
     parser = build_parser()
     try:
@@ -92,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_line(errors, f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        _print_line(errors, "interrupted; images finished so far are complete")
+        _print_line(errors, "interrupted; what is finished is complete, and the same command goes on with the rest")
         return 130
 
 
@@ -100,136 +82,81 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="cellvit segment",
-        description="Find, outline and type the nuclei of images (PNG, JPEG, TIFF, ...) of any size.",
+        description="Find, outline and type the nuclei of whole slides and of images (PNG, JPEG, TIFF, ...).",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="image files, folders of images, or patterns such as 'scans/*.tif'")
+    add("inputs", nargs="+", metavar="INPUT", help="slides, images, folders, patterns such as 'scans/*.svs', CSV lists")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
-    add("--model", default="nano", metavar="NAME", help="name, folder, or released .pth of a model (default: nano)")
-    add("--mpp", type=_positive(float), metavar="UM", help="microns per pixel of the images (default: see below)")
-    add(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help=f"{', '.join(DEVICES)}, or one of several as cuda:1 (default: auto)",
-    )
-    add("--precision", default="32-true", choices=tuple(PRECISIONS), help="of the network (default: 32-true)")
-    add("--batch-size", default=1, type=_positive(int), metavar="N", help="tiles at once (default: 1)")
-    add("--tile-size", default=1024, type=_positive(int), metavar="PX", help="side of a tile (default: 1024)")
-    add("--overlap", default=64, type=int, metavar="PX", help="overlap of tiles (default: 64)")
-    add("--formats", default=",".join(SUFFIXES), metavar="LIST", help="what to write (default: %(default)s)")
+    add("--formats", metavar="LIST", help="what to write, separated by commas (default: see below)")
+    add("--as", dest="kind", choices=("auto", "slide", "image"), default="auto", help="what the inputs are")
     add("--overwrite", action="store_true", help="replace results that exist")
     add("--debug", action="store_true", help="stop at the first error and show where it came from")
+    add_network_options(parser)
+    add = add_slide_options(parser).add_argument
+    add("--keep-parts", action="store_true", help="keep the working folder of finished slides")
+    add("--cluster", metavar="ADDRESS", help="spread slides over the workers of a Dask scheduler")
     return parser
 
 
 def _run(options: argparse.Namespace, errors: Console) -> int:
-    formats = _parse_formats(options.formats)
-    inputs, missing = expand_inputs(options.images)
-    _check_folder(options.out, options.images)
-    autocast_context(options.precision, choose_device(options.device))
+    inputs = _sort_inputs(options)
+    _check_folder(options.out, options.inputs)
+    formats = _parse_formats(options.formats, inputs)
+    devices = choose_devices(options.device, len(inputs.slides))
+    autocast_context(options.precision, choose_device(devices[0]))
     tile_grid(1, 1, tile_size=options.tile_size, overlap=options.overlap)
-    names = output_names(inputs, options.out, suffixes=[SUFFIXES[name] for name in formats])
+    settings = slide_settings(options, tuple(name for name in formats if name in FORMATS))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    failed = bool(inputs.missing)
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        starting = progress.add_task("loading the model", total=None)
-        model = load_model(options.model, device=options.device)
-        progress.remove_task(starting)
-        job = Job(model, options, formats, say=lambda text: _print_line(progress.console, text))
-        for text, reason in missing:
-            _fail(job, Outcome(Path(text)), reason)
-        overall = progress.add_task("images", total=len(inputs))
-        for path in inputs:
-            _segment_one(job, path, names[path], progress)
-            progress.advance(overall)
-    _print_summary(job)
-    return 1 if any(outcome.error for outcome in job.outcomes) else 0
+
+        def say(text: str) -> None:
+            _print_line(progress.console, text)
+
+        for _, reason in inputs.missing:
+            say(f"error: {reason}")
+        job = None
+        if inputs.images or not inputs.slides:
+            starting = progress.add_task("loading the model", total=None)
+            model = load_model(options.model, device=devices[0])
+            progress.remove_task(starting)
+            job = Job(model, options, tuple(name for name in formats if name in SUFFIXES), say)
+            job.outcomes += [Outcome(Path(text), error=reason) for text, reason in inputs.missing]
+            segment_images(job, inputs.images, progress)
+        slides = segment_slides(inputs.slides, options, settings, devices, progress, say) if inputs.slides else []
+    if job is not None:
+        print_images(job)
+        failed |= any(outcome.error for outcome in job.outcomes)
+    if slides:
+        failed |= finish_slides(slides, options.out)
+    return 1 if failed else 0
 
 
-def _segment_one(job: Job, path: Path, name: str, progress: Progress) -> None:
-    """Do one image; an error is reported and kept, the next image can go on."""
-    task: TaskID = progress.add_task(escape(f"  {path.name}"), total=None)
-    outcome, started = Outcome(path), time.monotonic()
-    try:
-        _produce(job, outcome, name, lambda done, total: progress.update(task, completed=done, total=total))
-        outcome.seconds = time.monotonic() - started
-        job.outcomes.append(outcome)
-    except CellViTError as error:
-        if job.options.debug:
-            raise
-        _fail(job, outcome, str(error) if path.name in str(error) else f"{str(path)!r}: {error}")
-    except Exception as error:  # a fault of ours in one image must not cost the user the others
-        if job.options.debug:
-            raise
-        _fail(job, outcome, f"{str(path)!r}: {type(error).__name__}: {error} (--debug shows where)")
-    finally:
-        progress.remove_task(task)
+def _sort_inputs(options: argparse.Namespace) -> Inputs:
+    """Return slides and images apart."""
+    lists = [text for text in options.inputs if text.lower().endswith(".csv")]
+    others = [text for text in options.inputs if text not in lists]
+    files, missing = expand_inputs(others)
+    inputs = Inputs(missing=missing, slides=[row for text in lists for row in read_cohort(text)])
+    listed = {row.path.resolve() for row in inputs.slides}
+    for path in files:
+        as_slide = options.kind == "slide" or (options.kind == "auto" and path.exists() and is_slide(path))
+        if not as_slide:
+            inputs.images.append(path)
+        elif path.resolve() not in listed:
+            inputs.slides.append(CohortRow(path))
+    if options.cluster and not inputs.slides:
+        raise ConfigError(
+            "--cluster spreads slides, but there is none among the inputs; leave it out, or add --as slide"
+        )
+    return inputs
 
 
-def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int], None]) -> None:
-    options, path = job.options, outcome.path
-    targets = {format_: options.out / f"{name}{SUFFIXES[format_]}" for format_ in job.formats}
-    existing = [str(target) for target in targets.values() if target.exists()]
-    if existing and not options.overwrite:
-        raise OutputError(f"{existing[0]!r} exists; pass --overwrite to replace it, or another --out")
-    image = read_image(path)
-    outcome.mpp, source = _resolution(job, path)
-    nuclei = segment_image(
-        image,
-        model=job.model,
-        mpp=outcome.mpp,
-        tile_size=options.tile_size,
-        overlap=options.overlap,
-        batch_size=options.batch_size,
-        precision=options.precision,
-        progress=report,
-    )
-    metadata = {
-        "image": path.name,
-        "width": image.shape[1],
-        "height": image.shape[0],
-        "base_mpp": outcome.mpp,
-        "mpp_source": source,
-        "target_patch_mpp": job.model.mpp,
-        "patch_size": options.tile_size,
-        "patch_overlap": options.overlap,
-        "model": str(options.model),
-        "precision": options.precision,
-        "cellvit_version": version("cellvit-lightning"),
-    }
-    _write(targets, image, nuclei, metadata)
-    outcome.counts = np.bincount(nuclei.type, minlength=len(job.model.classes))
-
-
-def _write(targets: dict[str, Path], image: NDArray[np.uint8], nuclei: Nuclei, metadata: dict[str, Any]) -> None:
-    from cellvit import export
-
-    writers: dict[str, Callable[[Path], None]] = {
-        "geojson": lambda path: export.write_geojson(nuclei, path),
-        "json": lambda path: export.write_json(nuclei, path, metadata=metadata),
-        "parquet": lambda path: export.write_parquet(nuclei, path, metadata=metadata),
-        "overlay": lambda path: export.write_overlay(image, nuclei, path),
-    }
-    for format_, target in targets.items():
-        writers[format_](target)
-
-
-def _resolution(job: Job, path: Path) -> tuple[float, str]:
-    """Return the microns per pixel to use for a file and where the value is from; warn if the file disagrees."""
-    stated = read_mpp(path)
-    given = job.options.mpp
-    if given is None:
-        return (DEFAULT_MPP, "default") if stated is None else (stated, "file")
-    if stated is not None and abs(stated / given - 1) > MPP_WARNING:
-        job.say(f"warning: {str(path)!r} states {stated:g} microns per pixel, but --mpp {given:g} is used")
-    return float(given), "argument"
-
-
-def _check_folder(out: Path, images: Sequence[str]) -> None:
+def _check_folder(out: Path, inputs: Sequence[str]) -> None:
     """Make the output folder and try to write into it, before anything is computed."""
-    if any(Path(text).is_dir() and out.exists() and Path(text).samefile(out) for text in images):
+    if any(Path(text).is_dir() and out.exists() and Path(text).samefile(out) for text in inputs):
         raise OutputError(f"--out {str(out)!r} is also an input folder; choose another, or its results become inputs")
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out {str(out)!r} is a file, not a folder; choose another")
@@ -243,57 +170,24 @@ def _check_folder(out: Path, images: Sequence[str]) -> None:
         raise OutputError(f"cannot write into {str(out)!r} ({reason}); choose another --out") from error
 
 
-def _parse_formats(text: str) -> tuple[str, ...]:
+def _parse_formats(text: str | None, inputs: Inputs) -> tuple[str, ...]:
+    """Return the formats to write; each kind of input takes those it knows."""
+    if text is None:
+        return tuple(dict.fromkeys([*SUFFIXES, *DEFAULT_FORMATS]))
     formats = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    unknown = [name for name in formats if name not in SUFFIXES]
+    known = list(dict.fromkeys([*SUFFIXES, *FORMATS]))
+    unknown = [name for name in formats if name not in known]
     if unknown or not formats:
         raise ConfigError(
-            f"--formats {text!r}: {unknown or 'nothing'} cannot be written; choose from {','.join(SUFFIXES)}"
+            f"--formats {text!r}: {unknown or 'nothing'} cannot be written; choose from {','.join(known)}"
+        )
+    if inputs.images and not set(formats) & set(SUFFIXES):
+        raise ConfigError(
+            f"--formats {text!r}: none of these is written for images such as {str(inputs.images[0])!r}; add one of "
+            f"{','.join(SUFFIXES)}, or treat them as slides with --as slide"
         )
     return formats
 
 
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} must be greater than 0")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
-    return parse
-
-
-def _fail(job: Job, outcome: Outcome, reason: str) -> None:
-    outcome.error = reason
-    job.outcomes.append(outcome)
-    job.say(f"error: {reason}")
-
-
 def _print_line(console: Console, text: str) -> None:
     console.print(" ".join(text.split()), markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_summary(job: Job) -> None:
-    """Print the counts per class of every image to standard output."""
-    console = output_console()
-    names = job.model.classes.names
-    counts = [outcome.counts for outcome in job.outcomes if outcome.counts is not None]
-    total: NDArray[np.int64] = np.sum([np.zeros(len(names), dtype=np.int64), *counts], axis=0)
-    shown = [kind for kind in range(len(names)) if kind > 0 or total[kind]]
-    repeated = Counter(outcome.path.name for outcome in job.outcomes)
-    table = Table(title=escape(f"Nuclei in {str(job.options.out)!r}"))
-    table.add_column("image", overflow="fold")
-    for heading in ("µm/px", "nuclei", *(names[kind] if kind else "no type" for kind in shown), "seconds"):
-        table.add_column(escape(heading), justify="right")
-    for outcome in job.outcomes:
-        label = escape(outcome.path.name if repeated[outcome.path.name] == 1 else str(outcome.path))
-        if outcome.counts is None:
-            table.add_row(label, "", "[red]failed[/red]")
-        else:
-            cells = [f"{number:,}" for number in (outcome.counts.sum(), *outcome.counts[shown])]
-            table.add_row(label, f"{outcome.mpp:g}", *cells, f"{outcome.seconds:.1f}")
-    if len(counts) > 1:
-        table.add_section()
-        table.add_row("total", "", *(f"{number:,}" for number in (total.sum(), *total[shown])))
-    console.print(table)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cellvit import cli_segment, export
+from cellvit import cli_images, export
 from cellvit.cli_segment import main
 from cellvit.model import CellViT
 
@@ -72,14 +72,14 @@ def test_a_bad_file_does_not_stop_the_others(images, model, tmp_path, capsys):
 
 
 def test_a_fault_of_ours_is_one_line_too(images, model, tmp_path, capsys, monkeypatch):
-    whole = cli_segment.segment_image
+    whole = cli_images.segment_image
 
     def faulty(image, **settings):
         if image.shape[0] == 96:
             raise IndexError("list index\nout of range")
         return whole(image, **settings)
 
-    monkeypatch.setattr(cli_segment, "segment_image", faulty)
+    monkeypatch.setattr(cli_images, "segment_image", faulty)
     arguments = [str(images), "--out", str(tmp_path / "out"), "--model", model, "--device", "cpu"]
     assert main(arguments) == 1
     lines = capsys.readouterr().err.strip().splitlines()
@@ -118,7 +118,7 @@ def test_the_resolution_of_the_file_is_used_and_a_contradiction_named(images, mo
         assert main([*common, "--out", str(tmp_path / source), *extra]) == 0
         head = json.loads((tmp_path / source / "scan.json").read_text())["wsi_metadata"]
         assert (head["base_mpp"], head["mpp_source"]) == (mpp, source)
-    assert "states 0.5 microns per pixel, but --mpp 0.25 is used" in capsys.readouterr().err
+    assert "states 0.5 microns per pixel, but 0.25 is used, as asked" in capsys.readouterr().err
 
 
 def test_empty_tissue_gives_valid_empty_files(model, tmp_path, images):
@@ -165,13 +165,13 @@ def test_help_and_no_arguments(capsys):
     assert main(["--help"]) == 0
     assert "exit status" in capsys.readouterr().out
     assert main([]) == 2
-    assert "required: IMAGE, --out" in capsys.readouterr().err
+    assert "required: INPUT, --out" in capsys.readouterr().err
 
 
 def test_interruption_is_no_traceback(images, model, tmp_path, capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_segment, "segment_image", interrupted)
+    monkeypatch.setattr(cli_images, "segment_image", interrupted)
     assert main([str(images), "--out", str(tmp_path / "out"), "--model", model, "--device", "cpu"]) == 130
     assert "interrupted" in capsys.readouterr().err

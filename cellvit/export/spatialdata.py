@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cellvit.atomic import TEMPORARY
 from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.export import tables
 from cellvit.export.polygons import polygons_from_rings, valid_rings
@@ -110,7 +111,7 @@ def _picture(image: NDArray[np.uint8], bounds: tuple[float, float, float, float]
 def _atomic_store(path: Path) -> Iterator[Path]:
     """Return a context that yields the name for a new store, which takes the place of ``path`` at the end."""
     target = Path(os.path.realpath(path))
-    temporary, old = (target.with_name(f".cellvit-{secrets.token_hex(8)}{target.suffix}") for _ in range(2))
+    temporary, old = (target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{target.suffix}") for _ in range(2))
     try:
         _check_place(target)
         yield temporary

@@ -75,8 +75,12 @@ class SlideTable:
         return TileNuclei.concatenate([TileNuclei.place(self.grid, index, found.select(rows)) for index, rows in runs])
 
     def _on_slide(self, nuclei: Nuclei) -> Nuclei:
-        """Return nuclei of the view in level-0 pixels, those of the region only."""
+        """Return nuclei of the view in level-0 pixels, those of the region only.
+
+        Outlines of a resampled slide are rounded to 0.01 pixels: all digits would nearly double the text files.
+        """
         placed = self.view.to_level0(nuclei)
+        placed = replace(placed, contour_points=placed.contour_points.round(2))
         if self.region is not None:
             placed = placed.select(self.region.contains(placed.centroid))
         x, y = self.view.slide.bounds[:2] if self.origin == "bounds" else (0, 0)
@@ -158,7 +162,7 @@ def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -
         "points": lambda path: export.write_geojson_stream(light, path, points=True),
         "json": lambda path: export.write_json_stream(light, path, metadata=facts, patches=context.patches),
         "h5ad": lambda path: export.write_anndata(full, path, metadata=facts),
-        "spatialdata": lambda path: export.write_spatialdata(full, path, metadata=facts),
+        "spatialdata": lambda path: export.write_spatialdata(full, path, metadata=facts, image=picture, bounds=bounds),
         "overlay": lambda path: export.write_slide_overlay(light, picture, path, bounds=bounds),
         "density": lambda path: export.write_density(light, picture, path, bounds=bounds, mpp=context.mpp),
         "closeups": lambda path: export.write_closeups(light, _Moved(context), path, mpp=context.mpp),

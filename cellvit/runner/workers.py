@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import torch
@@ -50,7 +50,7 @@ class PostprocessPool:
         self._local = model.postprocess
         self._pool: Executor
         if possible:
-            start: Any = partial(_start, postprocessor)
+            start = partial(_start, cast(Postprocessor, postprocessor))
             self._pool = ProcessPoolExecutor(workers, _context(), initializer=start)
         else:
             self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="postprocess")

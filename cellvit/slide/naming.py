@@ -3,21 +3,25 @@
 import glob
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"})
 """What counts as an image in a folder; a file that is named is tried whatever its suffix."""
 
+SLIDE_SUFFIXES = frozenset(
+    {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".qptiff", ".btf", ".tf8"}
+)
+"""What counts as a slide in a folder, beside images. DICOM is left out: a slide is several files; name one of them."""
 
-def expand_inputs(
-    texts: Iterable[str], *, suffixes: Collection[str] = IMAGE_SUFFIXES
-) -> tuple[list[Path], list[tuple[str, str]]]:
+_KNOWN = IMAGE_SUFFIXES | SLIDE_SUFFIXES
+
+
+def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str]]]:
     """Return the files that inputs stand for.
 
     Args:
-        texts: Files, folders (their images, not those of folders within, by name) or patterns with ``* ? [``.
-        suffixes: What counts as an image in a folder, lower case with the dot.
+        texts: Files, folders (images and slides in them, not in folders within, by name) or patterns with ``* ? [``.
 
     Returns:
         The files in the order given, each once, and for every input that stands for nothing the input and the reason.
@@ -27,9 +31,9 @@ def expand_inputs(
     for text in texts:
         path = Path(text)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in _KNOWN and p.is_file())
             found = [p for p in found if not p.name.startswith(".")]
-            reason = f"folder {text!r} holds no images; name the files if their suffix is unusual"
+            reason = f"folder {text!r} holds no images or slides; name the files if their suffix is unusual"
         elif not path.exists() and glob.has_magic(text):
             matches = glob.glob(text, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
             found = sorted(p for p in map(Path, matches) if p.is_file())

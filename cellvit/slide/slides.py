@@ -9,16 +9,12 @@ import tifffile
 
 from cellvit.errors import ImageError
 from cellvit.slide.image_slide import ImageSlide
+from cellvit.slide.naming import SLIDE_SUFFIXES
 from cellvit.slide.openslide_reader import OpenSlideReader, scanner_format
 from cellvit.slide.reader import DAMAGE, Rgb8, open_pillow, require_file
 from cellvit.slide.slide_base import OtherReaderError, SlideReader
 from cellvit.slide.tiff_metadata import is_tiff, quiet_tifffile
 from cellvit.slide.tiff_reader import TiffSlide
-
-SLIDE_SUFFIXES = frozenset(
-    {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".qptiff", ".btf", ".tf8"}
-)
-"""What counts as a slide in a folder, beside images. DICOM is left out: a slide is several files; name one of them."""
 
 _SCANNER_SUFFIXES = (SLIDE_SUFFIXES | {".dcm"}) - {".btf", ".tf8"}
 _LARGE = 2**26

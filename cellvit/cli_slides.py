@@ -1,0 +1,128 @@
+"""The part of ``cellvit segment`` that does whole slides: a folder for each, a table and a report for all."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from cellvit.cli_output import output_console
+from cellvit.runner.cohort import CohortFiles, Reporter, SlideJob, SlideOutcome, run_cohort
+from cellvit.runner.cohort_list import REPORT_NAME, SUMMARY_NAME, CohortRow, cohort_jobs
+from cellvit.runner.cohort_table import numbers_of
+from cellvit.runner.report import write_report
+from cellvit.runner.settings import SlideSettings
+from cellvit.runner.slide import slide_task
+
+
+def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dict[str, Any]:
+    """Return the arguments of :func:`cellvit.runner.slide.slide_task` that a command line means.
+
+    Args:
+        options: Of the command line.
+        formats: Those that are written for slides.
+
+    Raises:
+        ConfigError: If a value cannot work.
+    """
+    named = {field.name for field in fields(SlideSettings)}
+    values = {name: value for name, value in vars(options).items() if name in named}
+    values |= {"tissue_filter": not options.no_tissue_filter, "embeddings": not options.no_embeddings}
+    values |= {"formats": formats}
+    SlideSettings(**values)
+    return {**values, "model": options.model}
+
+
+def segment_slides(
+    rows: Sequence[CohortRow],
+    options: argparse.Namespace,
+    settings: Mapping[str, Any],
+    devices: Sequence[str],
+    progress: Progress,
+    say: Callable[[str], None],
+) -> list[SlideOutcome]:
+    """Do slides, on one device, several, or a cluster.
+
+    Args:
+        rows: The slides.
+        options: Of the command line.
+        settings: From :func:`slide_settings`.
+        devices: From :func:`cellvit.runner.cohort.choose_devices`.
+        progress: Shows how far each is.
+        say: Prints a line.
+
+    Returns:
+        What came of each, in the order of the slides.
+    """
+    jobs = cohort_jobs(rows, options.out, **settings)
+    bars = _Bars(progress, say, CohortFiles(jobs, options.out / SUMMARY_NAME), total=len(jobs))
+    if options.cluster:
+        from cellvit.runner.cluster import run_on_cluster
+
+        return run_on_cluster(jobs, options.cluster, task=slide_task, report=bars)
+    return run_cohort(jobs, task=slide_task, devices=devices, report=bars)
+
+
+class _Bars(Reporter):
+    """Shows a bar per slide in work, and keeps the files of the cohort up to date."""
+
+    def __init__(self, progress: Progress, say: Callable[[str], None], files: CohortFiles, *, total: int) -> None:
+        self._progress, self._say, self._files = progress, say, files
+        self._overall = progress.add_task("slides", total=total)
+        self._tasks: dict[Path, TaskID] = {}
+
+    def started(self, job: SlideJob, device: str) -> None:
+        if job.path not in self._tasks:
+            self._tasks[job.path] = self._progress.add_task(escape(f"  {job.path.name}"), total=None)
+
+    def advanced(self, job: SlideJob, done: int, total: int) -> None:
+        self._progress.update(self._tasks[job.path], completed=done, total=total)
+
+    def finished(self, outcome: SlideOutcome) -> None:
+        if outcome.path in self._tasks:
+            self._progress.remove_task(self._tasks.pop(outcome.path))
+        self._progress.advance(self._overall)
+        self._files.finished(outcome)
+        if outcome.error is not None:
+            named = outcome.path.name in outcome.error
+            self._say(f"error: {outcome.error}" if named else f"error: {str(outcome.path)!r}: {outcome.error}")
+        for text in (outcome.summary or {}).get("warnings", ()):
+            self._say(f"warning: {str(outcome.path)!r}: {text}")
+
+    def warned(self, text: str) -> None:
+        self._say(f"warning: {text}")
+
+
+def finish_slides(outcomes: Sequence[SlideOutcome], out: Path) -> bool:
+    """Write the report, print a table of slides to standard output, and return whether one failed."""
+    report = out / REPORT_NAME
+    write_report(outcomes, report, title=f"Nuclei of {len(outcomes)} slides")
+    table = Table(title=escape(f"Slides in {str(out)!r}"))
+    table.add_column("slide", overflow="fold")
+    for heading in ("µm/px", "from", "tissue mm²", "nuclei", "per mm²", "tiles", "seconds"):
+        table.add_column(heading, justify="right")
+    for outcome in outcomes:
+        table.add_row(escape(outcome.path.name), *_cells(outcome))
+    console = output_console()
+    console.print(table)
+    console.print(escape(f"all slides: {out / SUMMARY_NAME}, {report}"), highlight=False, soft_wrap=True)
+    return any(outcome.error for outcome in outcomes)
+
+
+def _cells(outcome: SlideOutcome) -> list[str]:
+    if outcome.summary is None:
+        return ["", "", "", "[red]failed[/red]"]
+    facts, tiles = numbers_of(outcome), outcome.summary["tiles"]
+    return [
+        f"{facts.mpp:g}",
+        escape(str(facts.mpp_source)),
+        f"{facts.tissue_mm2:.2f}",
+        f"{facts.nuclei:,}",
+        "" if facts.density is None else f"{facts.density:,.0f}",
+        f"{tiles['done']:,} of {tiles['total']:,}",
+        f"{outcome.seconds:.1f}",
+    ]

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ class OpenSlideReader(SlideReader):
 
     def _replace(self, broken: openslide.OpenSlide) -> None:
         """Open the file again for the regions that are sound, unless another thread has done so."""
-        with self._swap:
+        with self._swap, suppress(openslide.OpenSlideError):
             if self._handle is broken:
                 self._handle = _open(self.path)
 

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import tifffile
+from PIL import UnidentifiedImageError
 
 from cellvit.errors import ImageError
 from cellvit.slide.image_slide import ImageSlide
@@ -91,7 +92,6 @@ def open_slide(path: str | Path) -> Slide:
         try:
             if known:
                 return reader(path)
-            reasons.append(f"{name}: not a format it knows")
         except OtherReaderError as error:
             reasons.append(f"{name}: {error}")
         except ImageError as error:
@@ -99,7 +99,13 @@ def open_slide(path: str | Path) -> Slide:
     try:
         return ImageSlide(path)
     except ImageError as error:
-        raise ImageError(f"{error} ({'; '.join(reasons)})") from error
+        said = f" ({'; '.join(reasons)})" if reasons else ""
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            raise ImageError(
+                f"{str(path)!r} is not a slide or an image that OpenSlide, tifffile or Pillow can read{said}; copy or "
+                "export it again, or convert it to a tiled, pyramidal TIFF"
+            ) from error
+        raise ImageError(f"{error}{said}") from error
 
 
 def is_slide(path: str | Path) -> bool:

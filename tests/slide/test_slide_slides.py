@@ -1,3 +1,4 @@
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from cellvit.errors import ConfigError, ImageError
 from cellvit.slide import slides, tiff_layout, tiff_reader
 from cellvit.slide.chunk_cache import ChunkCache
+from cellvit.slide.naming import expand_inputs
 from cellvit.slide.openslide_reader import bounds_of
 from cellvit.slide.reader import to_rgb
 from cellvit.slide.slides import SLIDE_SUFFIXES, is_slide, open_slide
@@ -117,8 +119,18 @@ def test_discs_are_found_where_they_were_drawn(files, pyramid, kind, target):
     assert len(set(distances.argmin(axis=1))) == len(discs) >= len(expected) > 100 * (target > 0.2)
 
 
+@pytest.fixture
+def restless():
+    """Let threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_read_what_one_thread_reads(files, kind):
+def test_threads_read_what_one_thread_reads(files, kind, monkeypatch, restless):
+    monkeypatch.setattr(tiff_reader, "CACHE_BYTES", 1)
     boxes = [(int(x), int(y), 230, 190) for x, y in RNG.integers(-100, 2900, (24, 2))]
     with open_slide(files[kind]) as slide:
         alone = [slide.read_region(*box) for box in boxes]
@@ -222,6 +234,13 @@ def test_another_image_of_an_ome_tiff_is_not_a_level(tmp_path, pyramid):
     with open_slide(path) as slide:
         assert slide.level_sizes == ((3001, 2203),)
         np.testing.assert_array_equal(slide.read_region(0, 0, 3001, 2203), levels[0])
+
+
+def test_a_label_marked_as_reduced_is_not_a_level(tmp_path, pyramid):
+    levels = pyramid[0]
+    path = drawn.write_plain(tmp_path / "a.tif", [levels[0], levels[1], levels[2][:300]])
+    with open_slide(path) as slide:
+        assert slide.level_sizes == ((3001, 2203), (1500, 1101))
 
 
 def test_an_ome_tiff_states_its_objective(tmp_path):
@@ -410,7 +429,7 @@ def test_files_that_cannot_be_opened(tmp_path):
         open_slide(tmp_path / "empty.svs")
     (tmp_path / "notes.svs").write_text("no slide")
     with pytest.raises(
-        ImageError, match=r"notes\.svs' is not an image.*OpenSlide: not a format it knows; TIFF: not a format"
+        ImageError, match=r"notes\.svs' is not a slide or an image that OpenSlide, tifffile or Pillow can"
     ):
         open_slide(tmp_path / "notes.svs")
     for name in ("missing.svs", ".", "empty.png", "notes.txt"):
@@ -453,6 +472,14 @@ def test_which_files_are_slides(tmp_path, files, monkeypatch):
     assert is_slide(aperio)
     assert ".svs" in SLIDE_SUFFIXES
     assert ".png" not in SLIDE_SUFFIXES
+
+
+def test_the_slides_of_a_folder(tmp_path):
+    for name in ("a.SVS", "b.png", "c.mrxs", "c.dat", "d.dcm"):
+        (tmp_path / name).touch()
+    files, missing = expand_inputs([str(tmp_path)])
+    assert [path.name for path in files] == ["a.SVS", "b.png", "c.mrxs"]
+    assert missing == []
 
 
 # Real slides
@@ -503,5 +530,7 @@ def test_a_real_pyramid(test_data):
 def test_a_real_broken_slide(test_data):
     path = test_data / "wsi" / "broken.svs"
     assert is_slide(path)
-    with pytest.raises(ImageError, match=r"broken\.svs' is not an image"):
+    with pytest.raises(
+        ImageError, match=r"broken\.svs' is not a slide or an image .* convert it to a tiled, pyramidal TIFF"
+    ):
         open_slide(path)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from cohort_tasks import TILES, Recorder, jobs_in, resumable, starts, tiles_done, with_settings
+from drawn_task import segment_drawn
 from local_cluster import local_cluster
+from slide_drawings import drawn_slide
 
 from cellvit.errors import CellViTError, ConfigError
 from cellvit.runner import cluster
@@ -220,3 +222,22 @@ def test_workers_are_checked():
         ConfigError, match=r"tcp://w2 at 'tcp://s' has no cellvit-lightning; install cellvit-lightning=="
     ):
         cluster._check_cluster(Workers(fit | {"tcp://w2": lacking}, {}), "tcp://s", recorder)
+
+
+@pytest.mark.slow
+def test_a_real_slide_survives_the_death_of_its_worker(address, tmp_path):
+    """Its worker is killed after the first part; another goes on, and the bytes are those of an undisturbed run."""
+    slides = [drawn_slide(tmp_path, 1300, 1200, name=f"slide{i}.tif") for i in range(2)]
+    jobs = [
+        SlideJob(path, tmp_path / "out" / path.stem, {"kill_at": 20 if not i else None})
+        for i, path in enumerate(slides)
+    ]
+    outcomes = run_on_cluster(jobs, address, task=segment_drawn)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert (tmp_path / "out" / "slide0.killed").exists()
+    # a worker of Dask may not have children of its own
+    assert outcomes[0].summary["workers"]["kind"] == "threads"
+    killed, undisturbed = ((job.out / "nuclei.parquet").read_bytes() for job in jobs)
+    assert len(killed) == len(undisturbed)
+    alone = segment_drawn(slides[0], tmp_path / "alone", workers=0)
+    assert (alone.out / "nuclei.parquet").read_bytes() == killed

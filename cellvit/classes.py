@@ -16,6 +16,9 @@ PANNUKE_COLORS: dict[str, Rgb] = {
 
 PANNUKE = NucleiClasses(("Background", *PANNUKE_COLORS), ((0, 0, 0), *PANNUKE_COLORS.values()))
 
+NO_TYPE = "No type"
+"""What nuclei of type 0 are called: background is no type of a nucleus."""
+
 PANNUKE_TISSUES: tuple[str, ...] = (
     "Adrenal_gland",
     "Bile-duct",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from cellvit.classes import standard_colors
+from cellvit.classes import NO_TYPE, standard_colors
 from cellvit.errors import CellViTError, DataError
 from cellvit.export.legend import Picture, draw_legend, font_of, stack_rows
 from cellvit.export.overlay import draw_overlay
@@ -158,7 +158,7 @@ def _type_entries(samples: Sequence[Sample]) -> list[tuple[Rgb | None, str]]:
         return []
     entries: list[tuple[Rgb | None, str]] = list(zip(classes.colors[1:], classes.names[1:], strict=True))
     if any((side.nuclei.type <= 0).any() for sample in samples for side in (sample.target, sample.pred)):
-        entries.append((type_color(classes, 0), "No type"))
+        entries.append((type_color(classes, 0), NO_TYPE))
     return entries
 
 

@@ -9,6 +9,7 @@ import scipy.fft
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from cellvit.classes import NO_TYPE
 from cellvit.export.legend import Entries, Picture, arrange, draw_legend, font_of, stack_rows, text_size
 from cellvit.export.palette import type_name
 from cellvit.export.rasters import Counts
@@ -92,7 +93,7 @@ def draw_density(
     if typed:
         shown |= {f"{type_name(classes, kind)}: {c.sum():,}": c for kind, c in typed.items()}
         untyped = sum((c for kind, c in counts.items() if kind <= 0), np.zeros((height, width), np.int32))
-        shown |= {f"No type: {untyped.sum():,}": untyped} if untyped.any() else {}
+        shown |= {f"{NO_TYPE}: {untyped.sum():,}": untyped} if untyped.any() else {}
     size = round(1.3 * text_size(max(width, 512)))  # the page is wider than a panel, and is looked at as a whole
     panels = [_panel(t, tissue, smooth_density(c, pixel_um, sigma_um), size) for t, c in shown.items()]
     page = arrange(panels, _columns(len(panels), panels[0].shape), gap=2 * size)

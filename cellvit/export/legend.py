@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from cellvit.classes import NO_TYPE
 from cellvit.export.palette import type_color, type_name
 from cellvit.types import Nuclei, NucleiClasses, Rgb
 
@@ -44,7 +45,7 @@ def count_entries(counts: Mapping[int, int], classes: NucleiClasses | None) -> E
         entries.append((type_color(classes, kind), f"{type_name(classes, kind)}: {counts.get(kind, 0):,}"))
     untyped = sum(n for kind, n in counts.items() if kind <= 0)
     if untyped and len(entries) > 1:
-        entries.append((type_color(classes, 0), f"No type: {untyped:,}"))
+        entries.append((type_color(classes, 0), f"{NO_TYPE}: {untyped:,}"))
     return entries
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cellvit.atomic import atomic_text
-from cellvit.classes import palette_color, standard_colors
+from cellvit.classes import NO_TYPE, palette_color, standard_colors
 from cellvit.errors import OutputError
 from cellvit.runner.cohort_task import Reporter, SlideJob, SlideOutcome
 from cellvit.types import Rgb
@@ -65,7 +65,7 @@ def numbers_of(outcome: SlideOutcome) -> SlideNumbers:
 
 
 def type_colors(outcomes: Iterable[SlideOutcome]) -> dict[str, Rgb]:
-    """Return the colours of all types of the models that were used, in their order; background only where counted."""
+    """Return the colours of all types of the models that were used, in their order; no type only where counted."""
     colors: dict[str, Rgb] = {}
     counted: dict[str, None] = {}
     for outcome in outcomes:
@@ -76,7 +76,7 @@ def type_colors(outcomes: Iterable[SlideOutcome]) -> dict[str, Rgb]:
             colors.setdefault(name, color)
         counted |= dict.fromkeys(name for name, count in numbers_of(outcome).by_type.items() if count)
     for name in counted:
-        plain = name == "Background"
+        plain = name == NO_TYPE
         colors.setdefault(name, NO_TYPE_COLOR if plain else palette_color(len(colors) + 1))
     return colors
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cellvit.classes import NO_TYPE
 from cellvit.runner.outputs import TABLE
 from cellvit.runner.pipeline import StageSeconds
 from cellvit.runner.preparation import PreparedSlide
@@ -73,7 +74,7 @@ class SlideFacts:
         """
         area, total = self.prepared.tissue_mm2, sum(counts)
         names = self.model.classes.names
-        shown = {name: n for i, (name, n) in enumerate(zip(names, counts, strict=True)) if i or n}
+        shown = {name if i else NO_TYPE: n for i, (name, n) in enumerate(zip(names, counts, strict=True)) if i or n}
         settings = {**asdict(self.settings), "roi": None if self.settings.roi is None else str(self.settings.roi)}
         return {
             "schema": SUMMARY_SCHEMA,

@@ -348,12 +348,12 @@ def test_write_summary_has_one_row_per_slide(tmp_path):
 def test_write_summary_joins_the_types_of_different_models(tmp_path):
     other = summary_of("b.svs")
     other["model"] = {"name": "x", "classes": ["Background", "Tumour"]}
-    other["nuclei"] = {"total": 3, "by_type": {"Background": 1, "Tumour": 2}}
+    other["nuclei"] = {"total": 3, "by_type": {"No type": 1, "Tumour": 2}}
     outcome = SlideOutcome(tmp_path / "b.svs", tmp_path / "b", other, None, 1, "cpu")
     write_summary([done(tmp_path, "a.svs"), outcome], tmp_path / "summary.csv")
     first, second = rows_of(tmp_path / "summary.csv")
-    assert (first["nuclei_Tumour"], first["nuclei_Background"]) == ("0", "0")
-    assert (second["nuclei_Tumour"], second["nuclei_Background"], second["nuclei_Neoplastic"]) == ("2", "1", "0")
+    assert (first["nuclei_Tumour"], first["nuclei_No type"]) == ("0", "0")
+    assert (second["nuclei_Tumour"], second["nuclei_No type"], second["nuclei_Neoplastic"]) == ("2", "1", "0")
 
 
 def test_write_summary_of_nothing_and_of_a_bare_summary(tmp_path):

@@ -11,8 +11,9 @@ usage: cellvit VERB ...
 
 Find, outline and type every cell nucleus in H&E-stained tissue.
 
-on images:
-  segment         find nuclei in images: cellvit segment IMAGE... --out DIR
+on slides and images:
+  segment         find nuclei in slides and images: cellvit segment INPUT... --out DIR
+  plan            tell what a slide would take, before it is segmented: cellvit plan SLIDE...
 
 on data:
   prepare         check and convert a data set: cellvit prepare pannuke|pannuke-like|monuseg ROOT
@@ -31,6 +32,9 @@ on models:
 on results:
   evaluate        score instance maps or GeoJSON, also of other tools, against a ground truth
 
+on this installation:
+  doctor          check packages, devices, readers, models and worker processes, and say what to repair
+
 options:
   -h, --help      show this text; 'cellvit VERB --help' shows a verb's
   --version       show the version
@@ -38,6 +42,7 @@ options:
 TRAINING_VERBS = ("fit", "validate", "test", "predict")
 VERBS = {
     "segment": "cellvit.cli_segment",
+    "plan": "cellvit.cli_plan",
     "prepare": "cellvit.cli_prepare",
     **dict.fromkeys(TRAINING_VERBS, "cellvit.cli_train"),
     "cross-validate": "cellvit.cli_cross_validate",
@@ -46,6 +51,7 @@ VERBS = {
     "models": "cellvit.cli_models",
     "plugins": "cellvit.cli_plugins",
     "evaluate": "cellvit.cli_evaluate",
+    "doctor": "cellvit.cli_doctor",
 }
 """Module of each verb, imported when it is asked for; its ``main`` takes the arguments and returns the exit code."""
 

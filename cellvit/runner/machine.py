@@ -25,6 +25,16 @@ def total_memory() -> int | None:
     return min((bound for bound in bounds if bound is not None), default=None)
 
 
+def peak_memory() -> int:
+    """Return the most bytes of memory this process has held so far; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def cpu_quota() -> float | None:
     """Return the number of cores whose time a container may use, or None if it is not limited.
 

@@ -4,10 +4,9 @@ import os
 from statistics import median
 from unittest.mock import patch
 
-import cv2
-import numpy as np
 import torch
-from drawn_slides import CLASSES, DrawnModel, drawn_block, drawn_pixels, truth, write_drawn_slide
+from drawn_slides import drawn_block, drawn_pixels, truth, write_drawn_slide
+from slide_models import NUCLEI_PER_TILE, OVERLAP, TILE, NanoOnDrawn, ReplayModel, noisy_block
 from timing import timed
 
 from cellvit import CellViT
@@ -19,16 +18,10 @@ from cellvit.segment import autocast_context
 from cellvit.slide.seams import SeamStream
 from cellvit.slide.slides import open_slide
 from cellvit.slide.view import SlideView
-from cellvit.types import EMBEDDING_MAP, HV_MAP, NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP
+from cellvit.types import EMBEDDING_MAP
 
-TILE = 1024
-OVERLAP = 64
-STRIDE = 16
-NUCLEI_PER_TILE = 400
 DEMAND = {"tiles_per_second": 5, "nuclei_per_second": 5 * NUCLEI_PER_TILE}
 """What a GPU asks for, per two cores."""
-
-_PAD = 8
 
 
 def bench_stages(folder, *, quick, device, formats):
@@ -43,15 +36,15 @@ def bench_stages(folder, *, quick, device, formats):
     repeats = 2 if quick else 5
     nano = CellViT.from_pretrained("nano")
     block = noisy_block()
-    side = side_of(2 if quick else 12)
-    slide = write_drawn_slide(folder / "noisy.tif", side, side, block=block)
+    tiles = 2 if quick else 12
+    slide = write_drawn_slide(folder / "noisy.tif", side_of(tiles), side_of(tiles), block=block)
     width = embedding_dim(nano)
     nano_side = side_of(1 if quick else 16 if device == "cuda" else 4)
     report = {
         "read": bench_read(slide, tiles=8 if quick else 40),
         "forward": {kind: bench_forward(nano, kind, repeats) for kind in dict.fromkeys(("cpu", device))},
         "postprocess": bench_postprocess(block, width, repeats),
-        "behind_the_network": bench_behind(slide, folder, block, width, formats),
+        "behind_the_network": bench_behind(folder, block, width, formats, tiles=tiles),
         "with_nano": bench_nano(folder, nano, device, formats, side=nano_side),
     }
     report["post_seams_export"] = demand_met(report["postprocess"], report["behind_the_network"])
@@ -107,9 +100,10 @@ def bench_postprocess(block, width, repeats):
     }
 
 
-def bench_behind(path, folder, block, width, formats):
+def bench_behind(folder, block, width, formats, *, tiles):
     """Return what a whole run does with a network that costs nothing: reading, post-processing, seams, all files."""
-    model, seams = ReplayModel(width), []
+    path, model, seams = folder / "noisy.tif", ReplayModel(width), []
+    model.learn(block, tiles)
     workers = default_workers("cuda")  # the network costs no core, as beside a GPU
     add = SeamStream.add
 
@@ -196,67 +190,6 @@ def demand_met(postprocess, behind):
             "cpu": round(2 * tiles / cpu / DEMAND["tiles_per_second"], 2),
         },
     }
-
-
-class NanoOnDrawn(DrawnModel):
-    """Costs what nano costs and finds what is drawn, so that the stages behind it have work."""
-
-    def __init__(self, network):
-        super().__init__(mpp=network.mpp)
-        self.network = network
-
-    def to(self, device):
-        self.network.to(device)
-        return super().to(device)
-
-    def predict_maps(self, image):
-        """Return the maps that are drawn, with the tokens of nano."""
-        return super().predict_maps(image) | {EMBEDDING_MAP: self.network.predict_maps(image)[EMBEDDING_MAP]}
-
-
-class ReplayModel(DrawnModel):
-    """A network that costs nothing: gives host arrays as they leave a device, classes instead of probabilities."""
-
-    def __init__(self, embedding_dim):
-        super().__init__()
-        self.tokens = np.random.default_rng(0).random((embedding_dim, TILE // STRIDE, TILE // STRIDE), np.float32)
-
-    def decode(self, pixels):
-        """Return the maps of a tile ``(H, W, 3)`` uint8."""
-        kind = pixels[..., 0] >> 5
-        distance = np.float32(pixels[..., 1:].transpose(2, 0, 1))
-        return {
-            NUCLEI_BINARY_MAP: (kind > 0).astype(np.int16),
-            HV_MAP: (distance - 128) / 127,
-            NUCLEI_TYPE_MAP: kind.astype(np.int16),
-            EMBEDDING_MAP: self.tokens,
-        }
-
-    def predict_maps(self, image):
-        """Return the maps of a batch, one dictionary per image."""
-        return [self.decode((tile * 255).round().byte().permute(1, 2, 0).numpy()) for tile in image]
-
-
-def noisy_block():
-    """Return a block whose pixels hold maps as a network gives them: 400 nuclei per tile, ragged, noisy, touching.
-
-    Neighbours one pixel apart grow together where noise fills the gap. Noise repeats with the block, so two tiles that
-    overlap see the same.
-    """
-    block = drawn_block(nuclei=round(NUCLEI_PER_TILE / TILE**2 * 1536**2), radii=(7.0, 15.0), gap=1, seed=1)
-    rng = np.random.default_rng(1)
-    wrapped = np.pad(block.pixels, ((_PAD, _PAD), (_PAD, _PAD), (0, 0)), mode="wrap")
-    inside = np.float32(wrapped[..., 0] > 0)
-    grown = cv2.dilate(wrapped[..., 0] >> 5, np.ones((5, 5), np.uint8))
-    logit = cv2.GaussianBlur(6 * inside - 3, (3, 3), 0)[_PAD:-_PAD, _PAD:-_PAD]
-    nucleus = logit + rng.normal(0, 1, logit.shape) > 0
-    distance = cv2.GaussianBlur(np.float32(wrapped[..., 1:]), (5, 5), 0)[_PAD:-_PAD, _PAD:-_PAD] - 128
-    distance = 128 + 0.9 * distance + rng.normal(0, 0.04 * 127, distance.shape)
-    mixed = rng.random(logit.shape) < 0.1
-    kind = np.where(mixed, rng.integers(1, len(CLASSES), logit.shape), grown[_PAD:-_PAD, _PAD:-_PAD])
-    kind = np.where(nucleus, np.maximum(kind, 1), 0)
-    pixels = np.dstack([32 * kind, np.clip(np.rint(distance), 1, 255)]).astype(np.uint8)
-    return block._replace(pixels=pixels)
 
 
 def embedding_dim(network):

@@ -29,7 +29,8 @@ EPILOG = """\
 A few tiles of each slide, spread over its tissue, go through the real pipeline into a temporary folder; what they take
 is extrapolated. Ranges say how much the tiles differ: more of them (--sample) make the ranges narrower. With --out,
 what is done in that folder is counted, and its disk is looked at. Options mean what they mean for 'cellvit segment';
-give the same. Nothing is written but the pictures of --thumbnail.
+give the same. The resolution is --mpp or --magnification, else what the slide states; without any of these it is
+refused. Nothing is written but the pictures of --thumbnail.
 
 exit status: 0 all planned; 1 some cannot be (each with a line that says why); 2 nothing was started.
 """

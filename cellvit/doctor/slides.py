@@ -32,7 +32,7 @@ def _checked(name: str, check: Callable[[], str], *, codec: bool = False) -> Fin
     try:
         return Finding(SECTION, name, "ok", check())
     except Exception as error:  # compiled libraries raise errors of their own
-        packages = "imagecodecs" if codec else "openslide-python openslide-bin tifffile imagecodecs zarr pillow"
+        packages = "imagecodecs" if codec else "openslide-python openslide-bin tifffile imagecodecs pillow"
         advice = f"pip install --upgrade --force-reinstall {packages}"
         return Finding(SECTION, name, "problem", first_line(error), advice)
 

@@ -28,7 +28,6 @@ LOADED = {
     "safetensors": "safetensors.torch",
     "tifffile": "tifffile",
     "imagecodecs": "imagecodecs",
-    "zarr": "zarr",
     "openslide-python": "openslide",
     "lightning": "lightning",
     "timm": "timm",

@@ -21,7 +21,7 @@ from cellvit.assembly import start_transfer
 from cellvit.postprocess.base import Postprocessor
 from cellvit.runner.journal import Journal
 from cellvit.runner.preparation import PreparedSlide
-from cellvit.runner.settings import available_cores
+from cellvit.runner.settings import reading_threads
 from cellvit.runner.workers import PostprocessPool, nuclei_of
 from cellvit.segment import NucleiModel, Progress
 from cellvit.types import EMBEDDING_MAP, Nuclei
@@ -139,7 +139,7 @@ class TileStream:
             for number in missing
             for rows in _chunks(self.prepared.part(number).tolist(), self.batch_size)
         ]
-        threads = max(2, min(8, available_cores()))
+        threads = reading_threads()
         ahead: deque[Future[NDArray[np.uint8]]] = deque()
         with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
             order = iter([index for _, rows in plan for index in rows])

@@ -10,7 +10,7 @@ import torch
 
 from cellvit.runner.journal import PART_TILES
 from cellvit.runner.plan_sample import Sample
-from cellvit.runner.settings import SlideSettings, available_cores
+from cellvit.runner.settings import SlideSettings, available_cores, reading_threads
 
 WORKER_BYTES = 350_000_000
 """A worker process that has imported what it needs (measured)."""
@@ -194,6 +194,6 @@ def _share_off(values: Sequence[float]) -> float:
 
 def _under_way(sample: Sample, settings: SlideSettings, workers: int) -> float:
     """Return the bytes of tiles and maps that wait between the stages."""
-    batch, threads = settings.batch_size, max(2, min(8, available_cores()))
+    batch, threads = settings.batch_size, reading_threads()
     pixels = (2 * batch + threads) * 3 * settings.tile_size**2
     return pixels + (2 * max(1, workers) + batch) * sample.map_bytes

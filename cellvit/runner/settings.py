@@ -83,6 +83,11 @@ def available_cores() -> int:
     return max(1, min(allowed, int(given)) if given.isdecimal() and int(given) else allowed)
 
 
+def reading_threads() -> int:
+    """Return the number of threads that read tiles ahead."""
+    return max(2, min(8, available_cores()))
+
+
 def default_workers(device: str) -> int:
     """Return the number of post-processing workers: all cores beside a GPU, few where the network needs them too.
 

@@ -2,23 +2,15 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cellvit import cli_images, export
 from cellvit.cli_segment import main
-from cellvit.model import CellViT
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Return the folder of a small untrained model that finds something in noise."""
-    torch.manual_seed(1)
-    encoder = {"class_path": "hybrid", "init_args": {"widths": [4, 8, 8], "embed_dim": 24, "depth": 1, "num_heads": 2}}
-    decoder = {"class_path": "unetr", "init_args": {"widths": [4, 8, 8, 16], "skip_widths": [8, 8], "image_width": 4}}
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    CellViT(encoder, num_nuclei_classes=6, decoder=decoder).save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model
 
 
 @pytest.fixture

@@ -1,22 +1,17 @@
 """From finished parts to files: seams, coordinates of the slide, the table, and everything made from the table."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit import export
-from cellvit.export.stream import NucleiStream, Patches
+from cellvit.export.stream import Patches
 from cellvit.runner.journal import Journal
-from cellvit.runner.settings import FORMATS, Origin
-from cellvit.slide.reader import Rgb8
+from cellvit.runner.settings import Origin
 from cellvit.slide.roi import Region
 from cellvit.slide.seams import SeamStream
-from cellvit.slide.slides import Slide
 from cellvit.slide.tile_nuclei import TileNuclei
 from cellvit.slide.tiling import TileGrid
 from cellvit.slide.view import SlideView
@@ -86,8 +81,29 @@ class SlideTable:
         x, y = self.view.slide.bounds[:2] if self.origin == "bounds" else (0, 0)
         return placed.transform(shift=(-x, -y)) if (x, y) != (0, 0) else placed
 
-    def patches(self, nuclei: Nuclei) -> Patches:
-        """Return where the tiles of nuclei lie, in the terms of the released layout.
+    @property
+    def patches(self) -> "PatchLayout":
+        """Return what tells where the tiles of nuclei lie."""
+        shift = (0, 0) if self.origin == "bounds" else self.view.slide.bounds[:2]
+        return PatchLayout(self.grid, self.view.scale, shift)
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """Tells where the tiles of nuclei lie, in the terms of the released layout.
+
+    Attributes:
+        grid: The tiles.
+        scale: ``(x, y)`` pixels of the view per level-0 pixel.
+        shift: ``(x, y)`` of the view's corner in the coordinates of the files.
+    """
+
+    grid: TileGrid
+    scale: tuple[float, float]
+    shift: tuple[int, int]
+
+    def __call__(self, nuclei: Nuclei) -> Patches:
+        """Return the tile of each nucleus.
 
         Args:
             nuclei: In the coordinates of the files.
@@ -96,8 +112,7 @@ class SlideTable:
             Row and column of the tile that owns the centroid; where the nucleus's box lies in it (0 inside, 1 to 8
             clockwise from the top left corner if it comes within 64 px of an edge); the tile's corner, (row, column).
         """
-        scale = np.asarray(self.view.scale)
-        shift = np.asarray((0, 0) if self.origin == "bounds" else self.view.slide.bounds[:2], np.float64)
+        scale, shift = np.asarray(self.scale), np.asarray(self.shift, np.float64)
         owner = self.grid.owner((nuclei.centroid - shift + 0.5) * scale - 0.5)
         row, column = np.divmod(owner, len(self.grid.columns.starts))
         corner = np.stack([self.grid.columns.starts[column], self.grid.rows.starts[row]], axis=1)
@@ -113,78 +128,3 @@ def _status(local: NDArray[np.float64], size: NDArray[np.int64]) -> NDArray[np.i
     right, bottom = (local[:, 2:] > size - _MARGIN).T
     conditions = [top & left, top & right, top, right & bottom, right, bottom & left, bottom, left]
     return np.select(conditions, [1, 3, 2, 5, 4, 7, 6, 8], default=0).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class OutputContext:
-    """What the writers of one slide share.
-
-    Attributes:
-        slide: The slide.
-        thumbnail: ``(h, w, 3)`` uint8 picture of its scanned part.
-        mpp: Microns per level-0 pixel.
-        metadata: Facts for the heads of files.
-        patches: See :meth:`SlideTable.patches`.
-        origin: ``"slide"`` or ``"bounds"``.
-    """
-
-    slide: Slide
-    thumbnail: Rgb8
-    mpp: float
-    metadata: Mapping[str, Any]
-    patches: Callable[[Nuclei], Patches]
-    origin: Origin
-
-    @property
-    def bounds(self) -> tuple[int, int, int, int]:
-        """Return the box of the thumbnail in the coordinates of the files."""
-        x, y, width, height = self.slide.bounds
-        return (x, y, width, height) if self.origin == "slide" else (0, 0, width, height)
-
-
-def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -> None:
-    """Write files from the table of a slide.
-
-    Args:
-        out: The result folder, which holds the table.
-        formats: Keys of :data:`cellvit.runner.settings.FORMATS`.
-        context: What the writers share.
-
-    Raises:
-        OutputError: If a file cannot be written; the table and the files before it stay.
-    """
-    light: NucleiStream = export.ParquetStream(out / TABLE, embedding=False)
-    full: NucleiStream = export.ParquetStream(out / TABLE)
-    facts, bounds, picture = dict(context.metadata), context.bounds, context.thumbnail
-    writers: dict[str, Callable[[Path], object]] = {
-        "geojson": lambda path: export.write_geojson_stream(light, path),
-        "geojson-plain": lambda path: export.write_geojson_stream(light, path),
-        "points": lambda path: export.write_geojson_stream(light, path, points=True),
-        "json": lambda path: export.write_json_stream(light, path, metadata=facts, patches=context.patches),
-        "h5ad": lambda path: export.write_anndata(full, path, metadata=facts),
-        "spatialdata": lambda path: export.write_spatialdata(full, path, metadata=facts, image=picture, bounds=bounds),
-        "overlay": lambda path: export.write_slide_overlay(light, picture, path, bounds=bounds),
-        "density": lambda path: export.write_density(light, picture, path, bounds=bounds, mpp=context.mpp),
-        "closeups": lambda path: export.write_closeups(light, _Moved(context), path, mpp=context.mpp),
-    }
-    for name in formats:
-        writers[name](out / FORMATS[name])
-
-
-class _Moved:
-    """The pixels of a slide in the coordinates of the files."""
-
-    def __init__(self, context: OutputContext) -> None:
-        self._slide, self._bounds = context.slide, context.bounds
-        self._shift = context.slide.bounds[:2] if context.origin == "bounds" else (0, 0)
-
-    @property
-    def bounds(self) -> tuple[int, int, int, int]:
-        """The scanned part."""
-        return self._bounds
-
-    def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:
-        """Return pixels of the full resolution."""
-        if level:
-            raise ValueError("only level 0 can be moved")
-        return self._slide.read_region(x + self._shift[0], y + self._shift[1], width, height)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellvit import export
+from cellvit.runner.formats import OutputContext, write_formats
 from cellvit.runner.journal import Journal
-from cellvit.runner.outputs import TABLE, OutputContext, SlideTable, write_formats
+from cellvit.runner.outputs import TABLE, SlideTable
 from cellvit.runner.preparation import PreparedSlide
 from cellvit.runner.settings import FORMATS, SlideSettings
 from cellvit.segment import NucleiModel

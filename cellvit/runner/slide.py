@@ -17,8 +17,9 @@ from PIL import Image
 from cellvit import export
 from cellvit.atomic import atomic_path
 from cellvit.runner.fingerprints import file_hash, weights_hash
+from cellvit.runner.formats import OutputContext, write_formats
 from cellvit.runner.journal import Journal, read_summary, refuse_difference, write_json
-from cellvit.runner.outputs import TABLE, OutputContext, SlideTable, write_formats
+from cellvit.runner.outputs import TABLE, SlideTable
 from cellvit.runner.pipeline import TileStream
 from cellvit.runner.preparation import PreparedSlide, prepare_slide
 from cellvit.runner.settings import FORMATS, SlideSettings, default_workers

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import cv2
 import torch
@@ -22,6 +22,7 @@ from cellvit.postprocess.base import Postprocessor
 from cellvit.types import Nuclei
 
 Maps = Mapping[str, NDArray[Any]]
+Result = TypeVar("Result")
 
 _postprocess: Callable[[Maps], Any] | None = None
 
@@ -44,14 +45,13 @@ class PostprocessPool:
     def __init__(self, model: Any, workers: int) -> None:
         postprocessor = getattr(model, "postprocessor", None)
         portable = isinstance(postprocessor, Postprocessor) and type(postprocessor).__module__ != "__main__"
-        possible = workers > 0 and portable and not multiprocessing.current_process().daemon
+        possible = workers > 0 and portable and may_have_children()
         self.kind = "processes" if possible else "threads"
         self.capacity = 2 * max(1, workers) + 1
         self._local = model.postprocess
         self._pool: Executor
         if possible:
-            start = partial(_start, cast(Postprocessor, postprocessor))
-            self._pool = ProcessPoolExecutor(workers, _context(), initializer=start)
+            self._pool = process_pool(workers, partial(_keep, cast(Postprocessor, postprocessor)))
         else:
             self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="postprocess")
 
@@ -73,8 +73,7 @@ class PostprocessPool:
         try:
             if self.kind == "threads":
                 return self._pool.submit(_find_here, self._local, maps)
-            with _without_main_module():
-                return self._pool.submit(_find, maps)
+            return submit(self._pool, _find, maps)
         except BrokenProcessPool as error:
             raise _worker_died() from error
 
@@ -112,10 +111,42 @@ def _find(maps: Maps) -> Nuclei:
     return _find_here(_postprocess, maps)
 
 
-def _start(postprocessor: Postprocessor) -> None:
-    """Prepare a worker: one thread, and an end when the parent ends, however that may be."""
+def _keep(postprocessor: Postprocessor) -> None:
     global _postprocess
     _postprocess = postprocessor
+
+
+def may_have_children() -> bool:
+    """Tell whether this process may start others; a daemonic one, such as a worker of Dask, may not."""
+    return not multiprocessing.current_process().daemon
+
+
+def process_pool(workers: int, prepare: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+    """Return a pool of processes of one thread each that end when this one ends, however that may be.
+
+    Args:
+        workers: How many.
+        prepare: Is called in each; a function that can be pickled.
+    """
+    return ProcessPoolExecutor(workers, _context(), initializer=partial(_start, prepare))
+
+
+def submit(pool: Executor, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+    """Start a call in a pool of :func:`process_pool`, whose processes never run the script that runs here.
+
+    Args:
+        pool: The pool.
+        function: What to call; it and its arguments can be pickled.
+        *arguments: For it.
+    """
+    with _without_main_module():
+        return pool.submit(function, *arguments)
+
+
+def _start(prepare: Callable[[], None] | None) -> None:
+    """Prepare a worker."""
+    if prepare is not None:
+        prepare()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()

@@ -12,7 +12,7 @@ from slide_drawings import DarkSpots, areas, block, compare, drawn_nuclei, drawn
 
 from cellvit import export
 from cellvit.errors import ConfigError, DataError, ImageError, OutputError
-from cellvit.runner import journal, pipeline
+from cellvit.runner import formats, journal, pipeline
 from cellvit.runner.journal import Journal
 from cellvit.runner.settings import FORMATS
 from cellvit.runner.slide import segment_slide
@@ -360,3 +360,24 @@ def test_the_table_is_columns_on_disk(done):
     assert {"label", "type", "type_prob", "centroid", "bbox", "contour", "embedding", "geometry"} <= set(names)
     assert facts["metadata"]["base_mpp"] == 0.25
     assert facts["metadata"]["mpp_source"] == "slide"
+
+
+def test_files_written_beside_each_other_are_the_same(slide, done, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "APART_FROM", 1)
+    monkeypatch.setattr(formats, "available_cores", lambda: 2)
+    out = tmp_path / "out"
+    names = ("geojson", "json", "points", "h5ad", "overlay")
+    run(slide, out, formats=names)
+    for name in names:
+        assert (out / FORMATS[name]).read_bytes() == (done.out / FORMATS[name]).read_bytes()
+
+
+def test_an_error_in_another_process_reaches_the_user(slide, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "APART_FROM", 1)
+    monkeypatch.setattr(formats, "available_cores", lambda: 2)
+    out = tmp_path / "out"
+    (out / FORMATS["points"]).mkdir(parents=True)
+    with pytest.raises(OutputError, match="a folder of that name exists"):
+        run(slide, out, formats=("points", "overlay"))
+    (out / FORMATS["points"]).rmdir()
+    assert run(slide, out, formats=("points", "overlay")).summary["nuclei"]["total"] > 0

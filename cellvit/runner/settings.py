@@ -95,7 +95,7 @@ def default_workers(device: str) -> int:
         device: Kind of the device, such as ``"cuda"``.
     """
     cores = available_cores()
-    return max(1, cores // 4) if device == "cpu" else min(16, max(1, cores - 1))
+    return max(1, cores // 4) if device == "cpu" else min(16, cores)
 
 
 def _check_formats(formats: tuple[str, ...]) -> None:

@@ -123,6 +123,7 @@ class _Cohort:
         self.failed_starts: Counter[str] = Counter()
         self.outcomes: dict[int, SlideOutcome] = {}
         self.processes: list[DeviceProcess] = []
+        self.started = False
 
     def run(self) -> list[SlideOutcome]:
         try:
@@ -141,7 +142,8 @@ class _Cohort:
         return [self.outcomes[number] for number in range(len(self.jobs))]
 
     def _start(self, device: str) -> None:
-        self.processes.append(DeviceProcess(self.task, device, threads=self.threads))
+        self.processes.append(DeviceProcess(self.task, device, threads=self.threads, quiet=self.started))
+        self.started = True
 
     def _give(self) -> None:
         """Give a slide to every process that has none."""

@@ -6,6 +6,7 @@ import pickle
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from cellvit.errors import ConfigError
+from cellvit.licences import LicenceNotice
 from cellvit.runner.cohort_task import SlideJob, SlideOutcome, Task, attempt
 
 PROGRESS_SECONDS = 0.2
@@ -34,6 +36,7 @@ class DeviceProcess:
         task: What to do with a slide.
         device: Passed on to the task.
         threads: Threads of numerical libraries, unless ``OMP_NUM_THREADS`` says otherwise.
+        quiet: Whether to keep back what another process has said already: licences of models.
 
     Attributes:
         ready: Whether it has loaded the task.
@@ -43,7 +46,7 @@ class DeviceProcess:
         ConfigError: If the task cannot be sent to another process.
     """
 
-    def __init__(self, task: Task, device: str, *, threads: int) -> None:
+    def __init__(self, task: Task, device: str, *, threads: int, quiet: bool = False) -> None:
         self.device = device
         self.ready = False
         self.job: int | None = None
@@ -54,7 +57,7 @@ class DeviceProcess:
             raise ConfigError(message) from error
         self.connection, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
-            target=_serve, args=(theirs, payload, device, threads), name=f"cellvit {device}"
+            target=_serve, args=(theirs, payload, device, threads, quiet), name=f"cellvit {device}"
         )
         self._process.start()
         theirs.close()
@@ -120,13 +123,15 @@ def _ending(exitcode: int | None) -> str:
     return f"was killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
 
 
-def _serve(connection: Connection, payload: bytes, device: str, threads: int) -> None:
+def _serve(connection: Connection, payload: bytes, device: str, threads: int, quiet: bool) -> None:
     """Do the slides that arrive until there are no more; the main function of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, name="cellvit parent", daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before the task loads the libraries that read it
+    if quiet:
+        warnings.simplefilter("ignore", LicenceNotice)
     try:
         task: Task = pickle.loads(payload)
     except Exception as error:

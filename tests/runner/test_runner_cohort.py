@@ -1,6 +1,8 @@
+import ast
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from cohort_tasks import (
     with_settings,
 )
 
+from cellvit.cli_segment import build_parser
 from cellvit.errors import ConfigError, DataError, OutputError
 from cellvit.runner.cohort import CohortFiles, SlideJob, SlideOutcome, choose_devices, run_cohort, write_summary
 from cellvit.runner.cohort_list import CohortRow, cohort_jobs, read_cohort
@@ -300,6 +303,7 @@ def test_processes_end_with_their_parent(tmp_path, number):
         assert output.count("Traceback") == 1  # that of the parent
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told(tmp_path):
     with run_script(tmp_path, "if True:") as parent:
         output, _ = parent.communicate(timeout=60)
@@ -392,3 +396,35 @@ def test_the_table_grows_in_input_order_and_survives_a_disk_that_refuses(tmp_pat
     files.path.rmdir()
     files.write()
     assert [Path(row["slide"]).name for row in rows_of(files.path)] == ["slide0.svs", "slide1.svs", "slide2.svs"]
+
+
+# The page about cohorts.
+
+PAGE = (Path(__file__).parents[2] / "docs/pages/how-to/cohorts.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_the_list_on_the_page_can_be_read(tmp_path):
+    (text,) = blocks("csv")
+    text = text.replace("/mnt/archive", str(tmp_path))
+    for name in ("scans/a.svs", "scans/b.tif", "regions/b.geojson", "c.ndpi"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "slides.csv").write_text(text)
+    rows = read_cohort(tmp_path / "slides.csv")
+    assert rows[1].settings == {"mpp": 0.25, "roi": tmp_path / "regions/b.geojson"}
+    assert [row.extra for row in rows] == [{"case": f"P{i}", "stain": "HE"} for i in (1, 2, 3)]
+
+
+def test_the_scripts_on_the_page_name_what_there_is():
+    for script in blocks("python"):
+        imports = [node for node in ast.walk(ast.parse(script)) if isinstance(node, ast.ImportFrom)]
+        for node in imports:
+            module = pytest.importorskip(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+    options = {option for action in build_parser()._actions for option in action.option_strings}
+    used = [word for line in PAGE.splitlines() if line.startswith("$ cellvit segment") for word in line.split()]
+    assert {word for word in used if word.startswith("--")} <= options

@@ -145,10 +145,11 @@ def most_probable(probabilities: Tensor) -> Tensor:
         probabilities: ``(B, C, H, W)``.
 
     Returns:
-        ``(B, H, W)`` int16.
+        ``(B, H, W)`` uint8, or int16 for more than 256 classes.
     """
     best = probabilities[:, 0].clone()
-    labels = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
+    dtype = torch.uint8 if probabilities.shape[1] <= 256 else torch.int16
+    labels = torch.zeros(best.shape, dtype=dtype, device=best.device)
     for index in range(1, probabilities.shape[1]):
         values = probabilities[:, index]
         labels.masked_fill_(values > best, index)

@@ -100,7 +100,7 @@ class _Bars(Reporter):
 def finish_slides(outcomes: Sequence[SlideOutcome], out: Path) -> bool:
     """Write the report, print a table of slides to standard output, and return whether one failed."""
     report = out / REPORT_NAME
-    write_report(outcomes, report, title=f"Nuclei of {len(outcomes)} slides")
+    write_report(outcomes, report, title=f"Nuclei of {len(outcomes)} slide{'s' * (len(outcomes) != 1)}")
     table = Table(title=escape(f"Slides in {str(out)!r}"))
     table.add_column("slide", overflow="fold")
     for heading in ("µm/px", "from", "tissue mm²", "nuclei", "per mm²", "tiles", "seconds"):

@@ -124,7 +124,7 @@ def test_the_most_probable_class_is_the_argmax_and_the_first_of_equal_ones(class
     maps = torch.rand(2, classes, 9, 11)
     maps[:, :, 0] = 0.5
     found = most_probable(maps)
-    assert found.dtype == torch.int16
+    assert found.dtype == torch.uint8
     assert torch.equal(found.long()[:, 1:], maps.argmax(1)[:, 1:])
     assert (found[:, 0] == 0).all()
 

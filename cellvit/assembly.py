@@ -122,10 +122,10 @@ def start_transfer(
         dense |= {name: most_probable(dense[name]) for name in postprocessor.takes_labels & set(dense)}
     floats = {k: v.float() if v.is_floating_point() else v for k, v in dense.items()}
     on_host = {name: value.to("cpu", non_blocking=value.is_cuda) for name, value in floats.items()}
-    on_gpu = any(value.is_cuda for value in floats.values())
-    copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+    gpu = next((value.device for value in floats.values() if value.is_cuda), None)
+    copied = None if gpu is None else torch.cuda.Event()  # type: ignore[no-untyped-call]
     if copied is not None:
-        copied.record()
+        copied.record(torch.cuda.current_stream(gpu))  # not the stream of the current device, which may be another
 
     def arrays() -> list[dict[str, NDArray[Any]]]:
         if copied is not None:

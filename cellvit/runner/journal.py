@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cellvit.atomic import TEMPORARY, atomic_path, atomic_text
-from cellvit.errors import OutputError
-from cellvit.export.parquet import from_arrow, to_arrow
+from cellvit.errors import DataError, OutputError
+from cellvit.export.arrow import from_arrow, read_facts, to_arrow
 from cellvit.runner.fingerprints import differences
 from cellvit.types import Nuclei
 
@@ -30,6 +30,14 @@ PART_TILES = 16
 
 _VERSION = 1
 _JOURNAL = "journal.json"
+
+
+class Part(NamedTuple):
+    """The nuclei of a part: the tile of each ``(N,)``, ascending; themselves in pixels of their tiles; unread tiles."""
+
+    tile: NDArray[np.int64]
+    nuclei: Nuclei
+    unreadable: list[int]
 
 
 class Journal:
@@ -66,6 +74,11 @@ class Journal:
         with suppress(OSError):
             (self._out / ".owner").unlink()
         self._lock.release()  # the file stays: removing it would let two others each lock a file of that name
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether an earlier run has left unfinished work."""
+        return (self.folder / _JOURNAL).exists()
 
     def open(self, fingerprints: Mapping[str, Any], parts: int) -> None:
         """Start or go on.
@@ -106,24 +119,25 @@ class Journal:
         if not path.exists():
             return False
         try:
-            with pa.OSFile(str(path)) as file:
-                pa.ipc.open_file(file)
-        except (OSError, pa.ArrowException):
+            self.read_part(number)
+        except (OutputError, DataError):
             path.unlink(missing_ok=True)
             return False
         return True
 
-    def write_part(self, number: int, found: Sequence[tuple[int, Nuclei]]) -> None:
+    def write_part(self, number: int, found: Sequence[tuple[int, Nuclei]], *, unreadable: Sequence[int] = ()) -> None:
         """Write the nuclei of the tiles of a part, durably.
 
         Args:
             number: Number of the part.
             found: For each tile its number and its nuclei in pixels of the tile; at least one.
+            unreadable: Numbers of the tiles whose pixels could not be read.
 
         Raises:
             OutputError: If it cannot be written, such as on a full disk.
         """
-        table = to_arrow(Nuclei.concatenate([nuclei for _, nuclei in found]))
+        nuclei = Nuclei.concatenate([nuclei for _, nuclei in found])
+        table = to_arrow(nuclei, metadata={"unreadable": list(unreadable)})
         tiles = np.repeat([index for index, _ in found], [len(nuclei) for _, nuclei in found]).astype(np.int64)
         table = table.append_column("tile", pa.array(tiles))
         packed = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -134,8 +148,8 @@ class Journal:
         ):
             writer.write_table(table)
 
-    def read_part(self, number: int) -> tuple[NDArray[np.int64], Nuclei]:
-        """Return the tile of each nucleus of a part ``(N,)``, ascending, and the nuclei in pixels of their tiles.
+    def read_part(self, number: int) -> Part:
+        """Return a part.
 
         Raises:
             OutputError: If the file is damaged.
@@ -146,7 +160,7 @@ class Journal:
                 table = pa.ipc.open_file(file).read_all()
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"{str(path)!r} is damaged ({error}); remove it and run the command again") from error
-        return table["tile"].to_numpy(), from_arrow(table)
+        return Part(table["tile"].to_numpy(), from_arrow(table), read_facts(table)["metadata"]["unreadable"])
 
     def _sign(self) -> None:
         with suppress(OSError):  # for the message of a second process only

@@ -34,6 +34,7 @@ class SlideTable:
         region: Nuclei whose centroid lies outside are left out; None keeps all.
         origin: ``"slide"`` or ``"bounds"``: where coordinates count from.
         counts: ``(C,)`` nuclei per type, filled while it is iterated.
+        unreadable: Numbers of the tiles that could not be read, filled while it is iterated.
     """
 
     view: SlideView
@@ -44,6 +45,17 @@ class SlideTable:
     region: Region | None = None
     origin: Origin = "slide"
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    unreadable: list[int] = field(default_factory=list)
+
+    def embedding_dim(self, journal: Journal) -> int | None:
+        """Return the width of the embeddings, or None if nuclei have none: of the first part that has nuclei."""
+        width = None
+        for number in range(self.parts):
+            found = journal.read_part(number).nuclei
+            width = None if found.embedding is None else found.embedding.shape[1]
+            if len(found):
+                break
+        return width
 
     def nuclei(self, journal: Journal) -> Iterator[Nuclei]:
         """Yield the nuclei in chunks: each once, labelled 1..N, in level-0 pixels.
@@ -52,9 +64,10 @@ class SlideTable:
             journal: Holds the finished parts.
         """
         seams, label = SeamStream(self.grid), 0
-        self.counts = np.zeros(len(self.classes), np.int64)
+        self.counts, self.unreadable = np.zeros(len(self.classes), np.int64), []
         for number in range(self.parts):
-            tile, found = journal.read_part(number)
+            tile, found, unreadable = journal.read_part(number)
+            self.unreadable += unreadable
             last = number + 1 == self.parts
             done = len(self.grid) if last else int(self.part(number + 1)[0])
             final = seams.add(self._place(tile, found), done=done)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from cellvit.assembly import start_transfer
+from cellvit.errors import ImageError
 from cellvit.postprocess.base import Postprocessor
 from cellvit.runner.journal import Journal
 from cellvit.runner.preparation import PreparedSlide
@@ -59,6 +60,7 @@ class TileStream:
         autocast: Makes the context in which the network runs.
         embeddings: Whether nuclei get an embedding.
         seconds: Filled while it runs.
+        unreadable: Numbers of the tiles whose pixels could not be read, filled while it runs; they hold no nuclei.
     """
 
     prepared: PreparedSlide
@@ -71,6 +73,7 @@ class TileStream:
     def __post_init__(self) -> None:
         postprocessor = getattr(self.model, "postprocessor", None)
         self._reading = threading.Lock()
+        self.unreadable: set[int] = set()
         self._postprocessor = postprocessor if isinstance(postprocessor, Postprocessor) else None
 
     def run(self, journal: Journal, *, workers: int, progress: Progress | None = None) -> str:
@@ -153,7 +156,11 @@ class TileStream:
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         started, tile = time.perf_counter(), self.prepared.grid.tile(index)
-        pixels = self.prepared.view.read(tile.x, tile.y, tile.width, tile.height)
+        try:
+            pixels = self.prepared.view.read(tile.x, tile.y, tile.width, tile.height)
+        except ImageError:  # one damaged place must not cost the rest of the slide
+            self.unreadable.add(index)
+            pixels = np.full((tile.height, tile.width, 3), 255, np.uint8)
         with self._reading:
             self.seconds.read += time.perf_counter() - started
         return pixels
@@ -173,11 +180,15 @@ class _Parts:
     def add(self, number: int, index: int, future: "Future[Nuclei]") -> None:
         """Take one tile, waiting for it if need be."""
         with _Timer(self._stream.seconds, "postprocess"):
-            self._found.append((index, nuclei_of(future)))
+            nuclei = nuclei_of(future)
+        if index in self._stream.unreadable:
+            nuclei = nuclei.select(np.zeros(0, np.int64))
+        self._found.append((index, nuclei))
         self.tiles += 1
         if len(self._found) == len(self._stream.prepared.part(number)):
             with _Timer(self._stream.seconds, "write"):
-                self._journal.write_part(number, self._found)
+                unreadable = sorted(self._stream.unreadable & {index for index, _ in self._found})
+                self._journal.write_part(number, self._found, unreadable=unreadable)
             self._found = []
 
 

@@ -62,7 +62,7 @@ def write_costs(
         patches=table.patches,
         origin=settings.origin,
     )
-    embedding = journal.read_part(0)[1].embedding
+    embedding = journal.read_part(0).nuclei.embedding
     dim, taken, rows = None if embedding is None else embedding.shape[1], {}, 0
     for name, nuclei in (("empty", iter(())), ("full", table.nuclei(journal))):
         out = folder / name

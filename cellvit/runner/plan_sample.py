@@ -199,7 +199,7 @@ def _cv2_threads(number: int | None) -> Iterator[None]:
 
 def _owned(sampled: _Sampled, journal: Journal, number: int) -> int:
     """Return how many nuclei of a part will be kept: those whose centroid lies in the core of their tile."""
-    tile, found = journal.read_part(number)
+    tile, found, _ = journal.read_part(number)
     corner = tile_boxes(sampled, tile)[:, :2]
     centroid = found.centroid + corner
     kept = sampled.grid.owner(centroid) == tile

@@ -123,6 +123,8 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
     view = SlideView(slide, mpp=resolution.mpp, target_mpp=model_mpp)
     grid = tile_grid(view.width, view.height, tile_size=settings.tile_size, overlap=settings.overlap)
     region = None if settings.roi is None else Region.read(Path(settings.roi))
+    if region is not None and settings.origin == "bounds":  # drawn on the scanned part, as everything then counts
+        region = region.moved(*slide.bounds[:2])
     thumbnail = view.thumbnail(THUMBNAIL)
     tissue, source = _tissue(view, region, settings, mpp=resolution.mpp)
     if not tissue.mask.any():

@@ -1,30 +1,23 @@
 """The segmentation of one whole slide, from the file to the files."""
 
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from functools import lru_cache
-from importlib.metadata import version
+from difflib import get_close_matches
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from cellvit import export
-from cellvit.atomic import atomic_path
-from cellvit.runner.fingerprints import file_hash, weights_hash
-from cellvit.runner.formats import OutputContext, write_formats
-from cellvit.runner.journal import Journal, read_summary, refuse_difference, write_json
-from cellvit.runner.outputs import TABLE, SlideTable
-from cellvit.runner.pipeline import TileStream
-from cellvit.runner.preparation import PreparedSlide, prepare_slide
-from cellvit.runner.settings import FORMATS, SlideSettings, default_workers
-from cellvit.runner.summary import SlideFacts, stage_seconds
-from cellvit.segment import NucleiModel, Progress, autocast_context, evaluation_mode, load_model
+from cellvit.errors import ConfigError
+from cellvit.runner.journal import Journal
+from cellvit.runner.outputs import TABLE
+from cellvit.runner.preparation import prepare_slide
+from cellvit.runner.run import SlideRun
+from cellvit.runner.settings import SlideSettings
+from cellvit.segment import NucleiModel, Progress, autocast_context, load_model
 from cellvit.slide.resolution import slide_resolution
 from cellvit.slide.slides import open_slide
 from cellvit.types import Nuclei
@@ -107,7 +100,7 @@ def segment_slide(
     """
     named = model if isinstance(model, str | Path) else None
     result = run_slide(
-        Path(path), Path(out), SlideSettings(**settings), lambda: load_model(model, device=device), named, progress
+        Path(path), Path(out), _settings(settings), lambda: load_model(model, device=device), named, progress
     )
     for text in result.summary["warnings"]:
         warnings.warn(f"{str(path)!r}: {text}", stacklevel=2)
@@ -136,12 +129,29 @@ def slide_task(
     Returns:
         The folder and the summary.
     """
-    return run_slide(path, out, SlideSettings(**settings), lambda: _kept_model(str(model), device), model, progress)
+    load = partial(_kept_model, str(model), device, _state_of(Path(model)))
+    return run_slide(path, out, _settings(settings), load, model, progress)
 
 
 @lru_cache(maxsize=1)
-def _kept_model(model: str, device: str) -> NucleiModel:
+def _kept_model(model: str, device: str, state: tuple[tuple[str, int, int], ...]) -> NucleiModel:
     return load_model(model, device=device)
+
+
+def _state_of(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return what changes when the files of a model change: a process may live longer than they do."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+def _settings(given: Mapping[str, Any]) -> SlideSettings:
+    known = [field.name for field in fields(SlideSettings)]
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
+            raise ConfigError(f"segment_slide has no setting {name!r}; {hint}")
+    return SlideSettings(**given)
 
 
 def run_slide(
@@ -171,127 +181,9 @@ def run_slide(
         network = load()
         autocast_context(settings.precision, network.device)
         prepared = prepare_slide(slide, settings, model_mpp=network.mpp)
-        with Journal(out) as journal:
-            run = _Run(prepared, settings, network, out, journal, model_name)
-            return SlideResult(path, out, run.finish(progress, *began))
-
-
-@dataclass
-class _Run:
-    """One slide on its way into its locked folder."""
-
-    prepared: PreparedSlide
-    settings: SlideSettings
-    model: NucleiModel
-    out: Path
-    journal: Journal
-    model_name: str | Path | None
-
-    def finish(self, progress: Progress | None, clock: float, started: datetime) -> Mapping[str, Any]:
-        """Do what is left to do, and return the summary."""
-        self.fingerprints = self.prepared.fingerprints(
-            self.settings, weights=weights_hash(self.model), version=version("cellvit-lightning")
-        )
-        self._facts = SlideFacts(self.prepared, self.settings, self.model, self.model_name, self.fingerprints)
-        summary = self._earlier()
-        if summary is not None:
-            return self._add_formats(summary)
-        with ThreadPoolExecutor(1) as aside:  # the digest of the whole file is not needed before the end
-            digest = aside.submit(file_hash, self.prepared.slide.path)
-            return self._segment(progress, digest, clock, started)
-
-    def _earlier(self) -> Mapping[str, Any] | None:
-        """Return the summary of a finished run that this one would repeat."""
-        if self.settings.overwrite:
-            clear_results(self.out, self.journal)
-        summary = read_summary(self.out)
-        if summary is not None:
-            refuse_difference(summary, {"fingerprints": self.fingerprints}, self.out)
-        return summary
-
-    def _segment(
-        self, progress: Progress | None, digest: "Future[str]", clock: float, started: datetime
-    ) -> Mapping[str, Any]:
-        prepared, settings = self.prepared, self.settings
-        self.journal.open(self.fingerprints, prepared.parts)
-        with atomic_path(self.out / "tissue.png") as temporary:
-            Image.fromarray(prepared.tissue.to_png()).save(temporary)
-        stream = TileStream(
-            prepared=prepared,
-            model=self.model,
-            batch_size=settings.batch_size,
-            autocast=lambda: autocast_context(settings.precision, self.model.device),
-            embeddings=settings.embeddings,
-        )
-        workers = default_workers(self.model.device.type) if settings.workers is None else settings.workers
-        with evaluation_mode(self.model):
-            kind = stream.run(self.journal, workers=workers, progress=progress)
-        at_table = time.perf_counter()
-        table = self._table()
-        first = self.journal.read_part(0)[1].embedding if prepared.parts else None
-        export.write_parquet_stream(
-            table.nuclei(self.journal),
-            self.out / TABLE,
-            classes=self.model.classes,
-            embedding_dim=None if first is None else first.shape[1],
-            metadata=self._facts.metadata(),
-        )
-        at_export = time.perf_counter()
-        write_formats(self.out, settings.formats, self._context(table))
-        seconds = {
-            **stage_seconds(stream.seconds),
-            "seams": round(at_export - at_table, 3),
-            "export": round(time.perf_counter() - at_export, 3),
-            "total": round(time.perf_counter() - clock, 3),
-        }
-        facts = self._facts.summary(table.counts.tolist(), digest=digest.result(), started=started)
-        summary = {**facts, "workers": {"number": workers, "kind": kind}, "seconds": seconds}
-        write_json(self.out / "summary.json", summary)
-        if not settings.keep_parts:
-            self.journal.discard()
-        return summary
-
-    def _add_formats(self, summary: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Write the formats that a finished folder lacks."""
-        missing = tuple(name for name in self.settings.formats if not (self.out / FORMATS[name]).exists())
-        if not missing:
-            return summary
-        write_formats(self.out, missing, self._context(self._table()))
-        files = {**summary["files"], **{name: FORMATS[name] for name in missing}}
-        summary = {**summary, "files": files}
-        write_json(self.out / "summary.json", summary)
-        return summary
-
-    def _table(self) -> SlideTable:
-        prepared = self.prepared
-        return SlideTable(
-            view=prepared.view,
-            grid=prepared.grid,
-            parts=prepared.parts,
-            part=prepared.part,
-            classes=self.model.classes,
-            region=prepared.region,
-            origin=self.settings.origin,
-        )
-
-    def _context(self, table: SlideTable) -> OutputContext:
-        return OutputContext(
-            slide=self.prepared.slide,
-            thumbnail=self.prepared.thumbnail,
-            mpp=self.prepared.mpp,
-            metadata=self._facts.metadata(),
-            patches=table.patches,
-            origin=self.settings.origin,
-        )
-
-
-def clear_results(out: Path, journal: Journal) -> None:
-    """Remove what an earlier run wrote into a result folder, and nothing else."""
-    (out / "summary.json").unlink(missing_ok=True)
-    journal.discard()
-    for name in (TABLE, "tissue.png", *FORMATS.values()):
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        run = SlideRun(prepared, settings, network, out, model_name)
+        summary = run.finished()
+        if summary is None:
+            with Journal(out) as journal:
+                summary = run.finish(journal, progress, clock=began[0], started=began[1])
+        return SlideResult(path, out, summary)

@@ -1,7 +1,6 @@
 """The facts about a finished slide: what was done, with what, to what, and how long it took."""
 
 import platform
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cellvit.classes import NO_TYPE
-from cellvit.runner.outputs import TABLE
+from cellvit.runner.machine import peak_memory
+from cellvit.runner.outputs import TABLE, SlideTable
 from cellvit.runner.pipeline import StageSeconds
 from cellvit.runner.preparation import PreparedSlide
 from cellvit.runner.settings import FORMATS, SlideSettings
@@ -64,18 +64,20 @@ class SlideFacts:
             "cellvit_version": version("cellvit-lightning"),
         }
 
-    def summary(self, counts: list[int], *, digest: str, started: datetime) -> dict[str, Any]:
+    def summary(self, table: SlideTable, *, digest: str, started: datetime) -> dict[str, Any]:
         """Return the content of ``summary.json`` without the times of the stages.
 
         Args:
-            counts: Nuclei per type.
+            table: The nuclei, after they were written.
             digest: SHA-256 of the slide's file.
             started: When the run began.
         """
+        counts = table.counts.tolist()
         area, total = self.prepared.tissue_mm2, sum(counts)
         names = self.model.classes.names
         shown = {name if i else NO_TYPE: n for i, (name, n) in enumerate(zip(names, counts, strict=True)) if i or n}
-        settings = {**asdict(self.settings), "roi": None if self.settings.roi is None else str(self.settings.roi)}
+        roi = None if self.settings.roi is None else str(self.settings.roi)
+        settings = {**asdict(self.settings), "roi": roi, "formats": list(self.settings.formats)}
         return {
             "schema": SUMMARY_SCHEMA,
             "slide": self._slide(digest),
@@ -93,14 +95,34 @@ class SlideFacts:
             "fingerprints": self.fingerprints,
             "versions": {"python": platform.python_version(), **_versions()},
             "tissue": {"area_mm2": round(area, 6), "source": self.prepared.tissue_source},
-            "tiles": {"total": len(self.prepared.grid), "done": len(self.prepared.tiles)},
+            "tiles": {
+                "total": len(self.prepared.grid),
+                "done": len(self.prepared.tiles),
+                "unreadable": [self._place(index) for index in table.unreadable],
+            },
             "nuclei": {"total": total, "by_type": shown, "density_per_mm2": round(total / area, 2) if area else None},
             "files": {"parquet": TABLE, "tissue": "tissue.png", **{n: FORMATS[n] for n in self.settings.formats}},
-            "warnings": list(self.prepared.warnings),
-            "peak_memory_mb": _peak_memory(),
+            "warnings": [*self.prepared.warnings, *self._unreadable(table)],
+            "peak_memory_mb": round(peak_memory() / 1e6, 1),
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+    def _place(self, index: int) -> list[int]:
+        """Return the box of a tile, x, y, width, height in level-0 pixels."""
+        tile, (x, y) = self.prepared.grid.tile(index), self.prepared.slide.bounds[:2]
+        across, down = self.prepared.view.scale
+        place = (tile.x / across + x, tile.y / down + y, tile.width / across, tile.height / down)
+        return [round(value) for value in place]
+
+    def _unreadable(self, table: SlideTable) -> list[str]:
+        if not table.unreadable:
+            return []
+        x, y, width, height = self._place(table.unreadable[0])
+        return [
+            f"{len(table.unreadable)} of {len(self.prepared.tiles)} tiles could not be read and hold no nuclei, as "
+            f"{width} x {height} px at x={x}, y={y}; copy the slide again and run it with --overwrite"
+        ]
 
     def _slide(self, digest: str) -> dict[str, Any]:
         slide = self.prepared.slide
@@ -132,14 +154,3 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found["cellvit" if package == "cellvit-lightning" else package] = version(package)
     return found
-
-
-def _peak_memory() -> dict[str, float]:
-    """Return the largest resident memory so far, in megabytes, of this process and of its largest finished child."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {}
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-    whose = {"process": resource.RUSAGE_SELF, "largest_child": resource.RUSAGE_CHILDREN}
-    return {name: round(resource.getrusage(who).ru_maxrss * unit / 1e6, 1) for name, who in whose.items()}

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import sys
 import threading
 import types
@@ -11,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import cv2
 import torch
@@ -24,7 +25,9 @@ from cellvit.types import Nuclei
 Maps = Mapping[str, NDArray[Any]]
 Result = TypeVar("Result")
 
+_hiding = threading.Lock()
 _postprocess: Callable[[Maps], Any] | None = None
+_pickled = b""
 
 
 class PostprocessPool:
@@ -44,14 +47,14 @@ class PostprocessPool:
 
     def __init__(self, model: Any, workers: int) -> None:
         postprocessor = getattr(model, "postprocessor", None)
-        portable = isinstance(postprocessor, Postprocessor) and type(postprocessor).__module__ != "__main__"
+        portable = isinstance(postprocessor, Postprocessor) and _can_travel(postprocessor)
         possible = workers > 0 and portable and may_have_children()
         self.kind = "processes" if possible else "threads"
         self.capacity = 2 * max(1, workers) + 1
         self._local = model.postprocess
         self._pool: Executor
         if possible:
-            self._pool = process_pool(workers, partial(_keep, cast(Postprocessor, postprocessor)))
+            self._pool = process_pool(workers, partial(_keep, pickle.dumps(postprocessor)))
         else:
             self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="postprocess")
 
@@ -106,14 +109,23 @@ def _find_here(postprocess: Callable[[Maps], Any], maps: Maps) -> Nuclei:
 
 
 def _find(maps: Maps) -> Nuclei:
-    if _postprocess is None:
-        raise RuntimeError("the worker was not started")
+    global _postprocess
+    if _postprocess is None:  # here, not at the start, so that an error reaches the user
+        _postprocess = pickle.loads(_pickled)  # from our own parent
     return _find_here(_postprocess, maps)
 
 
-def _keep(postprocessor: Postprocessor) -> None:
-    global _postprocess
-    _postprocess = postprocessor
+def _keep(pickled: bytes) -> None:
+    global _pickled
+    _pickled = pickled
+
+
+def _can_travel(postprocessor: Postprocessor) -> bool:
+    """Tell whether a post-processor can be sent to a worker: not one that only the running script knows."""
+    try:
+        return type(postprocessor).__module__ != "__main__" and bool(pickle.dumps(postprocessor))
+    except Exception:  # what cannot be pickled says so in many ways
+        return False
 
 
 def may_have_children() -> bool:
@@ -171,9 +183,10 @@ def _context() -> multiprocessing.context.BaseContext:
 @contextmanager
 def _without_main_module() -> Iterator[None]:
     """Hide the running script from processes that start: they do not need it, and it may lack a main guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _hiding:  # threads may start processes at the same time
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main

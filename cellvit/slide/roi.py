@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from shapely.affinity import translate
 
 from cellvit.errors import ConfigError, DataError
 
@@ -32,6 +33,10 @@ class Region:
     """
 
     geometry: Any
+
+    def moved(self, x: float, y: float) -> "Region":
+        """Return the region moved by some pixels."""
+        return Region(translate(self.geometry, x, y))
 
     @classmethod
     def read(cls, path: str | Path) -> "Region":

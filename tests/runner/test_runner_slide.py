@@ -2,6 +2,7 @@ import errno
 import json
 import os
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,7 +13,8 @@ from slide_drawings import DarkSpots, areas, block, compare, drawn_nuclei, drawn
 
 from cellvit import export
 from cellvit.errors import ConfigError, DataError, ImageError, OutputError
-from cellvit.runner import formats, journal, pipeline
+from cellvit.postprocess.hv import HVPostprocessor
+from cellvit.runner import fingerprints, formats, journal, pipeline
 from cellvit.runner.journal import Journal
 from cellvit.runner.settings import FORMATS
 from cellvit.runner.slide import segment_slide
@@ -116,7 +118,7 @@ def test_the_summary_says_what_was_done(done, slide):
     area = SIZE[0] * SIZE[1] * 0.25**2 / 1e6
     assert summary["tissue"]["area_mm2"] == pytest.approx(area, rel=1e-3)
     assert summary["nuclei"]["density_per_mm2"] == pytest.approx(len(done.nuclei()) / area, rel=1e-3)
-    assert summary["tiles"] == {"total": 12, "done": 12}
+    assert summary["tiles"] == {"total": 12, "done": 12, "unreadable": []}
     assert {"cellvit", "python", "torch"} <= set(summary["versions"])
     assert set(summary["seconds"]) >= {"read", "forward", "postprocess", "seams", "export", "total"}
     assert summary["settings"]["tile_size"] == 512
@@ -184,7 +186,7 @@ def test_a_begun_folder_is_refused_too_and_overwrite_starts_anew(slide, tmp_path
     with pytest.raises(ZeroDivisionError):
         run(slide, out)
     monkeypatch.undo()
-    assert sorted(path.name for path in (out / ".work").iterdir()) == ["journal.json", "part-000000.arrow"]
+    assert [path.name for path in (out / ".work").glob("part*")] == ["part-000000.arrow"]
     with pytest.raises(OutputError, match="tile_size was 512, is 768"):
         run(slide, out, tile_size=768)
     (out / "notes.txt").write_text("mine")
@@ -201,12 +203,7 @@ def test_a_second_process_is_told(slide, tmp_path):
 
 
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(slide, tmp_path, monkeypatch):
-    out, write = tmp_path / "out", Journal.write_part
-
-    def full(self, number, found):
-        if number == 0:
-            return write(self, number, found)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    out = tmp_path / "out"
 
     monkeypatch.setattr(journal, "PART_TILES", 6)
     from cellvit.runner import preparation
@@ -224,7 +221,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(slide, tmp_path, monkeyp
     monkeypatch.setattr(journal.pa.ipc, "new_file", new_file)
     with pytest.raises(OutputError, match="the disk is full; free some space"):
         run(slide, out)
-    assert [path.name for path in sorted((out / ".work").glob("*"))] == ["journal.json", "part-000000.arrow"]
+    assert [path.name for path in (out / ".work").glob("part*")] == ["part-000000.arrow"]
     monkeypatch.setattr(journal.pa.ipc, "new_file", opened)
     progress = []
     segment_slide(slide, out, model=DrawnModel(), progress=lambda *a: progress.append(a), **PLAIN, tile_size=512)
@@ -240,6 +237,157 @@ def test_a_damaged_part_is_made_again(slide, done, tmp_path):
     part.write_bytes(part.read_bytes()[:2000])
     run(slide, out)
     assert (out / "nuclei.parquet").read_bytes() == (done.out / "nuclei.parquet").read_bytes()
+
+
+def test_a_part_with_damage_within_is_made_again(slide, done, tmp_path):
+    out = tmp_path / "out"
+    run(slide, out, keep_parts=True)
+    (out / "summary.json").unlink()
+    part = out / ".work" / "part-000000.arrow"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 3 : len(data) // 3 + 4000] = b"\xff" * 4000
+    part.write_bytes(data)
+    run(slide, out)
+    assert (out / "nuclei.parquet").read_bytes() == (done.out / "nuclei.parquet").read_bytes()
+
+
+def test_an_unreadable_place_costs_its_tiles_only(slide, done, tmp_path, monkeypatch):
+    from cellvit.slide.view import SlideView
+
+    read = SlideView.read
+
+    def damaged(self, x, y, width, height):
+        if (x, y) == (448, 448) and width == 512:
+            raise ImageError("damaged")
+        return read(self, x, y, width, height)
+
+    monkeypatch.setattr(SlideView, "read", damaged)
+    with pytest.warns(UserWarning, match="1 of 12 tiles could not be read"):
+        result = run(slide, tmp_path / "out", keep_parts=True)
+    assert result.summary["tiles"]["unreadable"] == [[448, 448, 512, 512]]
+    found, whole = result.nuclei(embedding=False).centroid, done.nuclei(embedding=False).centroid
+    inside = ((found > 520) & (found < (880, 780))).all(axis=1)  # no other tile covers that
+    assert not inside.any()
+    outside = ~((whole > 440) & (whole < 970)).all(axis=1)
+    assert len(found) >= outside.sum()
+    # what is known of the damage is part of the finished work
+    (tmp_path / "out" / "summary.json").unlink()
+    monkeypatch.setattr(SlideView, "read", read)
+    with pytest.warns(UserWarning, match="1 of 12 tiles could not be read"):
+        run(slide, tmp_path / "out")
+
+    monkeypatch.setattr(SlideView, "read", lambda self, *box: (_ for _ in ()).throw(ImageError("damaged")))
+    monkeypatch.setattr(SlideView, "thumbnail", lambda self, side: np.full((60, 80, 3), 255, np.uint8))
+    with pytest.raises(ImageError, match="no tile of it can be read"):
+        run(slide, tmp_path / "none")
+
+
+def test_a_slide_changed_while_it_was_done_is_refused(slide, tmp_path, monkeypatch):
+    copy = tmp_path / "copy.tif"
+    copy.write_bytes(slide.read_bytes())
+    out = tmp_path / "out"
+    run(copy, out, keep_parts=True)
+    (out / "summary.json").unlink()
+    copy.write_bytes(copy.read_bytes() + b"0")
+    monkeypatch.setattr(fingerprints, "_SAMPLE_BYTES", 0)  # the quick digest misses it
+    with pytest.raises(OutputError, match="quick_hash was"):
+        run(copy, out)
+    quick = json.loads((out / ".work" / "journal.json").read_text())["fingerprints"]["slide"]["quick_hash"]
+    monkeypatch.setattr("cellvit.runner.preparation.quick_hash", lambda slide: quick)
+    with pytest.raises(ImageError, match="was changed since its results were begun"):
+        run(copy, out)
+
+
+def test_a_model_that_is_changed_in_place_is_another_model():
+    model = DrawnModel()
+    before = fingerprints.weights_hash(model)
+    assert fingerprints.weights_hash(DrawnModel()) == before
+    model.postprocessor.extra = {"thresholds": np.array([0.5, 0.5])}
+    middle = fingerprints.weights_hash(model)
+    model.postprocessor.extra = {"thresholds": np.array([0.9, 0.1])}
+    assert len({before, middle, fingerprints.weights_hash(model)}) == 3
+
+
+def test_pixel_statistics_of_a_network_are_part_of_its_digest(tiny_model):
+    from cellvit.segment import load_model
+
+    model = load_model(tiny_model, device="cpu")
+    before = fingerprints.weights_hash(model)
+    assert fingerprints.weights_hash(load_model(tiny_model, device="cpu")) == before
+    statistics = [buffer for name, buffer in model.named_buffers() if name not in model.state_dict()]
+    assert statistics
+    statistics[0].add_(0.1)
+    assert fingerprints.weights_hash(model) != before
+
+
+def test_a_finished_folder_that_lost_files_gets_them_back(slide, done, tmp_path):
+    out = tmp_path / "out"
+    run(slide, out, formats=("points",))
+    for lost in ("nuclei.parquet", "points.geojson.gz", "tissue.png"):
+        (out / lost).unlink()
+        run(slide, out, formats=("points",))
+        assert (out / lost).read_bytes() == (done.out / lost).read_bytes()
+
+
+def test_files_of_other_settings_are_never_taken_for_finished_ones(slide, tmp_path):
+    out = tmp_path / "out"
+    run(slide, out, formats=("points",))
+    (out / "summary.json").unlink()
+    result = run(slide, out, tile_size=768)
+    assert not (out / "points.geojson.gz").exists()
+    assert run(slide, out, tile_size=768, formats=("points",)).summary["settings"]["formats"] == ["points"]
+    assert len(export.read_geojson(out / "points.geojson.gz")) == result.summary["nuclei"]["total"]
+
+
+def test_a_finished_folder_needs_no_lock(slide, tmp_path):
+    out = tmp_path / "out"
+    first = run(slide, out)
+    with Journal(out):
+        assert run(slide, out).summary == first.summary
+
+
+def test_unknown_settings_are_named(slide, tmp_path):
+    with pytest.raises(ConfigError, match="no setting 'tilesize'; did you mean 'tile_size'"):
+        run(slide, tmp_path / "out", tilesize=3)
+
+
+class OnlyHere(HVPostprocessor):
+    """A post-processor that cannot be sent to another process."""
+
+    def __init__(self):
+        super().__init__(normalisation="fixed")
+        self.hook = lambda: None
+
+
+def test_what_cannot_be_sent_to_a_worker_stays_in_this_process(slide, done, tmp_path):
+    model = DrawnModel()
+    model.postprocessor = OnlyHere()
+    result = segment_slide(slide, tmp_path / "out", model=model, tile_size=512, **{**PLAIN, "workers": 2})
+    assert result.summary["workers"]["kind"] == "threads"
+    assert result.summary["nuclei"] == done.summary["nuclei"]
+
+
+def test_a_region_counts_from_the_scanned_part_with_that_origin(tmp_path):
+    from types import SimpleNamespace
+
+    from cellvit.runner.preparation import prepare_slide
+    from cellvit.runner.settings import SlideSettings
+
+    pixels = np.full((800, 900, 3), 255, np.uint8)
+    slide = SimpleNamespace(
+        path=tmp_path / "x.mrxs",
+        bounds=(200, 100, 500, 500),
+        level_sizes=((900, 800),),
+        stated_mpp=(0.25, 0.25),
+        stated_magnification=None,
+        read_region=lambda x, y, width, height, level=0: pixels[y : y + height, x : x + width],
+    )
+    roi = polygon_file(tmp_path / "roi.json", [[0, 0], [150, 0], [150, 150], [0, 150]])
+    settings = SlideSettings(roi=roi, tissue_filter=False, origin="bounds", formats=())
+    prepared = prepare_slide(slide, settings, model_mpp=0.25)
+    assert prepared.region.contains(np.array([[201.0, 101.0], [349.0, 249.0], [351.0, 101.0]])).tolist() == [1, 1, 0]
+    with pytest.raises(DataError, match="does not touch"):
+        prepare_slide(slide, replace(settings, origin="slide"), model_mpp=0.25)
 
 
 def test_a_killed_worker_is_a_clear_error(slide, tmp_path, monkeypatch):

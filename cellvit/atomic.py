@@ -76,7 +76,8 @@ def atomic_text(path: str | Path) -> Iterator[TextIO]:
 
     Args:
         path: Where the finished file is to be; a name that ends in ``.gz`` is compressed. The same text gives the
-            same bytes, as neither name nor time enter the compressed file.
+            same bytes, as neither name nor time enter the compressed file. What UTF-8 cannot hold, such as a file name
+            of another encoding, is written as an escape, which JSON reads back.
 
     Yields:
         The stream.
@@ -88,11 +89,11 @@ def atomic_text(path: str | Path) -> Iterator[TextIO]:
         if Path(path).suffix == ".gz":
             with (
                 gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=5, mtime=0) as packed,
-                io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as stream,
+                io.TextIOWrapper(packed, encoding="utf-8", errors="backslashreplace", newline="\n") as stream,
             ):
                 yield stream
         else:
-            with io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as stream:
+            with io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
                 yield stream
 
 

@@ -1,6 +1,7 @@
 """What verbs print: the console of standard output, and options that several of them share."""
 
 import argparse
+import io
 import sys
 
 from rich.console import Console
@@ -17,6 +18,8 @@ def output_console(*, width: int | None = None, highlight: bool = True) -> Conso
         width: Columns where there is no terminal; None is :data:`WIDTH`.
         highlight: Colour numbers and strings in plain text.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold what UTF-8 cannot
+        sys.stdout.reconfigure(errors="backslashreplace")
     return Console(width=None if sys.stdout.isatty() else width or WIDTH, highlight=highlight)
 
 

@@ -104,8 +104,10 @@ def _run(options: argparse.Namespace, errors: Console) -> int:
     inputs = _sort_inputs(options)
     _check_folder(options.out, options.inputs)
     formats = _parse_formats(options.formats, inputs)
-    devices = choose_devices(options.device, len(inputs.slides))
-    autocast_context(options.precision, choose_device(devices[0]))
+    devices: tuple[str, ...] = (options.device,)
+    if not options.cluster:  # its workers have devices of their own
+        devices = choose_devices(options.device, len(inputs.slides))
+        autocast_context(options.precision, choose_device(devices[0]))
     tile_grid(1, 1, tile_size=options.tile_size, overlap=options.overlap)
     settings = slide_settings(options, tuple(name for name in formats if name in FORMATS))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -1,6 +1,7 @@
 """The part of ``cellvit segment`` that does whole slides: a folder for each, a table and a report for all."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from cellvit.cli_output import output_console
+from cellvit.errors import CellViTError
 from cellvit.runner.cohort import CohortFiles, Reporter, SlideJob, SlideOutcome, run_cohort
 from cellvit.runner.cohort_list import REPORT_NAME, SUMMARY_NAME, CohortRow, cohort_jobs
 from cellvit.runner.cohort_table import numbers_of
@@ -58,8 +60,10 @@ def segment_slides(
     Returns:
         What came of each, in the order of the slides.
     """
+    if options.cluster:
+        settings = {**settings, "device": options.device}
     jobs = cohort_jobs(rows, options.out, **settings)
-    bars = _Bars(progress, say, CohortFiles(jobs, options.out / SUMMARY_NAME), total=len(jobs))
+    bars = _Bars(progress, say, CohortFiles(jobs, options.out / SUMMARY_NAME), total=len(jobs), debug=options.debug)
     if options.cluster:
         from cellvit.runner.cluster import run_on_cluster
 
@@ -70,8 +74,10 @@ def segment_slides(
 class _Bars(Reporter):
     """Shows a bar per slide in work, and keeps the files of the cohort up to date."""
 
-    def __init__(self, progress: Progress, say: Callable[[str], None], files: CohortFiles, *, total: int) -> None:
-        self._progress, self._say, self._files = progress, say, files
+    def __init__(
+        self, progress: Progress, say: Callable[[str], None], files: CohortFiles, *, total: int, debug: bool
+    ) -> None:
+        self._progress, self._say, self._files, self._debug = progress, say, files, debug
         self._overall = progress.add_task("slides", total=total)
         self._tasks: dict[Path, TaskID] = {}
 
@@ -90,6 +96,9 @@ class _Bars(Reporter):
         if outcome.error is not None:
             named = outcome.path.name in outcome.error
             self._say(f"error: {outcome.error}" if named else f"error: {str(outcome.path)!r}: {outcome.error}")
+            if self._debug:
+                sys.stderr.write(outcome.trace or "")
+                raise CellViTError(f"stopped at the first error, that of {str(outcome.path)!r}, because of --debug")
         for text in (outcome.summary or {}).get("warnings", ()):
             self._say(f"warning: {str(outcome.path)!r}: {text}")
 

@@ -63,8 +63,8 @@ class Journal:
             raise OutputError(
                 f"{str(self._out)!r} is being written by {self._owner()}; wait for it, or choose another --out"
             ) from error
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, NotImplementedError) as error:  # some network disks have no locks
+            reason = getattr(error, "strerror", None) or str(error)
             raise OutputError(f"cannot write into {str(self._out)!r} ({reason}); choose another --out") from error
         self._sign()
         self._sweep()

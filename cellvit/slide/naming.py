@@ -66,7 +66,7 @@ def output_names(inputs: Sequence[Path], out: Path, *, suffixes: Sequence[str]) 
         ['a_x', 'b_x', 'y']
     """
     places = {path: path.resolve() for path in inputs}
-    names = {path: path.stem for path in inputs}
+    names = {path: _plain_name(path.stem) for path in inputs}
     sources = {str(place).casefold() for place in places.values()}
 
     folder = out.resolve()
@@ -84,6 +84,12 @@ def output_names(inputs: Sequence[Path], out: Path, *, suffixes: Sequence[str]) 
     for affected, rename in rules:
         names.update({path: rename(places[path], names[path]) for path in affected()})
     return names
+
+
+def _plain_name(stem: str) -> str:
+    """Return a name that any program can open: no bytes that are no text, and not dots only, a folder above."""
+    readable = "".join("_" if "\ud800" <= mark <= "\udfff" else mark for mark in stem)
+    return readable if readable.strip(".") else f"slide{readable}"
 
 
 def _with_folder(place: Path, name: str) -> str:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from cellvit import export
 from cellvit.cli_segment import main
+from cellvit.errors import CellViTError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "slide"))
 
@@ -135,3 +138,21 @@ def test_two_devices_share_the_slides(slides, model, tmp_path, capsys):
     command[command.index("--device") + 1] = "cpu,cpu"
     assert main(command) == 0
     assert [row["status"] for row in rows(out)] == ["done", "done"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_names_that_are_no_text_lose_nothing(slides, model, tmp_path, capsys):
+    odd = os.fsencode(slides) + b"/\xe4\xf6.tif"
+    shutil.move(slides / "a.tif", odd)
+    out = tmp_path / "out"
+    assert main([str(slides), *options(model, out), "--formats", "json"]) == 0
+    assert "\\udce4\\udcf6.tif" in capsys.readouterr().out
+    assert [row["status"] for row in rows(out)] == ["done", "done"]
+    assert json.loads((out / "__" / "summary.json").read_text())["slide"]["name"] == "\udce4\udcf6.tif"
+
+
+def test_debug_stops_at_the_first_slide_that_fails(slides, model, tmp_path, capsys):
+    (slides / "0.svs").write_bytes(b"II*\0 this is no slide")
+    with pytest.raises(CellViTError, match="because of --debug"):
+        main([str(slides), *options(model, tmp_path / "out"), "--debug"])
+    assert not (tmp_path / "out" / "a").exists()

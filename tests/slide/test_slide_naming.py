@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,9 @@ def test_inputs(tmp_path, monkeypatch):
     assert files == [Path("folder/a.jpg"), Path("folder/deeper/c.png"), tmp_path / "folder" / "notes.txt"]
     assert [text for text, _ in missing] == ["x*", "none"]
     assert all(text in reason for text, reason in missing)
+
+
+def test_names_are_text_and_no_folder_above(tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xe4x.tif")
+    names = output_names([tmp_path / "...tif", odd], tmp_path / "out", suffixes=[""])
+    assert names == {tmp_path / "...tif": "slide..", odd: "_x"}

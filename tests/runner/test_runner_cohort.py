@@ -268,12 +268,13 @@ def test_processes_say_what_cannot_be_sent(tmp_path):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from cohort_tasks import jobs_in, resumable
 from cellvit.runner.cohort import run_cohort
 
 {guard}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     jobs = jobs_in(Path(sys.argv[1]), 2, seconds=60)
     run_cohort(jobs, task=resumable, devices=("cpu", "cpu"))
 """

@@ -1,7 +1,10 @@
 """The command ``cellvit segment``: slides and images in; tables, outlines and pictures of nuclei out."""
 
 import argparse
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from cellvit.runner.cohort import choose_devices
 from cellvit.runner.cohort_list import CohortRow, read_cohort
 from cellvit.runner.settings import DEFAULT_FORMATS, FORMATS
 from cellvit.segment import autocast_context, choose_device, load_model, tile_grid
-from cellvit.slide.naming import expand_inputs
+from cellvit.slide.naming import SLIDE_SUFFIXES, expand_inputs
 from cellvit.slide.slides import is_slide
 
 EPILOG = f"""\
@@ -24,7 +27,7 @@ A slide (a scanner's format, a pyramid, a tiled TIFF, or more than 67 million pi
 with nuclei.parquet, tissue.png, summary.json and the formats {", ".join(FORMATS)}
 (by default {", ".join(DEFAULT_FORMATS)}). Its resolution is --mpp or --magnification, else what it
 states; without any of these it is refused. Stopped or killed, the same command goes on where it was. DIR gets
-summary.csv and report.html for all slides.
+summary.csv and report.html for the slides of the call.
 
 An image named a.png gives a.geojson (QuPath), a.json (layout of the released tools), a.parquet (all columns, with
 embeddings) and a.png (the image with outlines). Two images of one name get longer names. The resolution is --mpp,
@@ -67,15 +70,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     errors = Console(stderr=True)
     try:
-        return _run(options, errors)
+        with _terminable():
+            return _run(options, errors)
     except CellViTError as error:
         if options.debug:
             raise
         _print_line(errors, f"error: {error}")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _print_line(errors, "interrupted; what is finished is complete, and the same command goes on with the rest")
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end, as Slurm does before it kills."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a request to end stop the work as Ctrl+C does; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -144,11 +169,16 @@ def _sort_inputs(options: argparse.Namespace) -> Inputs:
     inputs = Inputs(missing=missing, slides=[row for text in lists for row in read_cohort(text)])
     listed = {row.path.resolve() for row in inputs.slides}
     for path in files:
-        as_slide = options.kind == "slide" or (options.kind == "auto" and path.exists() and is_slide(path))
+        looks = is_slide(path) if path.exists() else path.suffix.lower() in SLIDE_SUFFIXES
+        as_slide = options.kind == "slide" or (options.kind == "auto" and looks)
         if not as_slide:
             inputs.images.append(path)
         elif path.resolve() not in listed:
             inputs.slides.append(CohortRow(path))
+    if options.roi is not None and inputs.images:
+        raise ConfigError(
+            f"--roi is for slides, and {str(inputs.images[0])!r} is an image; add --as slide, or leave it out"
+        )
     if options.cluster and not inputs.slides:
         raise ConfigError(
             "--cluster spreads slides, but there is none among the inputs; leave it out, or add --as slide"
@@ -192,4 +222,5 @@ def _parse_formats(text: str | None, inputs: Inputs) -> tuple[str, ...]:
 
 
 def _print_line(console: Console, text: str) -> None:
+    text = text.encode("utf-8", "backslashreplace").decode()  # file names may hold what UTF-8 cannot
     console.print(" ".join(text.split()), markup=False, highlight=False, soft_wrap=True)

@@ -2,8 +2,10 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from cellvit.runner.cohort_table import numbers_of
 from cellvit.runner.report import write_report
 from cellvit.runner.settings import SlideSettings
 from cellvit.runner.slide import slide_task
+from cellvit.slide.roi import Region
+
+LOG_SECONDS = 60.0
+"""Between two lines about one slide where there is no terminal."""
 
 
 def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dict[str, Any]:
@@ -36,6 +42,8 @@ def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dic
     values |= {"tissue_filter": not options.no_tissue_filter, "embeddings": not options.no_embeddings}
     values |= {"formats": formats}
     SlideSettings(**values)
+    if options.roi is not None:
+        Region.read(options.roi)  # a fault in it is told once, before anything is started
     return {**values, "model": options.model}
 
 
@@ -63,7 +71,8 @@ def segment_slides(
     if options.cluster:
         settings = {**settings, "device": options.device}
     jobs = cohort_jobs(rows, options.out, **settings)
-    bars = _Bars(progress, say, CohortFiles(jobs, options.out / SUMMARY_NAME), total=len(jobs), debug=options.debug)
+    files = CohortFiles(jobs, options.out / SUMMARY_NAME)
+    bars = _Bars(progress, say, files, total=len(jobs), debug=options.debug)
     if options.cluster:
         from cellvit.runner.cluster import run_on_cluster
 
@@ -80,19 +89,31 @@ class _Bars(Reporter):
         self._progress, self._say, self._files, self._debug = progress, say, files, debug
         self._overall = progress.add_task("slides", total=total)
         self._tasks: dict[Path, TaskID] = {}
+        self._lines = not progress.console.is_terminal  # a log gets lines with the time, not bars
+        self._told: dict[Path, float] = {}
+
+    def _log(self, path: Path, text: str) -> None:
+        if self._lines:
+            self._say(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {path.name}: {text}")
+            self._told[path] = time.monotonic()
 
     def started(self, job: SlideJob, device: str) -> None:
         if job.path not in self._tasks:
             self._tasks[job.path] = self._progress.add_task(escape(f"  {job.path.name}"), total=None)
+        self._log(job.path, f"started on {device}")
 
     def advanced(self, job: SlideJob, done: int, total: int) -> None:
         self._progress.update(self._tasks[job.path], completed=done, total=total)
+        if done == total or time.monotonic() - self._told.get(job.path, 0.0) >= LOG_SECONDS:
+            self._log(job.path, f"{done:,} of {total:,} tiles")
 
     def finished(self, outcome: SlideOutcome) -> None:
         if outcome.path in self._tasks:
             self._progress.remove_task(self._tasks.pop(outcome.path))
         self._progress.advance(self._overall)
         self._files.finished(outcome)
+        if outcome.error is None:
+            self._log(outcome.path, f"done in {outcome.seconds:.0f} s")
         if outcome.error is not None:
             named = outcome.path.name in outcome.error
             self._say(f"error: {outcome.error}" if named else f"error: {str(outcome.path)!r}: {outcome.error}")
@@ -129,7 +150,7 @@ def _cells(outcome: SlideOutcome) -> list[str]:
     return [
         f"{facts.mpp:g}",
         escape(str(facts.mpp_source)),
-        f"{facts.tissue_mm2:.2f}",
+        f"{facts.tissue_mm2:.3g}",
         f"{facts.nuclei:,}",
         "" if facts.density is None else f"{facts.density:,.0f}",
         f"{tiles['done']:,} of {tiles['total']:,}",

@@ -1,6 +1,7 @@
 """``summary.csv``: one row per slide of a cohort, and the numbers of a slide it and the report are made of."""
 
 import csv
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class SlideNumbers:
 
 
 def numbers_of(outcome: SlideOutcome) -> SlideNumbers:
-    """Return the numbers that the summary of a slide holds."""
-    summary = outcome.summary or {}
+    """Return the numbers of a slide; of one that failed, those of finished results that its folder holds already."""
+    summary = outcome.summary or _finished_before(outcome.out)
     nuclei, tissue, resolution, tiles, seconds = (
         summary.get(key) or {} for key in ("nuclei", "tissue", "resolution", "tiles", "seconds")
     )
@@ -62,6 +63,14 @@ def numbers_of(outcome: SlideOutcome) -> SlideNumbers:
         tiles=tiles.get("done"),
         seconds=float(seconds.get("total") or outcome.seconds),
     )
+
+
+def _finished_before(folder: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def type_colors(outcomes: Iterable[SlideOutcome]) -> dict[str, Rgb]:

@@ -18,6 +18,8 @@ from cellvit.slide.slides import Slide
 APART_FROM = 50_000
 """Nuclei from which on files that take long are written by processes of their own, beside each other."""
 
+_PROCESSES = 2  # each takes 0.4 GB
+
 _APART = ("geojson", "json", "geojson-plain", "h5ad", "points")  # longest first
 
 
@@ -65,7 +67,7 @@ def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -
     if not apart:
         _write_here(out, here, context)
         return
-    with process_pool(min(len(apart), available_cores())) as pool:
+    with process_pool(min(len(apart), _PROCESSES)) as pool:
         started = [submit(pool, _write_table, name, out, context.metadata, context.patches) for name in apart]
         _write_here(out, here, context)
         try:

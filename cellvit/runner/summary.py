@@ -18,6 +18,9 @@ from cellvit.runner.settings import FORMATS, SlideSettings
 from cellvit.segment import NucleiModel
 
 SUMMARY_SCHEMA = 1
+MANY_UNTYPED = 0.2
+"""A larger share of nuclei without a type is worth a warning."""
+
 _PACKAGES = ("cellvit-lightning", "torch", "numpy", "opencv-python-headless", "shapely", "openslide-python", "tifffile")
 
 
@@ -76,7 +79,7 @@ class SlideFacts:
         area, total = self.prepared.tissue_mm2, sum(counts)
         names = self.model.classes.names
         shown = {name if i else NO_TYPE: n for i, (name, n) in enumerate(zip(names, counts, strict=True)) if i or n}
-        roi = None if self.settings.roi is None else str(self.settings.roi)
+        roi = None if self.settings.roi is None else str(Path(self.settings.roi).resolve())
         settings = {**asdict(self.settings), "roi": roi, "formats": list(self.settings.formats)}
         return {
             "schema": SUMMARY_SCHEMA,
@@ -102,7 +105,7 @@ class SlideFacts:
             },
             "nuclei": {"total": total, "by_type": shown, "density_per_mm2": round(total / area, 2) if area else None},
             "files": {"parquet": TABLE, "tissue": "tissue.png", **{n: FORMATS[n] for n in self.settings.formats}},
-            "warnings": [*self.prepared.warnings, *self._unreadable(table)],
+            "warnings": [*self.prepared.warnings, *self._unreadable(table), *_untyped(counts)],
             "peak_memory_mb": round(peak_memory() / 1e6, 1),
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -139,6 +142,16 @@ class SlideFacts:
             "level_read": self.prepared.view.level,
             "properties": dict(slide.properties),
         }
+
+
+def _untyped(counts: list[int]) -> list[str]:
+    total = sum(counts)
+    if not total or counts[0] / total <= MANY_UNTYPED:
+        return []
+    return [
+        f"{counts[0] / total:.0%} of the nuclei have no type: the model cannot tell what they are; look at pictures, "
+        "and check the resolution"
+    ]
 
 
 def stage_seconds(seconds: StageSeconds) -> dict[str, float]:

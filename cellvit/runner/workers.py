@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import threading
 import types
@@ -159,6 +160,7 @@ def _start(prepare: Callable[[], None] | None) -> None:
     """Prepare a worker."""
     if prepare is not None:
         prepare()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent, which ends this one
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()

@@ -127,7 +127,7 @@ def test_a_region_of_interest(slides, model, tmp_path, capsys):
     command = [str(slides / "a.tif"), "--roi", str(tmp_path / "roi.geojson"), "--sample", "0", *options(model)]
     assert main(command) == 0
     assert "the region of interest has 0.00 mm²" in " ".join(capsys.readouterr().out.split())
-    assert main([*command[:1], "--roi", str(tmp_path / "none.geojson"), *options(model)]) == 1
+    assert main([*command[:1], "--roi", str(tmp_path / "none.geojson"), *options(model)]) == 2
     assert "none.geojson" in capsys.readouterr().err
 
 

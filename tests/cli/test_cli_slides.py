@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cellvit import export
+from cellvit import cli_slides, export
 from cellvit.cli_segment import main
 from cellvit.errors import CellViTError
 
@@ -96,6 +97,8 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(slides, model,
     capsys.readouterr()
     assert main([*command, "--overlap", "32"]) == 1
     assert "overlap was 64, is 32" in capsys.readouterr().err
+    (row,) = rows(out)  # the results are still there
+    assert (row["status"], row["mpp"]) == ("failed", "0.25")
     assert main([*command, "--overlap", "32", "--overwrite"]) == 0
 
 
@@ -156,3 +159,35 @@ def test_debug_stops_at_the_first_slide_that_fails(slides, model, tmp_path, caps
     with pytest.raises(CellViTError, match="because of --debug"):
         main([str(slides), *options(model, tmp_path / "out"), "--debug"])
     assert not (tmp_path / "out" / "a").exists()
+
+
+def test_a_log_says_when_slides_start_and_end(slides, model, tmp_path, capsys):
+    assert main([str(slides / "a.tif"), *options(model, tmp_path / "out"), "--formats", "parquet"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if " a.tif: " in line]
+    assert [line.split(" a.tif: ")[1].split()[0] for line in lines][:1] == ["started"]
+    assert any("1 of 1 tiles" in line for line in lines)
+    assert "done in" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "extra", "words"),
+    [(["patch.png"], ["--roi", "r.json"], "--roi is for slides"), (["a.tif"], ["--roi", "none.json"], "none.json")],
+)
+def test_regions_are_checked_before_anything_starts(slides, model, tmp_path, capsys, inputs, extra, words):
+    Image.new("RGB", (30, 20)).save(slides / "patch.png")
+    command = [*(str(slides / name) for name in inputs), *options(model, tmp_path / "out"), *extra]
+    assert main(command) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_slide_that_is_missing_is_a_failed_slide(model, tmp_path, capsys):
+    assert main([str(tmp_path / "none.svs"), *options(model, tmp_path / "out")]) == 1
+    assert "none.svs' does not exist" in capsys.readouterr().err
+    assert [row["status"] for row in rows(tmp_path / "out")] == ["failed"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="this system has no SIGTERM")
+def test_a_request_to_end_is_an_interrupt(slides, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli_slides, "run_cohort", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
+    assert main([str(slides / "a.tif"), *options(model, tmp_path / "out")]) == 143
+    assert "goes on with the rest" in capsys.readouterr().err

@@ -32,8 +32,8 @@ LONELY_SECONDS = 10.0
 TRIES = 2
 """A slide that has started on so many workers that died is to blame, and fails."""
 
-SUBMISSIONS = 3
-"""How often a slide is given to the scheduler at most."""
+SUBMISSIONS = 10
+"""How often a slide is given to the scheduler at most: one that only waits on workers that die is not to blame."""
 
 
 def run_on_cluster(
@@ -230,6 +230,8 @@ class _Run:
             self.starts[number] += 1
             self._compare(event["worker"], event["versions"])
             self.reporter.started(self.jobs[number], event["worker"])
+        elif kind == "done":  # should its result be lost with a worker, it was not this slide that killed it
+            self.starts[number] = 0
         elif kind == "progress":
             self.reporter.advanced(self.jobs[number], event["done"], event["total"])
 

@@ -34,8 +34,8 @@ class _NoLongerWantedError(BaseException):
 def do_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
     """Return what comes of a slide.
 
-    It is told on the topic when it starts and how far it is. It is left off, to be gone on with later, when the client
-    has cancelled it or is gone.
+    It is told on the topic when it starts, how far it is and when it is done. It is left off, to be gone on with later,
+    when the client has cancelled it or is gone.
 
     Args:
         payload: The pickled pair of task and job; the scheduler, which unpickles everything else, needs neither.
@@ -65,7 +65,9 @@ def do_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
         try:
             check()
             worker.log_event(topic, {"slide": number, "kind": "start", "worker": name, "versions": versions()})
-            return _run(payload, name, progress)
+            outcome = _run(payload, name, progress)
+            worker.log_event(topic, {"slide": number, "kind": "done"})
+            return outcome
         except _NoLongerWantedError:
             return RemoteOutcome(summary=None, error="cancelled", seconds=0.0, device=name, trace=None)
 

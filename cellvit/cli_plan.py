@@ -14,15 +14,15 @@ from cellvit.cli_options import add_network_options, add_slide_options
 from cellvit.cli_output import output_console
 from cellvit.cli_plan_table import print_plan, readable_range
 from cellvit.cli_progress import progress_bar
-from cellvit.cli_slides import slide_settings
+from cellvit.cli_slides import read_inputs, slide_settings
 from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.runner.cohort import SlideJob, choose_devices
-from cellvit.runner.cohort_list import CohortRow, cohort_jobs, read_cohort
+from cellvit.runner.cohort_list import CohortRow, cohort_jobs
 from cellvit.runner.plan import SlidePlan, plan_slide
 from cellvit.runner.plan_estimate import Range
 from cellvit.runner.settings import DEFAULT_FORMATS
 from cellvit.segment import autocast_context, choose_device, load_model, tile_grid
-from cellvit.slide.naming import expand_inputs, output_names
+from cellvit.slide.naming import output_names
 from cellvit.slide.slides import is_slide
 
 EPILOG = """\
@@ -169,9 +169,8 @@ def _plans(
 
 def _slides(options: argparse.Namespace) -> tuple[list[CohortRow], list[Failure]]:
     """Return the slides among the inputs, and the inputs that stand for nothing."""
-    lists = [text for text in options.inputs if text.lower().endswith(".csv")]
-    files, missing = expand_inputs([text for text in options.inputs if text not in lists])
-    rows = {row.path.resolve(): row for text in lists for row in read_cohort(text)}
+    listed, files, missing = read_inputs(options.inputs)
+    rows = {row.path.resolve(): row for row in listed}
     for path in files:
         if options.kind == "slide" or not path.exists() or is_slide(path):
             rows.setdefault(path.resolve(), CohortRow(path))

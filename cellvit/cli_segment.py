@@ -13,13 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cellvit.cli_images import SUFFIXES, Job, Outcome, print_images, segment_images
 from cellvit.cli_options import add_network_options, add_slide_options
-from cellvit.cli_slides import finish_slides, segment_slides, slide_settings
+from cellvit.cli_slides import finish_slides, read_inputs, segment_slides, slide_settings
 from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.runner.cohort import choose_devices
-from cellvit.runner.cohort_list import CohortRow, read_cohort
+from cellvit.runner.cohort_list import CohortRow
 from cellvit.runner.settings import DEFAULT_FORMATS, FORMATS
 from cellvit.segment import autocast_context, choose_device, load_model, tile_grid
-from cellvit.slide.naming import SLIDE_SUFFIXES, expand_inputs
+from cellvit.slide.naming import SLIDE_SUFFIXES
 from cellvit.slide.slides import is_slide
 
 EPILOG = f"""\
@@ -163,10 +163,8 @@ def _run(options: argparse.Namespace, errors: Console) -> int:
 
 def _sort_inputs(options: argparse.Namespace) -> Inputs:
     """Return slides and images apart."""
-    lists = [text for text in options.inputs if text.lower().endswith(".csv")]
-    others = [text for text in options.inputs if text not in lists]
-    files, missing = expand_inputs(others)
-    inputs = Inputs(missing=missing, slides=[row for text in lists for row in read_cohort(text)])
+    rows, files, missing = read_inputs(options.inputs)
+    inputs = Inputs(missing=missing, slides=rows)
     listed = {row.path.resolve() for row in inputs.slides}
     for path in files:
         looks = is_slide(path) if path.exists() else path.suffix.lower() in SLIDE_SUFFIXES

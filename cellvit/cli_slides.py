@@ -16,15 +16,33 @@ from rich.table import Table
 from cellvit.cli_output import output_console
 from cellvit.errors import CellViTError
 from cellvit.runner.cohort import CohortFiles, Reporter, SlideJob, SlideOutcome, run_cohort
-from cellvit.runner.cohort_list import REPORT_NAME, SUMMARY_NAME, CohortRow, cohort_jobs
+from cellvit.runner.cohort_list import REPORT_NAME, SUMMARY_NAME, CohortRow, cohort_jobs, read_cohort
 from cellvit.runner.cohort_table import numbers_of
 from cellvit.runner.report import write_report
 from cellvit.runner.settings import SlideSettings
 from cellvit.runner.slide import slide_task
+from cellvit.slide.naming import expand_inputs
 from cellvit.slide.roi import Region
 
 LOG_SECONDS = 60.0
 """Between two lines about one slide where there is no terminal."""
+
+
+def read_inputs(texts: Sequence[str]) -> tuple[list[CohortRow], list[Path], list[tuple[str, str]]]:
+    """Return what inputs of a command line stand for.
+
+    Args:
+        texts: Files, folders, patterns, and lists of slides, whose names end in ``.csv``.
+
+    Returns:
+        The slides of lists; other files, each once; for every input that stands for nothing the input and the reason.
+
+    Raises:
+        DataError: If a list has faults.
+    """
+    lists = [text for text in texts if text.lower().endswith(".csv")]
+    files, missing = expand_inputs([text for text in texts if text not in lists])
+    return [row for text in lists for row in read_cohort(text)], files, missing
 
 
 def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
     if region is not None and settings.origin == "bounds":  # drawn on the scanned part, as everything then counts
         region = region.moved(*slide.bounds[:2])
     thumbnail = view.thumbnail(THUMBNAIL)
-    tissue, source = _tissue(view, region, settings, mpp=resolution.mpp)
+    tissue, source = _tissue(view, thumbnail, region, settings, mpp=resolution.mpp)
     if not tissue.mask.any():
         warnings = [*warnings, NO_TISSUE]
     return PreparedSlide(
@@ -144,12 +144,13 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
 
 
 def _tissue(
-    view: SlideView, region: Region | None, settings: SlideSettings, *, mpp: tuple[float, float]
+    view: SlideView, thumbnail: Rgb8, region: Region | None, settings: SlideSettings, *, mpp: tuple[float, float]
 ) -> tuple[TissueMask, str]:
     """Return what is to be searched: tissue, the region, or the tissue in the region."""
     width, height = view.slide.bounds[2:]
     side = min(_TISSUE_SIDE, max(THUMBNAIL, round(max(width, height) * mpp[0] / TISSUE_MPP)))
-    thumbnail = view.thumbnail(side)
+    if side > THUMBNAIL:  # only large slides need a finer picture for tissue than for the eye
+        thumbnail = view.thumbnail(side)
     shape = thumbnail.shape[:2]
     allowed = None if region is None else region.mask(shape, view.slide.bounds)
     if allowed is not None and not allowed.any():

@@ -53,6 +53,7 @@ PLACES = [
     ("cellvit.testing", 4, "application"),  # for the tests of plug-ins
     ("cellvit.finetuning", 4, "application"),
     ("cellvit.freezing", 4, "application"),
+    ("cellvit.acceleration", 4, "application"),  # compiled training, fused inference
     ("cellvit.callbacks", 4, "application"),
     ("cellvit.segment", 4, "application"),
     ("cellvit.runner", 4, "application"),  # whole slides: from reading to files

@@ -108,3 +108,29 @@ class HedJitter(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations i
         density = _DENSITY[img].reshape(-1, 3) @ matrix.astype(np.float32) + offset.astype(np.float32)
         light: NDArray[np.uint8] = (256 * np.exp(-density) - 1).clip(0, 255).round().astype(np.uint8)
         return light.reshape(img.shape)
+
+
+class LowerResolution(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is not typed
+    """Reduce the image and enlarge it again, both smoothly: a slide of lower magnification, resampled.
+
+    Args:
+        scale: Range of the reduction, drawn evenly: 0.5 makes 20x of 40x.
+        p: Probability.
+    """
+
+    def __init__(self, *, scale: tuple[float, float] = (0.4, 0.9), p: float = 0.5) -> None:
+        super().__init__(p=p)
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale={scale!r} is not 0 < low <= high <= 1")
+        self.scale = tuple(scale)
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw the reduction."""
+        return {"factor": float(self.random_generator.uniform(*self.scale))}
+
+    def apply(self, img: NDArray[np.uint8], factor: float, **params: Any) -> NDArray[np.uint8]:
+        """Return the image at the lower resolution, as large as before."""
+        height, width = img.shape[:2]
+        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+        small = cv2.resize(img, size, interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LANCZOS4), np.uint8)

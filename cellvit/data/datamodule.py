@@ -30,6 +30,7 @@ class FolderDataModule(LightningDataModule):
         batch_size: Training patches per batch and process.
         samples_per_epoch: Training patches per epoch, over all processes.
         dataset_weights: How often each training data set is drawn; None draws in proportion to the area of images.
+        type_balance: Share of the training patches, in [0, 1], around a nucleus of a type drawn evenly among all types.
         augmentation: See :func:`cellvit.data.transforms.build_augmentation`; None is the published one, ``{}`` none.
         num_workers: Loader processes.
         class_names: Names of the types, background first; type ids beyond them are errors. None takes the model's.
@@ -54,6 +55,7 @@ class FolderDataModule(LightningDataModule):
         samples_per_epoch: int = 1000,
         dataset_weights: dict[str, float] | None = None,
         augmentation: dict[str, dict[str, Any]] | None = None,
+        type_balance: float = 0.0,
         num_workers: int = 1,
         class_names: list[str] | None = None,
         mpp: float | None = None,
@@ -74,6 +76,7 @@ class FolderDataModule(LightningDataModule):
         self.datasets, self.val_datasets = datasets, val_datasets
         self.crop_size, self.batch_size, self.samples_per_epoch = crop_size, batch_size, samples_per_epoch
         self.dataset_weights, self.augmentation, self.num_workers = dataset_weights, augmentation, num_workers
+        self.type_balance = type_balance
         self.class_names, self.mpp, self.cache, self.val_batch_size = class_names, mpp, cache, val_batch_size
         self.predict_dir = None if predict_dir is None else expand_path(predict_dir)
         self.seed = seed
@@ -99,8 +102,7 @@ class FolderDataModule(LightningDataModule):
         """Return the loader of random patches."""
         data = self._sets["train"]
         assert isinstance(data, FolderDataset)
-        weights = data.draw_weights(self.dataset_weights)
-        sampler = WeightedDraws(weights, num_samples=self.samples_per_epoch, seed=base_seed(self.seed))
+        sampler = WeightedDraws(data.draw_weights(), num_samples=self.samples_per_epoch, seed=base_seed(self.seed))
         return make_loader(data, batch_size=self.batch_size, num_workers=self.num_workers, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -132,11 +134,14 @@ class FolderDataModule(LightningDataModule):
         return [name for name in self.datasets or () if name in present]
 
     def _folder(self, split: str, *, datasets: list[str] | None, crop_size: int | None = None) -> FolderDataset:
+        training = crop_size is not None
         return FolderDataset(
             self.root,
             split=split,
             datasets=datasets,
             crop_size=crop_size,
+            dataset_weights=self.dataset_weights if training else None,
+            type_balance=self.type_balance if training else 0.0,
             augmentation=self.augmentation,
             num_nuclei_classes=self._num_nuclei_classes(),
             mpp=self.mpp,

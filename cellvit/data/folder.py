@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from cellvit.data.balance import TypeBalance, count_types
 from cellvit.data.items import augment, image_tensor, make_item, short_labels
 from cellvit.data.records import (
     ImageRecord,
@@ -46,6 +47,9 @@ class FolderDataset(Dataset[dict[str, Any]]):
         crop_size: Side of random patches in pixels; None gives whole images. Smaller images are padded by reflection.
         augmentation: See :func:`cellvit.data.transforms.build_augmentation`; None is the published one. Whole images
             are never augmented.
+        dataset_weights: How often each data set is drawn, see :meth:`draw_weights`.
+        type_balance: Share of the patches, in [0, 1], that lie around a nucleus of a type drawn evenly among all types
+            of the data, so that rare types are seen as often as common ones.
         num_nuclei_classes: Number of types with background; a larger type id is an error. None checks nothing.
         mpp: Resample images of another known resolution to this many microns per pixel; None leaves all as they are.
         cache: Keep decoded images and labels in memory (5 bytes per pixel). Either way all are read once at the start,
@@ -53,7 +57,7 @@ class FolderDataset(Dataset[dict[str, Any]]):
 
     Raises:
         DataError: If something is wrong with the data; one error lists every file.
-        ConfigError: If a setting cannot work.
+        ConfigError: If a setting cannot work, or the weights do not name each data set once.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class FolderDataset(Dataset[dict[str, Any]]):
         datasets: Sequence[str] | None = None,
         crop_size: int | None = None,
         augmentation: AugmentationConfig | None = None,
+        dataset_weights: Mapping[str, float] | None = None,
+        type_balance: float = 0.0,
         num_nuclei_classes: int | None = None,
         mpp: float | None = None,
         cache: bool = True,
@@ -72,6 +78,8 @@ class FolderDataset(Dataset[dict[str, Any]]):
             raise ConfigError(f"crop_size is {crop_size}; give at least 1 pixel, or None for whole images")
         if mpp is not None and not mpp > 0:
             raise ConfigError(f"mpp is {mpp}; give microns per pixel above 0, or None to leave images as they are")
+        if not 0 <= type_balance <= 1:
+            raise ConfigError(f"type_balance is {type_balance}; give a share of the patches from 0 to 1")
         self.root, self.crop_size, self.num_nuclei_classes, self.mpp = Path(root), crop_size, num_nuclei_classes, mpp
         self.augmentation: Any = None if crop_size is None else build_augmentation(augmentation, size=crop_size)
         self.records = find_records(self.root, split=split, datasets=datasets)
@@ -79,7 +87,10 @@ class FolderDataset(Dataset[dict[str, Any]]):
             raise DataError(f"split {split!r} of '{self.root}' has no images; add some or choose another split")
         self._cache: list[_Loaded] | None = None
         self.shapes: list[tuple[int, int]] = []
+        self._labels: list[tuple[NDArray[Any], NDArray[np.int32] | None]] = []
         self._load_all(keep=cache)
+        weights = self._image_weights(dataset_weights)
+        self._balance = TypeBalance(count_types(self._labels), weights, share=type_balance)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -96,20 +107,19 @@ class FolderDataset(Dataset[dict[str, Any]]):
         if self.crop_size is None:
             type_map = type_map_from_instances(instance_map, types)
         else:
-            image, instance_map, type_map = self._patch(image, instance_map, types, seed=draw_seed(key))
+            image, instance_map, type_map = self._patch(index, image, instance_map, types, seed=draw_seed(key))
         name = self.records[index].name
         return make_item(image, instance_map=instance_map, type_map=type_map, name=name, counted=counted)
 
-    def draw_weights(self, dataset_weights: Mapping[str, float] | None = None) -> NDArray[np.float64]:
+    def draw_weights(self) -> NDArray[np.float64]:
         """Return the probability of each image to be drawn.
 
-        Args:
-            dataset_weights: Weight of each data set; within one, images are drawn in proportion to their area. None
-                draws all images in proportion to their area.
-
-        Raises:
-            ConfigError: If a data set has no weight, a weight has no data set, or no weight is positive.
+        Within a data set images are drawn in proportion to their area, and so are all if the data sets have no weights.
+        To that ``type_balance`` adds images with rare types.
         """
+        return self._balance.weights
+
+    def _image_weights(self, dataset_weights: Mapping[str, float] | None) -> NDArray[np.float64]:
         area: NDArray[np.float64] = np.array([height * width for height, width in self.shapes], np.float64)
         if dataset_weights is None:
             return np.asarray(area / area.sum())
@@ -124,12 +134,18 @@ class FolderDataset(Dataset[dict[str, Any]]):
         return np.asarray(weights / weights.sum())
 
     def _patch(
-        self, image: NDArray[np.uint8], instance_map: NDArray[Any], types: NDArray[np.int32] | None, *, seed: int
+        self,
+        index: int,
+        image: NDArray[np.uint8],
+        instance_map: NDArray[Any],
+        types: NDArray[np.int32] | None,
+        *,
+        seed: int,
     ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]:
         """Return an augmented random patch: image, instance map, type map."""
         rng = np.random.default_rng(seed)
         size = self.crop_size or 0
-        top, left = (int(rng.integers(max(length - size, 0) + 1)) for length in instance_map.shape)
+        top, left = self._balance.corner(index, instance_map, types, size=size, rng=rng)
         window = (slice(top, top + size), slice(left, left + size))
         image, instance_map = image[window], instance_map[window]
         type_map = type_map_from_instances(instance_map, types).astype(np.int16)
@@ -180,6 +196,7 @@ class FolderDataset(Dataset[dict[str, Any]]):
                 problems.append(str(error))
                 continue
             self.shapes.append(item[1].shape)
+            self._labels.append((np.unique(item[1]), item[2]))
             if keep:
                 loaded.append(item)
         raise_problems(problems, where=self.root)

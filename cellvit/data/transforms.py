@@ -1,7 +1,7 @@
 """Augmentation as plain data, on albumentations 2.
 
 A configuration maps names to parameters, ``{"blur": {"p": 0.3}}``: what is listed is switched on, what is left out
-of the parameters keeps the published value (or ours, for the two that are not published). Normalisation is not
+of the parameters keeps the published value (or ours, for the three that are not published). Normalisation is not
 here, it is part of the model.
 """
 
@@ -20,7 +20,7 @@ from cellvit.errors import ConfigError
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
 import albumentations as A
 
-from cellvit.data.appearance import GaussianNoise, HedJitter, Superpixels
+from cellvit.data.appearance import GaussianNoise, HedJitter, LowerResolution, Superpixels
 from cellvit.data.elastic import ElasticAffine
 
 AugmentationConfig = Mapping[str, Mapping[str, Any]]
@@ -164,6 +164,11 @@ def _hed_jitter(size: int, *, p: float = 0.5, scale: float = 0.1, shift: float =
     return HedJitter(scale=scale, shift=shift, p=p)
 
 
+def _resolution(size: int, *, p: float = 0.25, scale: tuple[float, float] = (0.4, 0.9)) -> LowerResolution:
+    """Blur as an image of a lower magnification is that was resampled (not published)."""
+    return LowerResolution(scale=scale, p=p)
+
+
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "rotate90": _rotate90,
     "horizontal_flip": _horizontal_flip,
@@ -178,7 +183,11 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "elastic": _elastic,
     "scale": _scale,
     "hed_jitter": _hed_jitter,
+    "resolution": _resolution,
 }
+
+
+_OURS = ("scale", "hed_jitter", "resolution")
 
 
 def _defaults(name: str) -> Mapping[str, Any]:
@@ -186,7 +195,5 @@ def _defaults(name: str) -> Mapping[str, Any]:
     return MappingProxyType({k: v.default for k, v in parameters.items() if k != "size"})
 
 
-PUBLISHED: AugmentationConfig = MappingProxyType(
-    {name: _defaults(name) for name in _BUILDERS if name not in ("scale", "hed_jitter")}
-)
+PUBLISHED: AugmentationConfig = MappingProxyType({name: _defaults(name) for name in _BUILDERS if name not in _OURS})
 """The augmentations of the paper with their probabilities and parameters."""

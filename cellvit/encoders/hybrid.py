@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cellvit.encoders.base import ENCODERS, Encoder
+from cellvit.errors import ConfigError
 from cellvit.types import EncoderOutput, FeatureInfo
 
 
@@ -23,6 +24,8 @@ class HybridEncoder(Encoder):
 
     Args:
         widths: Channels at strides 2, 4 and 8.
+        residual_blocks: Residual blocks of two convolutions [3] that follow the two convolutions of each stage: at
+            strides 2, 4 and 8.
         embed_dim: Channels ``D`` of a token at stride 16.
         depth: Number of transformer blocks.
         num_heads: Attention heads per block.
@@ -33,6 +36,10 @@ class HybridEncoder(Encoder):
     References:
         [1] Xiao et al., Early convolutions help transformers see better, NeurIPS 2021.
         [2] Chu et al., Conditional positional encodings for vision transformers, ICLR 2023.
+        [3] He et al., Deep residual learning for image recognition, CVPR 2016.
+
+    Raises:
+        ConfigError: If there is not one number of residual blocks for each width.
     """
 
     def __init__(
@@ -45,11 +52,17 @@ class HybridEncoder(Encoder):
         window: int = 16,
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
+        residual_blocks: Sequence[int] = (0, 0, 0),
     ) -> None:
         super().__init__()
+        if len(residual_blocks) != len(widths) or min(residual_blocks) < 0:
+            raise ConfigError(f"residual_blocks {list(residual_blocks)} must give one number from 0 for each width")
         sizes = [3, *widths, embed_dim]
         self.window = window
-        self.stages = nn.ModuleList(_stage(a, b) for a, b in itertools.pairwise(sizes))
+        blocks = [*residual_blocks, 0]
+        self.stages = nn.ModuleList(
+            _stage(a, b, residual_blocks=n) for (a, b), n in zip(itertools.pairwise(sizes), blocks, strict=True)
+        )
         rates = torch.linspace(0, drop_path_rate, depth).tolist()
         self.positions = nn.ModuleList(nn.Conv2d(embed_dim, embed_dim, 3, 1, 1, groups=embed_dim) for _ in rates)
         self.blocks = nn.ModuleList(
@@ -95,7 +108,8 @@ def attend_in_windows(tokens: Tensor, block: nn.Module, *, window: int) -> Tenso
     """
     batch, channels, height, width = tokens.shape
     rows, cols = (-(-side // -(-side // window)) for side in (height, width))
-    padded = F.pad(tokens, (0, -width % cols, 0, -height % rows), mode="replicate")
+    missing = (0, -width % cols, 0, -height % rows)
+    padded = F.pad(tokens, missing, mode="replicate") if any(missing) else tokens
     down, across = padded.shape[2] // rows, padded.shape[3] // cols
     split = padded.reshape(batch, channels, down, rows, across, cols).permute(0, 2, 4, 3, 5, 1)
     done: Tensor = block(split.reshape(-1, rows * cols, channels))
@@ -103,12 +117,25 @@ def attend_in_windows(tokens: Tensor, block: nn.Module, *, window: int) -> Tenso
     return joined.reshape(padded.shape)[:, :, :height, :width]
 
 
-def _stage(channels: int, out_channels: int) -> nn.Sequential:
-    def conv(a: int, stride: int) -> list[nn.Module]:
-        return [
-            nn.Conv2d(a, out_channels, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        ]
+class _Residual(nn.Module):
+    """Two 3x3 convolutions beside an identity."""
 
-    return nn.Sequential(*conv(channels, 2), *conv(out_channels, 1))
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*_conv(channels, channels, 1), *_conv(channels, channels, 1)[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.layers(x))
+
+
+def _stage(channels: int, out_channels: int, *, residual_blocks: int) -> nn.Sequential:
+    residual = [_Residual(out_channels) for _ in range(residual_blocks)]
+    return nn.Sequential(*_conv(channels, out_channels, 2), *_conv(out_channels, out_channels, 1), *residual)
+
+
+def _conv(channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, out_channels, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    ]

@@ -1,6 +1,6 @@
 """Losses as pure functions: probabilities or maps in, one differentiable number out."""
 
-from cellvit.losses.cross_entropy import cross_entropy_loss
+from cellvit.losses.cross_entropy import cross_entropy_loss, partial_label_loss
 from cellvit.losses.dice import dice_loss
 from cellvit.losses.focal_tversky import binary_focal_tversky_loss, focal_tversky_loss
 from cellvit.losses.gradient import hv_gradient_loss, hv_mse_loss
@@ -15,5 +15,6 @@ __all__ = [
     "hv_gradient_loss",
     "hv_mse_loss",
     "object_probability_loss",
+    "partial_label_loss",
     "radial_distance_loss",
 ]

@@ -30,7 +30,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 def check_class_maps(probs: Tensor, target: Tensor, *, ignore_index: int | None) -> None:
     """Raise unless the probabilities and the class ids describe the same pixels.
 
-    Ids are looked at on the CPU only; elsewhere the look would stall the device.
+    Ids are looked at on the CPU only, and not in compiled code; elsewhere the look would stall the device.
 
     Args:
         probs: ``(B, C, H, W)``.
@@ -45,7 +45,7 @@ def check_class_maps(probs: Tensor, target: Tensor, *, ignore_index: int | None)
         raise DataError(message + "pass (B, C, H, W) and (B, H, W)")
     if target.is_floating_point() or target.is_complex():
         raise DataError(f"class ids are {target.dtype}; pass integers")
-    if target.device.type != "cpu" or not target.numel():
+    if target.device.type != "cpu" or not target.numel() or torch.compiler.is_compiling():
         return
     ids = target if ignore_index is None else target.masked_fill(target == ignore_index, 0)
     low, high = (int(v) for v in torch.aminmax(ids))

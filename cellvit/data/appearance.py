@@ -120,9 +120,10 @@ class LowerResolution(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentat
 
     def __init__(self, *, scale: tuple[float, float] = (0.4, 0.9), p: float = 0.5) -> None:
         super().__init__(p=p)
-        if not 0 < scale[0] <= scale[1] <= 1:
+        low, high = scale
+        if not 0 < low <= high <= 1:
             raise ValueError(f"scale={scale!r} is not 0 < low <= high <= 1")
-        self.scale = tuple(scale)
+        self.scale = (low, high)
 
     def get_params(self) -> dict[str, Any]:
         """Draw the reduction."""

@@ -9,11 +9,15 @@ from cellvit.errors import ConfigError
 
 
 class TypeBalance:
-    """A share of the patches is centred on a nucleus whose type was drawn evenly among all types.
+    """A share of the patches lies around a nucleus whose type was drawn evenly among all types.
+
+    Image and type are drawn as if every nucleus of the type were as likely; within the image one of the type's pixels
+    is, so large nuclei come more often. The pixel lies in the middle half of the patch where the image leaves room.
 
     Args:
         counts: Nuclei of each type in each image, ``(images, types)``; types that occur nowhere are left out.
-        weights: Probability of each image without balance, ``(images,)``.
+        weights: Probability of each image without balance, ``(images,)``; nuclei of images of probability 0 are not
+            drawn either.
         share: Share of the patches, in [0, 1].
 
     Attributes:
@@ -24,9 +28,11 @@ class TypeBalance:
     """
 
     def __init__(self, counts: NDArray[np.int64], weights: NDArray[np.float64], *, share: float) -> None:
+        counts = np.where(weights[:, None] > 0, counts, 0)
         total = counts.sum(0)
         if share and not total.any():
-            raise ConfigError(f"type_balance {share} needs nuclei of known type, and there are none; set it to 0")
+            message = f"type_balance {share} needs nuclei of known type, and the images that are drawn have none"
+            raise ConfigError(f"{message}; set it to 0")
         present = total > 0
         # Probability of each image and type when the type is drawn first and then one of its nuclei.
         self._by_type = np.where(present, counts / np.maximum(total, 1), 0.0) / max(int(present.sum()), 1)
@@ -59,7 +65,9 @@ class TypeBalance:
         if types is not None and self._share[image] > 0 and rng.random() < self._share[image]:
             by_type = self._by_type[image]
             kind = rng.choice(len(by_type), p=by_type / by_type.sum())
-            pixels = np.flatnonzero(types[instance_map] == kind)
+            chosen = types == kind
+            chosen[0] = False  # the entry of the background may be anything
+            pixels = np.flatnonzero(chosen[instance_map])
             middle = np.unravel_index(pixels[rng.integers(len(pixels))], instance_map.shape)
             top, left = (
                 int(np.clip(at - rng.integers(size // 4, size - size // 4), 0, most - 1))

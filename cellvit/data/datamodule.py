@@ -42,7 +42,8 @@ class FolderDataModule(LightningDataModule):
         seed: Base of the draws; None takes the seed of ``seed_everything``, or 0.
 
     Raises:
-        ConfigError: If a number is below 1 (workers: below 0).
+        ConfigError: If a number is below 1 (workers: below 0). Once the data are read also if ``dataset_weights`` or
+            ``type_balance`` do not fit them, see :class:`FolderDataset`.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class FolderDataset(Dataset[dict[str, Any]]):
             are never augmented.
         dataset_weights: How often each data set is drawn, see :meth:`draw_weights`.
         type_balance: Share of the patches, in [0, 1], that lie around a nucleus of a type drawn evenly among all types
-            of the data, so that rare types are seen as often as common ones.
+            of the data sets that are drawn, so that rare types are seen as often as common ones.
         num_nuclei_classes: Number of types with background; a larger type id is an error. None checks nothing.
         mpp: Resample images of another known resolution to this many microns per pixel; None leaves all as they are.
         cache: Keep decoded images and labels in memory (5 bytes per pixel). Either way all are read once at the start,
@@ -57,7 +57,8 @@ class FolderDataset(Dataset[dict[str, Any]]):
 
     Raises:
         DataError: If something is wrong with the data; one error lists every file.
-        ConfigError: If a setting cannot work, or the weights do not name each data set once.
+        ConfigError: If a setting cannot work, the weights do not name each data set once, or ``type_balance`` finds no
+            nucleus of known type.
     """
 
     def __init__(
@@ -87,10 +88,9 @@ class FolderDataset(Dataset[dict[str, Any]]):
             raise DataError(f"split {split!r} of '{self.root}' has no images; add some or choose another split")
         self._cache: list[_Loaded] | None = None
         self.shapes: list[tuple[int, int]] = []
-        self._labels: list[tuple[NDArray[Any], NDArray[np.int32] | None]] = []
-        self._load_all(keep=cache)
+        labels = self._load_all(keep=cache)
         weights = self._image_weights(dataset_weights)
-        self._balance = TypeBalance(count_types(self._labels), weights, share=type_balance)
+        self._balance = TypeBalance(count_types(labels), weights, share=type_balance)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -186,8 +186,10 @@ class FolderDataset(Dataset[dict[str, Any]]):
                 "with background; name more classes or correct the label"
             )
 
-    def _load_all(self, *, keep: bool) -> None:
+    def _load_all(self, *, keep: bool) -> list[tuple[NDArray[Any], NDArray[np.int32] | None]]:
+        """Read and check everything; return the labels that occur in each image, and their types."""
         loaded: list[_Loaded] = []
+        labels: list[tuple[NDArray[Any], NDArray[np.int32] | None]] = []
         problems = []
         for record in self.records:
             try:
@@ -196,11 +198,12 @@ class FolderDataset(Dataset[dict[str, Any]]):
                 problems.append(str(error))
                 continue
             self.shapes.append(item[1].shape)
-            self._labels.append((np.unique(item[1]), item[2]))
+            labels.append((np.empty(0, np.int64) if item[2] is None else np.unique(item[1]), item[2]))
             if keep:
                 loaded.append(item)
         raise_problems(problems, where=self.root)
         self._cache = loaded if keep else None
+        return labels
 
 
 class ImageDataset(Dataset[dict[str, Any]]):

@@ -165,7 +165,7 @@ def _hed_jitter(size: int, *, p: float = 0.5, scale: float = 0.1, shift: float =
 
 
 def _resolution(size: int, *, p: float = 0.25, scale: tuple[float, float] = (0.4, 0.9)) -> LowerResolution:
-    """Blur as an image of a lower magnification is that was resampled (not published)."""
+    """Reduce and enlarge the patch smoothly, as a slide of lower magnification is resampled (not published)."""
     return LowerResolution(scale=scale, p=p)
 
 
@@ -185,7 +185,6 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "hed_jitter": _hed_jitter,
     "resolution": _resolution,
 }
-
 
 _OURS = ("scale", "hed_jitter", "resolution")
 

@@ -56,10 +56,10 @@ class SubpixelDecoder(Decoder):
                 f"decoder 'subpixel' needs feature maps at strides {_STRIDES}, the encoder's have {strides}; "
                 "use decoder 'unetr' or a pyramid such as encoder 'hybrid'"
             )
-        if len(widths) != len(_STRIDES) or shared_convs < 1 or branch_convs < 0:
+        if len(widths) != len(_STRIDES) or min(widths) < 1 or shared_convs < 1 or branch_convs < 0:
             raise ConfigError(
-                f"widths {list(widths)} need {len(_STRIDES)} numbers, shared_convs {shared_convs} is at least 1, "
-                f"branch_convs {branch_convs} at least 0"
+                f"decoder 'subpixel' has widths {list(widths)}, shared_convs {shared_convs}, branch_convs "
+                f"{branch_convs}; give {len(_STRIDES)} widths from 1, shared_convs from 1 and branch_convs from 0"
             )
         self.out_channels = widths[0]
         self.ups, self.levels = nn.ModuleList(), nn.ModuleList()

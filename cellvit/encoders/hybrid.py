@@ -33,13 +33,13 @@ class HybridEncoder(Encoder):
         mlp_ratio: Hidden width of a block's MLP over ``D``.
         drop_path_rate: Stochastic depth of the last block; earlier blocks have linearly less.
 
+    Raises:
+        ConfigError: If there is not one number of residual blocks for each width.
+
     References:
         [1] Xiao et al., Early convolutions help transformers see better, NeurIPS 2021.
         [2] Chu et al., Conditional positional encodings for vision transformers, ICLR 2023.
         [3] He et al., Deep residual learning for image recognition, CVPR 2016.
-
-    Raises:
-        ConfigError: If there is not one number of residual blocks for each width.
     """
 
     def __init__(
@@ -55,8 +55,9 @@ class HybridEncoder(Encoder):
         residual_blocks: Sequence[int] = (0, 0, 0),
     ) -> None:
         super().__init__()
-        if len(residual_blocks) != len(widths) or min(residual_blocks) < 0:
-            raise ConfigError(f"residual_blocks {list(residual_blocks)} must give one number from 0 for each width")
+        if len(residual_blocks) != len(widths) or min(residual_blocks, default=0) < 0:
+            message = f"residual_blocks {list(residual_blocks)} do not fit widths {list(widths)}"
+            raise ConfigError(f"{message}; give one number from 0 for each width")
         sizes = [3, *widths, embed_dim]
         self.window = window
         blocks = [*residual_blocks, 0]

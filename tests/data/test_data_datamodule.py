@@ -52,6 +52,40 @@ def test_data_sets_are_chosen_for_training_and_evaluation(two_datasets):
     assert [b["name"] for b in data.val_dataloader()] == [["typed/e"]]
 
 
+def test_balance_and_weights_hold_for_training_alone(two_datasets):
+    """No validation image of the data set is typed, and the weights do not name a set that only val has."""
+    settings = {"datasets": ["typed"], "val_datasets": ["plain"], "dataset_weights": {"typed": 1.0}}
+    data = module(two_datasets, type_balance=1.0, samples_per_epoch=40, augmentation={}, **settings)
+    data.setup("fit")
+    types = torch.cat([b["nuclei_type_map"] for b in data.train_dataloader()])
+    assert (types.flatten(1).max(1).values > 0).all()
+    plain = module(two_datasets, **settings)
+    plain.setup("fit")
+    for ours, theirs in zip(data.val_dataloader(), plain.val_dataloader(), strict=True):
+        assert ours["name"] == theirs["name"] == ["plain/d"]
+        assert torch.equal(ours["image"], theirs["image"])
+    for stage in ("validate", "test"):
+        data.setup(stage)
+    assert [b["name"] for b in data.test_dataloader()] == [["plain/d"]]
+
+
+def test_weights_and_balance_decide_the_draws_together(two_datasets):
+    def drawn(**settings):
+        data = module(two_datasets, samples_per_epoch=60, seed=2, **settings)
+        data.setup("fit")
+        return [name.split("/")[0] for b in data.train_dataloader() for name in b["name"]]
+
+    only_plain = {"typed": 0.0, "plain": 1.0}
+    assert set(drawn(dataset_weights=only_plain)) == {"plain"}
+    mostly_plain = {"typed": 0.02, "plain": 0.98}
+    assert drawn(dataset_weights=mostly_plain).count("typed") < 10
+    assert 20 < drawn(dataset_weights=mostly_plain, type_balance=0.5).count("typed") < 40
+    with pytest.raises(ConfigError, match=r"type_balance 0\.5 needs nuclei of known type"):
+        drawn(dataset_weights=only_plain, type_balance=0.5)
+    with pytest.raises(ConfigError, match="dataset_weights names"):
+        drawn(dataset_weights={"typed": 1.0})
+
+
 def test_evaluation_leaves_out_training_sets_without_images_of_the_split(data_folder):
     data_folder.add("a", "1", "train").add("b", "2", "train").add("b", "3", "val").add("c", "4", "val")
     data = module(data_folder.write(), datasets=["a", "b"])

@@ -155,7 +155,14 @@ def test_a_long_list_of_problems_is_cut(data_folder):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"crop_size": 0}, "crop_size is 0"), ({"mpp": -1.0}, "mpp is -1.0"), ({"split": "test"}, "has no images")],
+    [
+        ({"crop_size": 0}, "crop_size is 0"),
+        ({"mpp": -1.0}, "mpp is -1.0"),
+        ({"split": "test"}, "has no images"),
+        ({"type_balance": -0.1}, r"type_balance is -0\.1; give a share of the patches from 0 to 1"),
+        ({"type_balance": 1.5}, r"type_balance is 1\.5"),
+        ({"type_balance": float("nan")}, "type_balance is nan"),
+    ],
 )
 def test_wrong_settings_are_explained(two_datasets, settings, message):
     with pytest.raises(CellViTError, match=message):
@@ -166,9 +173,10 @@ def test_draw_weights(two_datasets):
     data = FolderDataset(two_datasets)
     area = np.array([64 * 64, 40 * 48, 40 * 48])
     np.testing.assert_allclose(data.draw_weights(), area / area.sum())
-    weights = data.draw_weights({"typed": 1, "plain": 3})
-    np.testing.assert_allclose(weights, [0.25 * 4096 / 6016, 0.25 * 1920 / 6016, 0.75])
-    assert data.draw_weights({"typed": 0, "plain": 2}).tolist() == [0, 0, 1]
+    data = FolderDataset(two_datasets, dataset_weights={"typed": 1, "plain": 3})
+    np.testing.assert_allclose(data.draw_weights(), [0.25 * 4096 / 6016, 0.25 * 1920 / 6016, 0.75])
+    data = FolderDataset(two_datasets, dataset_weights={"typed": 0, "plain": 2})
+    assert data.draw_weights().tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +184,7 @@ def test_draw_weights(two_datasets):
 )
 def test_wrong_data_set_weights(two_datasets, weights):
     with pytest.raises(ConfigError, match="dataset_weights"):
-        FolderDataset(two_datasets).draw_weights(weights)
+        FolderDataset(two_datasets, dataset_weights=weights)
 
 
 def test_images_alone(tmp_path, data_folder):

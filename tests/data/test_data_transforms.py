@@ -9,7 +9,7 @@ from cellvit.data.transforms import PUBLISHED, build_augmentation, seed_augmenta
 from cellvit.errors import ConfigError
 
 PALETTE = np.random.default_rng(5).integers(0, 256, (64, 3), dtype=np.uint8)
-EXTRA = ("scale", "hed_jitter")
+EXTRA = ("scale", "hed_jitter", "resolution")
 GEOMETRIC = ["rotate90", "horizontal_flip", "vertical_flip", "random_resized_crop", "elastic", "scale"]
 EXACT = ["rotate90", "horizontal_flip", "vertical_flip"]
 SIZE = 96
@@ -218,6 +218,39 @@ def test_no_stain_jitter_changes_nothing():
     assert np.abs(same.astype(int) - image).max() <= 1
 
 
+def lower_resolution(image, **settings):
+    augmentation = build_augmentation({"resolution": {"p": 1.0, **settings}}, size=len(image))
+    seed_augmentation(augmentation, 0)
+    return augmentation(image=image, masks=[])["image"]
+
+
+@pytest.mark.parametrize("scale", [(0.1, 0.1), (0.4, 0.9), (0.5, 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize("shape", [(64, 64), (50, 31), (1, 7)])
+def test_lower_resolution_keeps_size_and_colour(scale, shape):
+    rows, cols = np.mgrid[: shape[0], : shape[1]]
+    smooth = np.stack([40 + 2 * rows, 200 - 2 * cols, 90 + rows + cols], axis=-1).astype(np.uint8)
+    done = lower_resolution(smooth, scale=scale)
+    assert done.shape == smooth.shape
+    assert done.dtype == np.uint8
+    assert np.abs(done.mean((0, 1)) - smooth.mean((0, 1))).max() < 1
+    flat = np.full((*shape, 3), (255, 0, 117), np.uint8)
+    np.testing.assert_array_equal(lower_resolution(flat, scale=scale), flat)
+    if scale == (1.0, 1.0):
+        np.testing.assert_array_equal(done, smooth)
+
+
+def test_lower_resolution_loses_what_is_finer_than_it():
+    rows, cols = np.mgrid[:64, :64]
+    for period, least, most in ((2, 0.0, 0.05), (16, 0.8, 1.1)):
+        wave = 128 + 80 * np.cos(2 * np.pi * (rows + 0.5) / period) * np.ones_like(cols)
+        stripes = np.repeat(wave[..., None], 3, axis=-1).round().astype(np.uint8)
+        kept = lower_resolution(stripes, scale=(0.4, 0.4))[8:-8].std() / max(stripes[8:-8].std(), 1)
+        assert least <= kept <= most
+    checks = np.repeat((255 * ((rows + cols) % 2))[..., None], 3, axis=-1).astype(np.uint8)
+    assert checks.std() > 127
+    assert lower_resolution(checks, scale=(0.5, 0.5)).std() < 1
+
+
 def test_empty_configuration_changes_nothing(labels):
     done = build_augmentation({})(image=PALETTE[labels], masks=[labels])
     np.testing.assert_array_equal(done["image"], PALETTE[labels])
@@ -243,6 +276,12 @@ def test_order_is_the_published_one():
         ({"scale": {"limit": [0, 1]}}, "out of range"),
         ({"superpixels": {"segments": 0}}, "out of range"),
         ({"hed_jitter": {"scale": 2}}, "not in"),
+        ({"resolution": {"scale": [0.9, 0.4]}}, "low <= high"),
+        ({"resolution": {"scale": [0, 0.5]}}, "low <= high"),
+        ({"resolution": {"scale": [0.5, 1.5]}}, "low <= high"),
+        ({"resolution": {"scale": [0.5]}}, "'resolution' does not work"),
+        ({"resolution": {"scale": [0.4, 0.5, 0.9]}}, "'resolution' does not work"),
+        ({"resolution": {"scale": 0.5}}, "'resolution' does not work"),
         ({"gauss_noise": {"variance_limit": -1}}, "'gauss_noise' does not work"),
     ],
 )

@@ -12,6 +12,10 @@ from cellvit.errors import ConfigError, UnknownPluginError
 from cellvit.testing import EncoderContract
 
 
+def small_hybrid(**settings):
+    return HybridEncoder(widths=(4, 8, 12), embed_dim=24, depth=2, num_heads=2, window=3, **settings)
+
+
 class TestSmallViT(EncoderContract):
     def make(self):
         return ViTEncoder(embed_dim=48, depth=4, num_heads=3)
@@ -19,7 +23,12 @@ class TestSmallViT(EncoderContract):
 
 class TestHybrid(EncoderContract):
     def make(self):
-        return HybridEncoder(widths=(4, 8, 12), embed_dim=24, depth=2, num_heads=2, window=3)
+        return small_hybrid()
+
+
+class TestHybridWithResidualBlocks(EncoderContract):
+    def make(self):
+        return small_hybrid(residual_blocks=(1, 0, 2))
 
 
 class TestTimmPatch16(EncoderContract):
@@ -131,6 +140,61 @@ def test_hybrid_means_the_same_at_any_size():
         whole = encoder(image).features[2][..., 10:14, 10:14]
         shifted = encoder(image.roll((64, 64), (2, 3))).features[2][..., 18:22, 18:22]
     torch.testing.assert_close(whole, shifted)
+
+
+def test_windows_that_fit_are_not_padded(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("padded")
+
+    tokens = torch.randn(2, 3, 4, 6)
+    expected = attend_in_windows(tokens, torch.nn.Identity(), window=2)
+    torch.testing.assert_close(expected, tokens)
+    monkeypatch.setattr("cellvit.encoders.hybrid.F.pad", refuse)
+    torch.testing.assert_close(attend_in_windows(tokens, torch.nn.Identity(), window=2), tokens)
+    with pytest.raises(AssertionError, match="padded"):
+        attend_in_windows(tokens[:, :, :3], torch.nn.Identity(), window=2)
+
+
+def test_without_residual_blocks_the_weights_have_the_names_of_before():
+    convs = {f"stages.{s}.{i}.weight" for s in range(4) for i in (0, 3)}
+    of_norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    norms = {f"stages.{s}.{i}.{name}" for s in range(4) for i in (1, 4) for name in of_norm}
+    plain, zeros = small_hybrid().state_dict(), small_hybrid(residual_blocks=[0, 0, 0]).state_dict()
+    assert {name for name in plain if name.startswith("stages.")} == convs | norms
+    assert list(plain) == list(zeros)
+    more = small_hybrid(residual_blocks=(1, 0, 2)).state_dict()
+    added = {name.split(".layers.")[0] for name in set(more) - set(plain)}
+    assert added == {"stages.0.6", "stages.2.6", "stages.2.7"}
+    assert set(plain) < set(more)
+
+
+def test_residual_blocks_add_to_their_input():
+    plain, deeper = small_hybrid().eval(), small_hybrid(residual_blocks=(1, 0, 2)).eval()
+    missing = deeper.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing
+    image = torch.randn(1, 3, 32, 48)
+    with torch.inference_mode():
+        changed = deeper(image)
+        for name in missing:
+            if name.endswith(("layers.4.weight", "layers.4.bias")):  # the norm at the end of each block
+                deeper.get_parameter(name).zero_()
+        same, expected = deeper(image), plain(image)
+    for a, b, other in zip(same.features, expected.features, changed.features, strict=True):
+        torch.testing.assert_close(a, b)
+        assert not torch.allclose(a, other)
+
+
+def test_residual_blocks_are_at_the_strides_of_their_stages():
+    encoder = small_hybrid(residual_blocks=(0, 1, 0))
+    groups, plain = encoder.layer_groups(), small_hybrid().layer_groups()
+    more = [sum(p.numel() for p in a) - sum(p.numel() for p in b) for a, b in zip(groups, plain, strict=True)]
+    assert more == [0, 2 * (8 * 8 * 9 + 2 * 8), 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("numbers", [(), (1, 2), (0, 0, 0, 0), (0, -1, 0)])
+def test_wrong_numbers_of_residual_blocks_are_refused(numbers):
+    with pytest.raises(ConfigError, match=r"do not fit widths \[4, 8, 12\]; give one number from 0 for each width"):
+        small_hybrid(residual_blocks=numbers)
 
 
 @pytest.mark.parametrize("taps", [(1, 2, 3), (0, 1, 2, 3), (1, 2, 2, 3), (9, 10, 11, 13)])

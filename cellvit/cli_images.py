@@ -115,6 +115,7 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         "patch_overlap": options.overlap,
         "model": str(options.model),
         "precision": options.precision,
+        "tta": options.tta,
         "cellvit_version": version("cellvit-lightning"),
     }
     _write(targets, image, nuclei, metadata)

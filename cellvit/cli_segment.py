@@ -21,6 +21,7 @@ from cellvit.runner.settings import DEFAULT_FORMATS, FORMATS
 from cellvit.segment import autocast_context, choose_device, load_model, tile_grid
 from cellvit.slide.naming import SLIDE_SUFFIXES
 from cellvit.slide.slides import is_slide
+from cellvit.tta import augmented
 
 EPILOG = f"""\
 A slide (a scanner's format, a pyramid, a tiled TIFF, or more than 67 million pixels) gets a folder of its own in DIR,
@@ -147,7 +148,7 @@ def _run(options: argparse.Namespace, errors: Console) -> int:
         job = None
         if inputs.images or not inputs.slides:
             starting = progress.add_task("loading the model", total=None)
-            model = load_model(options.model, device=devices[0])
+            model = augmented(load_model(options.model, device=devices[0]), options.tta)
             progress.remove_task(starting)
             job = Job(model, options, tuple(name for name in formats if name in SUFFIXES), say)
             job.outcomes += [Outcome(Path(text), error=reason) for text, reason in inputs.missing]

@@ -9,8 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from cellvit.acceleration import accelerated_inference
 from cellvit.assembly import image_arrays
 from cellvit.errors import ConfigError
 from cellvit.model import CellViT
@@ -19,6 +20,7 @@ from cellvit.slide.reader import to_rgb
 from cellvit.slide.seams import merge_tiles
 from cellvit.slide.tiling import TileGrid
 from cellvit.slide.view import SlideView
+from cellvit.tta import augmented, separated
 from cellvit.types import Nuclei, NucleiClasses, NucleiPrediction
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -72,6 +74,7 @@ def segment_image(
     batch_size: int = 1,
     device: str = "auto",
     precision: str = "32-true",
+    tta: int = 1,
     progress: Progress | None = None,
 ) -> Nuclei:
     """Find the nuclei of an image of any size.
@@ -91,6 +94,8 @@ def segment_image(
         device: ``"auto"`` (CUDA, else MPS, else CPU; a model that is passed in stays where it is), ``"cpu"``,
             ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
         precision: ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
+        tta: Average the maps over 2, 4 or 8 mirrored and turned views, which takes as many times as long; 1 is off. See
+            :class:`cellvit.tta.TestTimeAugmentation`.
         progress: Called after every batch with the number of tiles done and of all tiles.
 
     Returns:
@@ -109,7 +114,8 @@ def segment_image(
         raise ConfigError(f"batch_size {batch_size} must be 1 or more")
     if not (np.isfinite(mpp) and mpp > 0):
         raise ConfigError(f"mpp {mpp} is not a resolution; give microns per pixel, such as 0.25")
-    network = load_model(model, device=device)
+    network, views = separated(load_model(model, device=device), tta)
+    predictor = augmented(network, views)
     autocast = autocast_context(precision, network.device)
     view = SlideView(_Pixels(pixels), mpp=(mpp, mpp), target_mpp=network.mpp)
     grid = tile_grid(view.width, view.height, tile_size=tile_size, overlap=overlap)
@@ -119,7 +125,7 @@ def segment_image(
             indices = range(first, min(first + batch_size, len(grid)))
             tiles = np.stack([view.read(t.x, t.y, t.width, t.height) for t in map(grid.tile, indices)])
             with autocast:
-                maps = _predict(network, tiles)
+                maps = _predict(predictor, tiles)
             found += [(index, network.postprocess(item).nuclei) for index, item in zip(indices, maps, strict=True)]
             if progress is not None:
                 progress(len(found), len(grid))
@@ -221,9 +227,15 @@ def autocast_context(precision: str, device: torch.device) -> AbstractContextMan
 def evaluation_mode(model: NucleiModel) -> Iterator[None]:
     """Switch training mode off, and back on afterwards if it was on, also after an error.
 
+    Within it a network runs as :func:`cellvit.acceleration.accelerated_inference` describes.
+
     Args:
         model: The model.
     """
+    if isinstance(model, nn.Module):
+        with accelerated_inference(model):
+            yield
+        return
     was_training = model.training
     model.train(False)
     try:

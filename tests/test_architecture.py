@@ -28,6 +28,7 @@ PLACES = [
     ("cellvit.classes", 0, "core"),
     ("cellvit.geometry", 0, "core"),
     ("cellvit.star", 0, "core"),
+    ("cellvit.symmetry", 0, "core"),
     ("cellvit.atomic", 0, "core"),
     ("cellvit.state_dicts", 0, "core"),
     ("cellvit.licences", 0, "core"),
@@ -56,6 +57,7 @@ PLACES = [
     ("cellvit.acceleration", 4, "application"),  # compiled training, fused inference
     ("cellvit.callbacks", 4, "application"),
     ("cellvit.segment", 4, "application"),
+    ("cellvit.tta", 4, "application"),
     ("cellvit.runner", 4, "application"),  # whole slides: from reading to files
     ("cellvit.evaluation", 4, "application"),
     ("cellvit.demo", 5, "command line"),

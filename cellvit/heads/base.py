@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cellvit.errors import ConfigError
 from cellvit.parts import Configurable
 from cellvit.registry import Registry
+from cellvit.symmetry import Symmetry
 from cellvit.types import Batch
 
 
@@ -70,6 +71,21 @@ class Head(Configurable, nn.Module, ABC):
     @abstractmethod
     def loss_terms(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return every unweighted loss term as a scalar, keyed as in ``default_losses``."""
+
+    def restore(self, activated: Tensor, symmetry: Symmetry) -> Tensor:
+        """Return the activated map of an image from that of a view of it.
+
+        As it stands this is for values that have no direction: they are moved to where they belong, and pooled ones
+        stay as they are. A head whose channels mean directions overrides it.
+
+        Args:
+            activated: What :meth:`activate` returns for the view.
+            symmetry: How the view was made.
+
+        Raises:
+            ConfigError: If the channels cannot be brought back.
+        """
+        return symmetry.undo(activated) if self.source == "decoder" else activated
 
     def losses(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted loss terms of non-zero weight, in float32 whatever the precision of the network."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cellvit.heads.base import HEADS, HeadSizes, MapHead
 from cellvit.losses import hv_gradient_loss, hv_mse_loss
+from cellvit.symmetry import Symmetry
 from cellvit.types import HV_MAP, Batch
 
 
@@ -28,6 +29,15 @@ class HVHead(MapHead):
     def activate(self, logits: Tensor) -> Tensor:
         """Return the maps as they are; the published network bounds them by nothing."""
         return logits
+
+    def restore(self, activated: Tensor, symmetry: Symmetry) -> Tensor:
+        """Return the maps of an image from those of a view: moved, exchanged if transposed, negated if mirrored.
+
+        Mirrored, this is approximate: the published target is 1 px, not 0, in the pixel at the centre (see
+        :func:`cellvit.data.targets.hv_map_from_instances`), whichever way the image is turned. So targets lie up to
+        1 px to one side of the true distance and restored ones up to 1 px to the other; their mean lies between.
+        """
+        return symmetry.undo_vectors(activated)
 
     def loss_terms(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the squared errors of the maps and, inside nuclei, of their gradients."""

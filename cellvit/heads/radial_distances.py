@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from cellvit.heads.base import HEADS, Head, HeadSizes
 from cellvit.losses import background_distance_loss, radial_distance_loss
 from cellvit.star import NUM_RAYS, object_probability, radial_distances, ray_directions
+from cellvit.symmetry import Symmetry
 from cellvit.types import RADIAL_DISTANCES, Batch
 
 UNIT = 10.0
@@ -52,6 +53,16 @@ class RadialDistancesHead(Head):
     def activate(self, logits: Tensor) -> Tensor:
         """Return distances ``(B, K, H, W)`` in pixels, above 0."""
         return UNIT * F.softplus(logits)
+
+    def restore(self, activated: Tensor, symmetry: Symmetry) -> Tensor:
+        """Return the distances in an image from those in a view of it: moved, and each ray in its own channel again.
+
+        Raises:
+            ConfigError: If the rays do not fall onto each other: mirrored views need an even number of them, transposed
+                ones a multiple of four.
+        """
+        rays = symmetry.directions(activated.shape[-3]).to(activated.device)
+        return symmetry.undo(activated).index_select(-3, rays)
 
     def loss_terms(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the absolute error in nuclei and the mean distance outside."""

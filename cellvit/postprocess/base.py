@@ -25,7 +25,7 @@ class Postprocessor(Configurable, ABC):
 
     needs: ClassVar[frozenset[str]]
     takes: ClassVar[frozenset[str]] = frozenset({NUCLEI_TYPE_MAP, EMBEDDING_MAP})
-    takes_labels: ClassVar[frozenset[str]] = frozenset()
+    takes_labels: frozenset[str] = frozenset()
 
     @abstractmethod
     def __call__(self, maps: Mapping[str, NDArray[Any]]) -> NucleiPrediction:

@@ -1,7 +1,7 @@
 """The watershed on horizontal and vertical distance maps that turns the maps of one image into nuclei."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cellvit.errors import ConfigError, DataError
 from cellvit.postprocess.base import POSTPROCESSORS, Postprocessor
 from cellvit.postprocess.flood import flood
-from cellvit.postprocess.table import check_finite, nuclei_from_instances
+from cellvit.postprocess.table import TypeRule, check_finite, nuclei_from_instances
 from cellvit.types import EMBEDDING_MAP, HV_MAP, NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP, FloatMap, IntMap, NucleiPrediction
 
 Mask = NDArray[np.uint8]
@@ -49,6 +49,9 @@ class HVPostprocessor(Postprocessor):
             the image, and an image with only small nuclei yields none. ``"fixed"`` uses constants (see
             :func:`fixed_edge`), so that a nucleus depends on its surroundings only.
 
+        type_rule: How a nucleus gets its type: ``"majority"`` of its pixels, as published, or their ``"mean"``
+            probability; see :func:`cellvit.postprocess.table.nuclei_from_instances`.
+
     Raises:
         ConfigError: If an argument has another value.
 
@@ -60,9 +63,15 @@ class HVPostprocessor(Postprocessor):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({NUCLEI_BINARY_MAP, HV_MAP})
-    takes_labels: ClassVar[frozenset[str]] = frozenset({NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP})
+    takes_labels: frozenset[str] = frozenset({NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP})
 
-    def __init__(self, *, magnification: Literal[40, 20] = 40, normalisation: Normalisation = "tile") -> None:
+    def __init__(
+        self,
+        *,
+        magnification: Literal[40, 20] = 40,
+        normalisation: Normalisation = "tile",
+        type_rule: TypeRule = "majority",
+    ) -> None:
         if magnification not in _SCALES:
             message = (
                 f"magnification {magnification!r} has no published settings; use 40 or 20 "
@@ -71,6 +80,11 @@ class HVPostprocessor(Postprocessor):
             raise ConfigError(message)
         if normalisation not in ("tile", "fixed"):
             raise ConfigError(f"normalisation {normalisation!r} is unknown; use 'tile' (published) or 'fixed'")
+        if type_rule not in get_args(TypeRule):
+            raise ConfigError(f"type_rule {type_rule!r} is unknown; use 'majority' (published) or 'mean'")
+        self.type_rule = type_rule
+        if type_rule == "mean":
+            self.takes_labels = frozenset({NUCLEI_BINARY_MAP})
         self.magnification = magnification
         self.normalisation = normalisation
 
@@ -107,6 +121,7 @@ class HVPostprocessor(Postprocessor):
             type_map=maps.get(NUCLEI_TYPE_MAP),
             nucleus_prob=prob,
             embedding_map=maps.get(EMBEDDING_MAP),
+            type_rule=self.type_rule,
         )
 
     def separate(self, foreground: Mask, hv_map: FloatMap) -> IntMap:

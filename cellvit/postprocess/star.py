@@ -45,7 +45,7 @@ class StarPostprocessor(Postprocessor):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({OBJECT_PROBABILITY, RADIAL_DISTANCES})
-    takes_labels: ClassVar[frozenset[str]] = frozenset({NUCLEI_TYPE_MAP})
+    takes_labels: frozenset[str] = frozenset({NUCLEI_TYPE_MAP})
 
     def __init__(self, *, prob_threshold: float = 0.5, nms_threshold: float = 0.3, max_distance: float = 128.0) -> None:
         if not 0 < prob_threshold <= 1:

@@ -1,6 +1,6 @@
 """From an instance map to the table of its nuclei, for predictions and for ground truth alike."""
 
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -10,6 +10,8 @@ from scipy import ndimage
 from cellvit.errors import DataError
 from cellvit.geometry import MIN_CONTOUR_POINTS
 from cellvit.types import UNKNOWN_TYPE, IntMap, Nuclei, NucleiClasses, NucleiPrediction
+
+TypeRule = Literal["majority", "mean"]
 
 _Box = tuple[slice, slice]
 
@@ -22,12 +24,15 @@ def nuclei_from_instances(
     embedding_map: ArrayLike | None = None,
     classes: NucleiClasses | None = None,
     min_contour_points: int = MIN_CONTOUR_POINTS,
+    type_rule: TypeRule = "majority",
 ) -> NucleiPrediction:
     """Measure every instance of a map and return the cleaned map with its table.
 
-    Type: the most frequent type among the pixels of the nucleus, ties going to the smallest id. If that is
-    background and another type occurs, the most frequent of the others. ``type_prob`` is the share of the
-    nucleus's pixels that have the chosen type. Contour: outer border of the nucleus (8-connected), holes ignored;
+    Type: by ``"majority"``, as published, the most frequent type among the pixels of the nucleus, ties going to the
+    smallest id. If that is background and another type occurs, the most frequent of the others. ``type_prob`` is the
+    share of the nucleus's pixels that have the chosen type. By ``"mean"`` the probabilities are averaged over the
+    nucleus and background, which a nucleus is not, is left out: ``type_prob`` is the share of the largest in the sum
+    of the others. Every nucleus then has a type. Contour: outer border of the nucleus (8-connected), holes ignored;
     of a nucleus in several pieces the border of the largest piece (the first in reading order among equals),
     where the released code takes whichever piece OpenCV lists first. An instance whose contour has too few points is
     no nucleus: it is left out of the table and of the returned map.
@@ -44,6 +49,7 @@ def nuclei_from_instances(
             ``ceil(ymax / s)`` (half-open), and likewise for columns, where the stride ``s`` is the least power of
             two that makes ``h`` tokens cover ``H`` pixels. None leaves the embedding out.
         classes: Names and colours of the types, passed on to the table.
+        type_rule: ``"majority"`` or ``"mean"``; labels per pixel count as probabilities of 0 and 1.
         min_contour_points: Points that a contour needs; 1 keeps every instance, single pixels and lines too.
 
     Returns:
@@ -80,8 +86,7 @@ def nuclei_from_instances(
         chosen = np.ones(num, np.int32)
         share = np.ones(num) if prob is None else np.bincount(row_of, prob.reshape(-1)[pixels], num) / area
     else:
-        chosen, votes = _majority(row_of, _types_at(types, pixels), num)
-        share = votes / area
+        chosen, share = _typed(types, pixels, row_of, area=area, rule=type_rule)
     nuclei = Nuclei(
         centroid=np.stack([np.bincount(row_of, x, num), np.bincount(row_of, y, num)], axis=1) / area[:, None],
         bbox=bbox.astype(np.float64),
@@ -195,6 +200,28 @@ def _contour(mask: NDArray[np.uint8], offset: tuple[int, int]) -> NDArray[np.int
     return _contour((pieces == largest).view(np.uint8), offset)
 
 
+def _typed(
+    types: NDArray[Any],
+    pixels: NDArray[np.intp],
+    row_of: NDArray[np.int64],
+    *,
+    area: NDArray[np.intp],
+    rule: TypeRule,
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Return type and ``type_prob`` of every nucleus."""
+    if rule == "majority" or types.ndim == 2:
+        counts = _type_counts(row_of, _types_at(types, pixels), len(area))
+    else:
+        planes = types.reshape(len(types), -1)
+        counts = np.stack([np.bincount(row_of, plane[pixels], len(area)) for plane in planes], axis=1)
+    votes = counts.copy()
+    # By majority background wins only where it has no rival; by mean nowhere that a type has any probability.
+    votes[counts[:, 1:].any(axis=1), 0] = 0
+    chosen = votes.argmax(axis=1)
+    whole = area if rule == "majority" else votes.sum(axis=1)
+    return chosen.astype(np.int32), votes[np.arange(len(area)), chosen] / whole
+
+
 def _types_at(types: NDArray[Any], pixels: NDArray[np.intp]) -> NDArray[np.int64]:
     """Return the type id at flat pixel positions, unknown types as background."""
     if types.ndim == 2:
@@ -209,16 +236,10 @@ def _types_at(types: NDArray[Any], pixels: NDArray[np.intp]) -> NDArray[np.int64
     return winner
 
 
-def _majority(
-    row_of: NDArray[np.int64], types: NDArray[np.int64], num: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the chosen type of every nucleus and the number of its pixels that have it."""
+def _type_counts(row_of: NDArray[np.int64], types: NDArray[np.int64], num: int) -> NDArray[np.int64]:
+    """Return how many pixels of every nucleus have each type, ``(N, types)``."""
     num_types = int(types.max()) + 1
-    counts = np.bincount(row_of * num_types + types, minlength=num * num_types).reshape(num, num_types)
-    votes = counts.copy()
-    votes[counts[:, 1:].any(axis=1), 0] = 0  # background wins only where it has no rival
-    chosen = votes.argmax(axis=1)
-    return chosen.astype(np.int32), votes[np.arange(num), chosen]
+    return np.bincount(row_of * num_types + types, minlength=num * num_types).reshape(num, num_types)
 
 
 def _box_means(tokens: NDArray[Any], bbox: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float32]:

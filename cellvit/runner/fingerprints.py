@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cellvit.atomic import atomic_text
 from cellvit.errors import ImageError
 from cellvit.slide.slides import Slide
+from cellvit.tta import TestTimeAugmentation
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 65_536
@@ -114,6 +115,8 @@ def weights_hash(model: Any) -> str:
     Returns:
         64 hexadecimal digits.
     """
+    if isinstance(model, TestTimeAugmentation):
+        return hashlib.sha256(f"{weights_hash(model.model)} {model.views}".encode()).hexdigest()
     postprocessor = getattr(model, "postprocessor", None)
     facts = [_qualified(model), repr(model.classes), model.mpp, getattr(model, "settings", None), _plain(postprocessor)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode())

@@ -22,6 +22,7 @@ from cellvit.runner.summary import SlideFacts
 from cellvit.segment import NucleiModel, autocast_context, load_model
 from cellvit.slide.resolution import Resolution, slide_resolution
 from cellvit.slide.slides import open_slide
+from cellvit.tta import augmented, separated
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ def plan_slide(
     folder = None if out is None else Path(out)
     with open_slide(path) as slide:
         slide_resolution(slide, mpp=chosen.mpp, magnification=chosen.magnification)  # refuse before loading
-        network = load_model(model, device=device)
+        network, views = separated(load_model(model, device=device), chosen.tta)
+        chosen = replace(chosen, tta=views)
+        augmented(network, views)  # refuse what the run would refuse
         autocast_context(chosen.precision, network.device)
         prepared = prepare_slide(slide, chosen, model_mpp=network.mpp)
         digest = weights_hash(network)

@@ -20,6 +20,7 @@ from cellvit.runner.plan_tiles import searched_mm2, spread, tile_boxes
 from cellvit.runner.preparation import PreparedSlide
 from cellvit.runner.settings import SlideSettings
 from cellvit.segment import NucleiModel, autocast_context, evaluation_mode
+from cellvit.tta import augmented
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def measure(
         metadata: Facts for the heads of files.
     """
     groups = spread(prepared, count, settings.batch_size)
-    watched = _Watched(model)
+    watched = _Watched(augmented(model, settings.tta))
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     with (

@@ -24,6 +24,7 @@ from cellvit.runner.preparation import PreparedSlide
 from cellvit.runner.settings import FORMATS, SlideSettings, default_workers
 from cellvit.runner.summary import SlideFacts, stage_seconds
 from cellvit.segment import NucleiModel, Progress, autocast_context, evaluation_mode
+from cellvit.tta import augmented
 
 TISSUE = "tissue.png"
 
@@ -35,7 +36,7 @@ class SlideRun:
     Attributes:
         prepared: The slide.
         settings: Of this run.
-        model: The model.
+        model: The model; views that the settings ask for are averaged here.
         out: The result folder.
         model_name: What the model is called; None for one that was passed in.
     """
@@ -115,7 +116,7 @@ class SlideRun:
         self._write_tissue()
         stream = TileStream(
             prepared=self.prepared,
-            model=self.model,
+            model=augmented(self.model, settings.tta),
             batch_size=settings.batch_size,
             autocast=lambda: autocast_context(settings.precision, self.model.device),
             embeddings=settings.embeddings,

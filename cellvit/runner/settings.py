@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cellvit.errors import ConfigError
+from cellvit.symmetry import symmetries
 
 Origin = Literal["slide", "bounds"]
 
@@ -44,6 +45,7 @@ class SlideSettings:
     overlap: int = 64
     batch_size: int = 1
     precision: str = "32-true"
+    tta: int = 1
     workers: int | None = None
     tissue_filter: bool = True
     roi: str | Path | None = None
@@ -60,6 +62,7 @@ class SlideSettings:
         _check_formats(self.formats)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size {self.batch_size} must be 1 or more")
+        symmetries(self.tta)  # refuses other numbers
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"workers {self.workers} must be 0 (none: post-process in this process) or more")
         if self.origin not in ("slide", "bounds"):
@@ -72,7 +75,7 @@ class SlideSettings:
     @property
     def deciding(self) -> dict[str, Any]:
         """Return the settings on which the nuclei depend; resuming with others is refused."""
-        names = ("tile_size", "overlap", "precision", "tissue_filter", "embeddings", "origin")
+        names = ("tile_size", "overlap", "precision", "tta", "tissue_filter", "embeddings", "origin")
         return {name: getattr(self, name) for name in names}
 
 

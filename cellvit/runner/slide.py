@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import lru_cache, partial
@@ -20,6 +20,7 @@ from cellvit.runner.settings import SlideSettings
 from cellvit.segment import NucleiModel, Progress, autocast_context, load_model
 from cellvit.slide.resolution import slide_resolution
 from cellvit.slide.slides import open_slide
+from cellvit.tta import augmented, separated
 from cellvit.types import Nuclei
 
 
@@ -78,6 +79,8 @@ def segment_slide(
             * ``tile_size``, ``overlap``: in pixels at the model's resolution (1024, 64).
             * ``batch_size``: tiles that go through the network together (1); at most 16 do.
             * ``precision``: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``.
+            * ``tta``: average the maps over 2, 4 or 8 mirrored and turned views (1: off), which takes as many times as
+              long; see :class:`cellvit.tta.TestTimeAugmentation`.
             * ``workers``: post-processing processes; None chooses, 0 works in this process.
             * ``tissue_filter``: search tissue only (True).
             * ``roi``: GeoJSON file; only nuclei with their centroid in its polygons are kept. With
@@ -178,7 +181,9 @@ def run_slide(
     began = time.perf_counter(), datetime.now(UTC)
     with open_slide(path) as slide:
         slide_resolution(slide, mpp=settings.mpp, magnification=settings.magnification)  # refuse before loading
-        network = load()
+        network, views = separated(load(), settings.tta)
+        settings = replace(settings, tta=views)
+        augmented(network, views)  # refuse before anything is written
         autocast_context(settings.precision, network.device)
         prepared = prepare_slide(slide, settings, model_mpp=network.mpp)
         run = SlideRun(prepared, settings, network, out, model_name)

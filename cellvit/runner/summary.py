@@ -64,6 +64,7 @@ class SlideFacts:
             "model": self.name,
             "weights_hash": self.fingerprints["model"]["weights"],
             "precision": settings.precision,
+            "tta": settings.tta,
             "cellvit_version": version("cellvit-lightning"),
         }
 

@@ -4,7 +4,13 @@ from torch.nn import functional as F
 
 from cellvit.errors import ConfigError
 from cellvit.heads import HEADS, BinaryHead, HeadSizes, HVHead, NucleiTypeHead, TissueHead
-from cellvit.losses import binary_focal_tversky_loss, focal_tversky_loss, hv_gradient_loss
+from cellvit.losses import (
+    binary_focal_tversky_loss,
+    cross_entropy_loss,
+    dice_loss,
+    focal_tversky_loss,
+    hv_gradient_loss,
+)
 from cellvit.testing.head import SIZES, HeadContract, make_batch, make_features
 
 
@@ -17,7 +23,11 @@ class TestHV(HeadContract):
 
 
 class TestNucleiType(HeadContract):
-    make = staticmethod(NucleiTypeHead)
+    """With the loss that is off as published, so that all terms are there."""
+
+    def make(self, sizes, **settings):
+        every = {**NucleiTypeHead.default_losses, "unknown_type": 1.0}
+        return NucleiTypeHead(sizes, **{"losses": every, **settings})
 
 
 class TestTissue(HeadContract):
@@ -35,7 +45,8 @@ def test_activations_are_probabilities(name):
 def test_default_weights_are_the_published_ones():
     assert BinaryHead(SIZES).loss_weights == {"focal_tversky": 1.0, "dice": 1.0}
     assert HVHead(SIZES).loss_weights == {"mse": 2.5, "msge": 8.0}
-    assert NucleiTypeHead(SIZES).loss_weights == {"focal_tversky": 0.5, "dice": 0.2, "cross_entropy": 0.5}
+    published = {"focal_tversky": 0.5, "dice": 0.2, "cross_entropy": 0.5}
+    assert NucleiTypeHead(SIZES).loss_weights == {**published, "unknown_type": 0.0}
     assert TissueHead(SIZES).loss_weights == {"cross_entropy": 0.1}
 
 
@@ -70,6 +81,43 @@ def test_nuclei_of_unknown_type_do_not_train_the_type_head_but_the_others():
     assert binary.grad.permute(0, 2, 3, 1)[unknown].abs().min() > 0
 
 
+@pytest.mark.parametrize("variant", ["meant", "released"])
+def test_without_the_loss_of_unknown_types_the_losses_are_the_published_ones(variant):
+    batch, logits = make_batch(), torch.randn(2, 3, 16, 24)
+    batch["nuclei_type_map"][:, :8][batch["nuclei_type_map"][:, :8] > 0] = -1
+    probs, target = logits.softmax(1), batch["nuclei_type_map"]
+    doubled = probs.softmax(1) if variant == "released" else probs
+    expected = {
+        "focal_tversky": 0.5 * focal_tversky_loss(doubled, target, ignore_index=-1),
+        "dice": 0.2 * dice_loss(probs, target, ignore_index=-1),
+        "cross_entropy": 0.5 * cross_entropy_loss(probs, target, ignore_index=-1),
+    }
+    losses = NucleiTypeHead(SIZES, variant=variant).losses(logits, batch)
+    assert list(losses) == list(expected)
+    assert all(torch.equal(losses[name], expected[name]) for name in expected)
+
+
+def test_nuclei_of_unknown_type_are_pushed_away_from_background_alone():
+    batch = make_batch()
+    batch["nuclei_type_map"][:, :8][batch["nuclei_type_map"][:, :8] > 0] = -1
+    unknown = batch["nuclei_type_map"] == -1
+    start = torch.randn(2, 3, 16, 24)
+
+    def gradient(weight):
+        logits = start.clone().requires_grad_()
+        losses = {**NucleiTypeHead.default_losses, "unknown_type": weight}
+        sum(NucleiTypeHead(SIZES, losses=losses).losses(logits, batch).values()).backward()
+        return logits.grad.permute(0, 2, 3, 1)
+
+    on, off = gradient(1.0), gradient(0.0)
+    assert (on[unknown][:, 0] > 0).all()  # a step downhill makes background less probable
+    assert (on[unknown][:, 1:] < 0).all()
+    # Which type it is stays open: the types share the push in proportion to their probabilities.
+    torch.testing.assert_close(on[unknown][:, 1] / on[unknown][:, 2], (start[:, 1] - start[:, 2])[unknown].exp())
+    torch.testing.assert_close(on[~unknown], off[~unknown])
+    torch.testing.assert_close(gradient(2.0)[unknown], 2 * on[unknown])
+
+
 def test_unknown_tissue_is_left_out_and_all_unknown_costs_nothing():
     head, batch, logits = TissueHead(SIZES), make_batch(), torch.randn(2, 7, requires_grad=True)
     batch["tissue_types"] = torch.tensor([3, -1])
@@ -80,6 +128,17 @@ def test_unknown_tissue_is_left_out_and_all_unknown_costs_nothing():
     value.backward()
     assert value == 0
     assert logits.grad.abs().max() == 0
+
+
+def test_a_temperature_divides_the_logits_outside_of_training():
+    logits, batch = torch.randn(2, 3, 16, 24), make_batch()
+    plain, cooled = NucleiTypeHead(SIZES), NucleiTypeHead(SIZES, temperature=2.5)
+    torch.testing.assert_close(cooled.activate(logits), (logits / 2.5).softmax(1))
+    assert torch.equal(cooled.activate(logits).argmax(1), plain.activate(logits).argmax(1))
+    expected = plain.losses(logits, batch)
+    assert all(torch.equal(value, expected[name]) for name, value in cooled.losses(logits, batch).items())
+    with pytest.raises(ConfigError, match="temperature 0 must be above 0"):
+        NucleiTypeHead(SIZES, temperature=0)
 
 
 def test_unknown_variant_is_refused():

@@ -12,6 +12,7 @@ from cellvit.errors import ConfigError, DataError
 from cellvit.parts import build
 from cellvit.postprocess import POSTPROCESSORS, HVPostprocessor
 from cellvit.postprocess.flood import flood
+from cellvit.postprocess.table import nuclei_from_instances
 
 
 def mirrored_pairs():
@@ -224,6 +225,20 @@ def test_unknown_magnification(magnification):
 def test_unknown_normalisation():
     with pytest.raises(ConfigError, match=r"'tile' .published. or 'fixed'"):
         HVPostprocessor(normalisation="none")
+
+
+def test_types_by_mean_probability_need_the_probabilities():
+    maps = noisy_maps(DRAWN["touching"]())
+    postprocess = HVPostprocessor(type_rule="mean")
+    assert HVPostprocessor().takes_labels - postprocess.takes_labels == {"nuclei_type_map"}
+    found, published = postprocess(maps), HVPostprocessor()(maps)
+    np.testing.assert_array_equal(found.instance_map, published.instance_map)
+    expected = nuclei_from_instances(found.instance_map, type_map=maps["nuclei_type_map"], type_rule="mean").nuclei
+    np.testing.assert_array_equal(found.nuclei.type, expected.type)
+    np.testing.assert_array_equal(found.nuclei.type_prob, expected.type_prob)
+    assert (found.nuclei.type_prob != published.nuclei.type_prob).any()
+    with pytest.raises(ConfigError, match=r"'majority' .published. or 'mean'"):
+        HVPostprocessor(type_rule="median")
 
 
 def with_nan(array):

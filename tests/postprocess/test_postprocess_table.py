@@ -113,6 +113,50 @@ def test_probabilities_count_by_their_first_maximum():
     np.testing.assert_array_equal(by_probability.type_prob, by_label.type_prob)
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), num_types=st.integers(2, 5))
+def test_by_mean_a_type_is_that_of_the_largest_mean_probability_without_background(seed, num_types):
+    rng = np.random.default_rng(seed)
+    instances = draw_ellipses(8, (60, 60), seed=seed)
+    probabilities = rng.dirichlet(np.ones(num_types), (60, 60)).transpose(2, 0, 1).astype(np.float32)
+    prediction = nuclei_from_instances(instances, type_map=probabilities, type_rule="mean")
+    for row, label in enumerate(prediction.nuclei.label):
+        means = probabilities[1:, prediction.instance_map == label].astype(np.float64).mean(axis=1)
+        assert prediction.nuclei.type[row] == 1 + means.argmax()
+        assert prediction.nuclei.type_prob[row] == pytest.approx(means.max() / means.sum())
+
+
+def test_by_mean_doubt_counts_and_background_gives_way():
+    instances = block((5, 5), (1, slice(1, 4), slice(1, 4)))
+    probabilities = np.zeros((3, 5, 5))
+    probabilities[:, 1:3] = np.reshape([0.5, 0.26, 0.24], (3, 1, 1))  # six pixels: just type 1
+    probabilities[:, 3:] = np.reshape([0.5, 0.1, 0.4], (3, 1, 1))  # three: clearly type 2
+    mean = nuclei_from_instances(instances, type_map=probabilities, type_rule="mean").nuclei
+    assert mean.type.tolist() == [2]
+    assert mean.type_prob[0] == pytest.approx((6 * 0.24 + 3 * 0.4) / (9 * 0.5))
+    majority = nuclei_from_instances(instances, type_map=probabilities).nuclei
+    assert (majority.type.tolist(), majority.type_prob.tolist()) == ([0], [1.0])
+
+
+def test_by_mean_a_nucleus_that_is_background_alone_has_no_type():
+    instances = block((5, 5), (1, slice(1, 4), slice(1, 4)))
+    certain = np.zeros((3, 5, 5))
+    certain[0] = 1
+    nuclei = nuclei_from_instances(instances, type_map=certain, type_rule="mean").nuclei
+    assert (nuclei.type.tolist(), nuclei.type_prob.tolist()) == ([0], [1.0])
+
+
+def test_by_mean_labels_are_certain_probabilities():
+    instances = draw_ellipses(12, (80, 80), seed=5)
+    labels = np.random.default_rng(1).integers(0, 4, (80, 80))
+    certain = np.eye(4)[labels].transpose(2, 0, 1)
+    by_label, by_probability = (
+        nuclei_from_instances(instances, type_map=types, type_rule="mean").nuclei for types in (labels, certain)
+    )
+    np.testing.assert_array_equal(by_label.type, by_probability.type)
+    np.testing.assert_allclose(by_label.type_prob, by_probability.type_prob, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("shape", "grid", "stride"),
     [

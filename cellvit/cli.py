@@ -31,6 +31,7 @@ on models:
 
 on results:
   evaluate        score instance maps or GeoJSON, also of other tools, against a ground truth
+  card            measure a model for its model card: scores with intervals, calibration, failures
 
 on this installation:
   doctor          check packages, devices, readers, models and worker processes, and say what to repair
@@ -51,6 +52,7 @@ VERBS = {
     "models": "cellvit.cli_models",
     "plugins": "cellvit.cli_plugins",
     "evaluate": "cellvit.cli_evaluate",
+    "card": "cellvit.cli_card",
     "doctor": "cellvit.cli_doctor",
 }
 """Module of each verb, imported when it is asked for; its ``main`` takes the arguments and returns the exit code."""

@@ -117,7 +117,7 @@ def segment_image(
     network, views = separated(load_model(model, device=device), tta)
     predictor = augmented(network, views)
     autocast = autocast_context(precision, network.device)
-    view = SlideView(_Pixels(pixels), mpp=(mpp, mpp), target_mpp=network.mpp)
+    view = SlideView(ArrayImage(pixels), mpp=(mpp, mpp), target_mpp=network.mpp)
     grid = tile_grid(view.width, view.height, tile_size=tile_size, overlap=overlap)
     found: list[tuple[int, Nuclei]] = []
     with evaluation_mode(network):
@@ -133,20 +133,27 @@ def segment_image(
 
 
 @dataclass(frozen=True)
-class _Pixels:
-    """An image in memory as :class:`SlideView` reads a slide."""
+class ArrayImage:
+    """An image in memory as :class:`SlideView` reads a slide.
+
+    Attributes:
+        image: ``(H, W, 3)`` RGB.
+    """
 
     image: NDArray[np.uint8]
 
     @property
     def level_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of the one level."""
         return ((self.image.shape[1], self.image.shape[0]),)
 
     @property
     def bounds(self) -> tuple[int, int, int, int]:
+        """The whole image."""
         return (0, 0, *self.level_sizes[0])
 
     def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> NDArray[np.uint8]:
+        """Return a part that lies inside, a view of the image."""
         return self.image[y : y + height, x : x + width]
 
 

@@ -13,7 +13,7 @@ from cellvit.data.records import ImageRecord, nearest, read_image, read_label
 from cellvit.errors import DataError
 from cellvit.evaluation.drawing import measured
 from cellvit.postprocess.base import Postprocessor
-from cellvit.segment import NucleiModel, ArrayImage
+from cellvit.segment import ArrayImage, NucleiModel
 from cellvit.slide.view import MAX_SCALE, SlideView
 from cellvit.types import NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP, UNKNOWN_TYPE, NucleiClasses, NucleiPrediction
 

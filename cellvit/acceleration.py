@@ -6,12 +6,15 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from itertools import pairwise
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cellvit.errors import ConfigError
@@ -21,16 +24,39 @@ from cellvit.model import CellViT
 _DEFAULT_COMPILERS = ("g++", "clang++", "cl")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "parametrizations")
 
-_Replaced = list[tuple[nn.Sequential, int, nn.Module]]
+
+class _StandIn:
+    """Is called in place of a method of a module; a copy of the module has the method itself again."""
+
+    def __init__(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        self._module, self._name, self._function = module, name, function
+        setattr(module, name, self)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._function(*arguments, **options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        copied = deepcopy(self._module, memo)
+        return MethodType(getattr(type(copied), self._name), copied)
+
+    def remove(self) -> None:
+        """Give the module its method back."""
+        delattr(self._module, self._name)
 
 
 class _Use:
-    """How often a network is in use, and what was replaced in it for that."""
+    """How often a network is in use, and what has to be undone afterwards."""
 
-    def __init__(self, was_training: bool) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.count = 0
-        self.was_training = was_training
-        self.replaced: _Replaced = []
+        self.training = [(module, module.training) for module in network.modules()]
+        self.stand_ins: list[_StandIn] = []
+
+    def undo(self) -> None:
+        for stand_in in self.stand_ins:
+            stand_in.remove()
+        for module, mode in self.training:
+            module.training = mode
 
 
 _USES: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
@@ -41,43 +67,60 @@ _LOCK = threading.Lock()
 def accelerated_inference(network: nn.Module) -> Iterator[None]:
     """Run a network as fast as it goes without another result, and leave it as it was, also after an error.
 
-    Training mode is off. In every ``nn.Sequential`` a batch norm after a convolution goes into the convolution's
-    weights, and those lie with the channels last in memory. Outputs change by rounding only, about 1e-6 of their
-    size in float32; the parameters and the state dict are those of before afterwards. Several threads may use one
-    network at a time: the first makes the change, the last undoes it.
+    Training mode is off. In every ``nn.Sequential`` a batch norm after a convolution is computed by the convolution,
+    with weights made for that and laid out with the channels last in memory. Outputs change by rounding only, about
+    1e-6 of their size in float32. Parameters, buffers and state dict stay as they are meanwhile. Several threads may
+    use one network at a time: the first makes the change, the last undoes it.
 
     Args:
-        network: Its convolutions and batch norms may be anywhere inside.
+        network: Its convolutions and batch norms may be anywhere inside. It stays on its device meanwhile. One that is
+            compiled is left to its compiler.
     """
     with _LOCK:
-        use = _USES.setdefault(network, _Use(network.training))
+        use = _USES.get(network) or _Use(network)
+        if not use.count:
+            try:
+                network.train(False)
+                if not any(_is_compiled(module) for module in network.modules()):
+                    _fuse(network, use.stand_ins)
+            except BaseException:
+                use.undo()
+                raise
+            _USES[network] = use
         use.count += 1
-        if use.count == 1:
-            network.train(False)
-            use.replaced = [] if "forward" in vars(network) else _fuse(network)  # compiled: see below
     try:
         yield
     finally:
         with _LOCK:
             use.count -= 1
-            if use.count == 0:
-                for sequence, index, module in use.replaced:
-                    sequence[index] = module
+            if not use.count:
                 del _USES[network]
-                network.train(use.was_training)
+                use.undo()
 
 
-def _fuse(network: nn.Module) -> _Replaced:
-    """Put batch norms into the convolutions before them; return what was replaced where."""
-    replaced: _Replaced = []
+def _is_compiled(module: nn.Module) -> bool:
+    by_us = isinstance(vars(module).get("forward"), _StandIn)
+    return by_us or getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Return whether the module runs something else than its class says."""
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
+def _fuse(network: nn.Module, done: list[_StandIn]) -> None:
+    """Let convolutions compute the batch norms after them; what is put in place is added to a list."""
     for sequence in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
-        for index in range(len(sequence) - 1):
-            conv, norm = sequence[index], sequence[index + 1]
-            fused = _fused(conv, norm)
-            if fused is not None:
-                replaced += [(sequence, index, conv), (sequence, index + 1, norm)]
-                sequence[index], sequence[index + 1] = fused, nn.Identity()
-    return replaced
+        if type(sequence).forward is nn.Sequential.forward and not _is_changed(sequence):
+            for conv, norm in pairwise(sequence):
+                fused = _fused(conv, norm)
+                if fused is not None:
+                    done += [_StandIn(conv, "forward", fused.forward), _StandIn(norm, "forward", _same)]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
@@ -86,7 +129,8 @@ def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
         return None
     plain = type(conv) in (nn.Conv2d, nn.ConvTranspose2d) and type(norm) is nn.BatchNorm2d
     fits = norm.running_mean is not None and norm.num_features == conv.out_channels and conv.groups == 1
-    if not (plain and fits) or any(getattr(m, name, None) for m in (conv, norm) for name in _HOOKS):
+    changed = any(_is_changed(m) or any(getattr(m, name, None) for name in _HOOKS) for m in (conv, norm))
+    if changed or not (plain and fits):
         return None
     fused = fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d))
     done: nn.Module = fused.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -108,7 +152,7 @@ class CompiledTraining(L.Callback):
     def __init__(self, channels_last: bool = True, backend: str = "inductor") -> None:
         self.channels_last = channels_last
         self.backend = backend
-        self._compiled: list[tuple[nn.Module, str]] = []
+        self._compiled: list[_StandIn] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Replace what trains by its compiled form."""
@@ -121,13 +165,13 @@ class CompiledTraining(L.Callback):
         parts: list[tuple[nn.Module, str]] = [(model.encoder, "forward"), (model.decoder, "forward")]
         parts += [(head, "losses") for head in model.heads.children()]
         for module, name in parts:
-            setattr(module, name, _while_training(module, getattr(module, name), self.backend))
-            self._compiled.append((module, name))
+            function = _while_training(module, getattr(module, name), self.backend)
+            self._compiled.append(_StandIn(module, name, function))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put back what was replaced."""
-        for module, name in self._compiled:
-            delattr(module, name)  # the class has the real one
+        for stand_in in self._compiled:
+            stand_in.remove()
         self._compiled.clear()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -138,8 +182,9 @@ class CompiledTraining(L.Callback):
 def compile_for_inference(model: CellViT, *, backend: str = "inductor") -> CellViT:
     """Let ``torch.compile`` translate the network of a model for inference, in place.
 
-    The first tile of each size takes a minute longer. Outputs change by rounding only. A compiled network stays as it
-    is in :func:`accelerated_inference`: the compiler fuses batch norms itself.
+    The first tile of each size takes a minute longer, and the ninth size and later ones run as they are. Outputs change
+    by rounding only. :func:`accelerated_inference` leaves a compiled network to the compiler, which fuses batch norms
+    itself. A copy of the model is not compiled.
 
     Args:
         model: The model, for example from :meth:`CellViT.from_pretrained`; pass the result to ``segment_image``.
@@ -154,7 +199,7 @@ def compile_for_inference(model: CellViT, *, backend: str = "inductor") -> CellV
     if backend == "inductor" and model.device.type == "cpu" and not has_compiler():
         raise ConfigError("torch.compile needs a C++ compiler on the CPU; install g++, or run the model as it is")
     model.train(False)
-    model.forward = torch.compile(model.forward, backend=backend, dynamic=False)  # type: ignore[method-assign]
+    _StandIn(model, "forward", torch.compile(model.forward, backend=backend, dynamic=False))
     return model
 
 

@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     add("--pictures", type=int, default=4, metavar="N", help="failures to draw (default: 4)")
+    add("--outlines-only", action="store_true", help="draw them without tissue, for images that must not be passed on")
     return parser
 
 
@@ -87,6 +88,7 @@ def _measure(options: argparse.Namespace) -> None:
         resamples=options.resamples,
         seed=options.seed,
         pictures=options.pictures,
+        tissue=not options.outlines_only,
     )
     started = time.monotonic()
     model = load_model(options.model, device=options.device)

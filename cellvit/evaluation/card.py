@@ -46,6 +46,7 @@ class CardSettings:
         resamples: Of the bootstrap.
         seed: Of everything that is drawn.
         pictures: Number of failures to draw, 0 to :data:`MAX_PICTURES`.
+        tissue: Draw them on the tissue; without it, pictures hold outlines only.
 
     Raises:
         ConfigError: If a setting cannot work.
@@ -59,6 +60,7 @@ class CardSettings:
     resamples: int = 2000
     seed: int = 0
     pictures: int = 4
+    tissue: bool = True
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

@@ -106,7 +106,7 @@ def write_card(
     Raises:
         OutputError: If a file cannot be written.
     """
-    failures = _write_pictures(out, found)
+    failures = _write_pictures(out, found, tissue=settings.tissue)
     write_csv(out / "images.csv", image_table(found.images, model["class_names"]))
     calibration = found.calibration
     content = {
@@ -125,7 +125,7 @@ def write_card(
     write_text(out / "card.md", _page(found, groups, model, settings, failures))
 
 
-def _write_pictures(out: Path, found: Measurements) -> list[dict[str, Any]]:
+def _write_pictures(out: Path, found: Measurements, *, tissue: bool) -> list[dict[str, Any]]:
     folder = out / FAILURES
     for old in folder.glob("[0-9][0-9]_*.png"):  # of an earlier card
         old.unlink()
@@ -134,7 +134,7 @@ def _write_pictures(out: Path, found: Measurements) -> list[dict[str, Any]]:
         make_folder(folder)
         name = "".join(c if c.isalnum() or c in "-." else "_" for c in window.record.name)
         path = folder / f"{number:02d}_{name[:_NAME]}.png"
-        write_picture(draw_window(window), path)
+        write_picture(draw_window(window, tissue=tissue), path)
         place = {"image": window.record.name, "left": window.left, "top": window.top, "mpp": found.main}
         counts = {"true": window.true, "missed": window.missed, "invented": window.invented}
         rows.append({"file": f"{FAILURES}/{path.name}", **place, **counts})

@@ -25,6 +25,7 @@ _TRUTH = NucleiClasses(("Background", "Found", "Missed"), ((0, 0, 0), _RIGHT, _W
 _FOUND = NucleiClasses(("Background", "True nucleus", "Invented"), ((0, 0, 0), _RIGHT, _WRONG))
 _TYPED = NucleiClasses((*_FOUND.names, "Of another type"), (*_FOUND.colors, _OTHER))
 
+_DARK = 30
 _INK, _GREY, _PAPER = (30, 30, 30), (205, 205, 205), (255, 255, 255)
 _COLORS: tuple[Rgb, ...] = ((64, 116, 180), (226, 140, 50), (90, 160, 90))
 _TEXT, _HEAD, _PLOT, _BARS = 18, 22, 520, 110  # text heights, side of the plot and height of the bars in pixels
@@ -117,13 +118,18 @@ def choose_windows(windows: Sequence[Window], number: int) -> tuple[Window, ...]
     return tuple([window for turn in turns for window in turn if window is not None][:number])
 
 
-def draw_window(window: Window) -> Picture:
+def draw_window(window: Window, *, tissue: bool = True) -> Picture:
     """Draw image, truth and prediction; missed and invented nuclei stand out.
+
+    Args:
+        window: What to draw.
+        tissue: Show the image; without it, outlines lie on a dark ground.
 
     Returns:
         ``uint8 (h, w, 3)`` RGB.
     """
-    panels = draw_comparison(window.image, window.target, window.pred)
+    ground = window.image if tissue else np.full_like(window.image, _DARK)
+    panels = draw_comparison(ground, window.target, window.pred, with_image=tissue)
     where = f"{window.record.name}, {window.image.shape[1]}x{window.image.shape[0]} px at x={window.left}, "
     text = f"{where}y={window.top}: {window.missed} missed and {window.invented} invented at {window.true} true nuclei"
     return stack_rows([draw_legend([(None, text)], panels.shape[1], size=_TEXT), panels])

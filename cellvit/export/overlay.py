@@ -120,13 +120,14 @@ def draw_instances(
     return canvas
 
 
-def draw_comparison(image: NDArray[np.uint8], target: Nuclei, pred: Nuclei) -> Picture:
+def draw_comparison(image: NDArray[np.uint8], target: Nuclei, pred: Nuclei, *, with_image: bool = True) -> Picture:
     """Draw an image, its true and its predicted nuclei side by side, each with a title and a legend.
 
     Args:
         image: ``uint8 (H, W, 3)`` RGB; small ones are enlarged by a whole factor.
         target: True nuclei, in pixels of the image.
         pred: Predicted nuclei, in pixels of the image.
+        with_image: Show the image without nuclei, too.
 
     Returns:
         ``uint8 (h, w, 3)`` RGB: the panels "Image", "Truth" and "Prediction".
@@ -141,7 +142,7 @@ def draw_comparison(image: NDArray[np.uint8], target: Nuclei, pred: Nuclei) -> P
     big = np.asarray(cv2.resize(small, side, interpolation=cv2.INTER_CUBIC), np.uint8) if factor > 1 else small
     size = text_size(big.shape[1])
     panels = []
-    for title, nuclei in (("Image", None), ("Truth", target), ("Prediction", pred)):
+    for title, nuclei in (("Image", None), ("Truth", target), ("Prediction", pred))[0 if with_image else 1 :]:
         canvas = big.copy()
         entries = []
         if nuclei is not None:

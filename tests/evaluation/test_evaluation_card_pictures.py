@@ -47,6 +47,17 @@ def test_the_worst_window_is_where_the_errors_are():
     assert picture.shape[1] > 3 * 64
 
 
+def test_without_tissue_a_picture_holds_outlines_and_nothing_of_the_image():
+    target, pred = (measured(squares((20, 20), at), None).nuclei for at in ((60, 60), (90, 90)))
+    noise = np.random.default_rng(0).integers(0, 255, (2, 128, 128, 3)).astype(np.uint8)
+    windows = [worst_window(RECORD, image, target, pred, radius=5, side=128) for image in noise]
+    shown = [draw_window(window, tissue=False) for window in windows]
+    np.testing.assert_array_equal(*shown)
+    assert shown[0].shape[1] < draw_window(windows[0]).shape[1]
+    assert len(np.unique(shown[0].reshape(-1, 3), axis=0)) > 2
+    assert (draw_window(windows[0]) != draw_window(windows[1])).any()
+
+
 def test_a_stray_nucleus_alone_is_not_the_worst():
     target = measured(squares(*[(4 + 10 * i, 4 + 10 * j) for i in range(4) for j in range(5)]), None).nuclei
     lost = measured(

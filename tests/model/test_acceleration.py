@@ -1,9 +1,11 @@
 """What runs faster gives the same, and leaves the model as it was."""
 
+import copy
 import threading
 from contextlib import ExitStack
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from tiny_training import DECODER, make_loader
@@ -13,6 +15,7 @@ from cellvit import CellViT
 from cellvit import acceleration as module
 from cellvit.acceleration import CompiledTraining, accelerated_inference, compile_for_inference
 from cellvit.errors import ConfigError
+from cellvit.runner.fingerprints import weights_hash
 from cellvit.segment import segment_image
 
 TOLERANCE = 1e-3
@@ -52,6 +55,11 @@ def shaken(model):
     return model.eval()
 
 
+def working(network):
+    """Return the batch norms that compute something."""
+    return [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and not module._is_changed(m)]
+
+
 def published():
     """Return a network as published."""
     return CellViT("random", 6, 19)
@@ -63,9 +71,9 @@ def test_fusing_changes_no_map(build):
     model = shaken(build())
     image = torch.rand(2, 3, 64, 96)
     before = model.predict_maps(image)
-    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    norms = len(working(model))
     with accelerated_inference(model):
-        assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) < norms / 4
+        assert len(working(model)) < norms / 4
         fused = model.predict_maps(image)
     assert set(fused) == set(before)
     for name, expected in before.items():
@@ -98,14 +106,14 @@ def test_the_model_is_as_it_was_also_after_an_error(training):
 
 def test_the_last_of_several_uses_undoes_the_change():
     model = tiny_network()
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = working(model)
     with ExitStack() as second:
         with accelerated_inference(model):
             second.enter_context(accelerated_inference(model))
         assert not model.training
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in model.decoder.modules())
+        assert not working(model.decoder)
     assert model.training
-    assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] == norms
+    assert working(model) == norms
 
 
 def test_threads_share_a_model():
@@ -127,7 +135,60 @@ def test_threads_share_a_model():
     for thread in threads:
         thread.join()
     assert not wrong
-    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert working(model)
+
+
+def test_what_is_read_meanwhile_is_the_network_as_it_was():
+    """Fingerprints, saving and copies, as in another thread or a progress callback."""
+    model = shaken(tiny_network())
+    state, digest = {name: value.clone() for name, value in model.state_dict().items()}, weights_hash(model)
+    image = torch.rand(1, 3, 32, 32)
+    with accelerated_inference(model):
+        assert weights_hash(model) == digest
+        assert list(model.state_dict()) == list(state)
+        copied = copy.deepcopy(model)
+    assert len(working(copied)) == len(working(model))
+    assert torch.equal(copied.predict_maps(image)["hv_map"], model.predict_maps(image)["hv_map"])
+    for parameter in copied.parameters():
+        parameter.data.zero_()
+    assert copied.predict_maps(image)["hv_map"].abs().max() == 0
+
+
+def test_an_error_while_fusing_leaves_nothing_behind(monkeypatch):
+    model, fuse, calls = tiny_network(), module.fuse_conv_bn_eval, []
+
+    def fail(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise MemoryError
+        return fuse(*arguments, **options)
+
+    norms = working(model)
+    monkeypatch.setattr(module, "fuse_conv_bn_eval", fail)
+    with pytest.raises(MemoryError), accelerated_inference(model):
+        pass
+    assert model.training
+    assert working(model) == norms
+    monkeypatch.undo()
+    with accelerated_inference(model):
+        assert len(working(model)) < len(norms) / 4
+    assert working(model) == norms
+
+
+def test_parts_that_were_held_still_are():
+    model = tiny_network()
+    model.encoder.eval()
+    with accelerated_inference(model):
+        assert not model.decoder.training
+    assert (model.training, model.encoder.training, model.decoder.training) == (True, False, True)
+
+
+class Both(nn.Sequential):
+    """Returns what each layer makes, so that none may take over another's work."""
+
+    def forward(self, x):
+        made = [x := layer(x) for layer in self]
+        return torch.cat(made)
 
 
 class Doubled(nn.Conv2d):
@@ -144,13 +205,13 @@ class Doubled(nn.Conv2d):
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
         lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2), nn.BatchNorm2d(4)),
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)),
+        lambda: Both(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
     ],
 )
 def test_what_is_not_plain_stays(layers):
     network = layers()
-    kinds = [type(m) for m in network]
     with accelerated_inference(network):
-        assert [type(m) for m in network] == kinds
+        assert not any("forward" in vars(m) for m in network)
 
 
 def test_a_layer_that_somebody_listens_to_stays():
@@ -171,18 +232,17 @@ def test_each_kind_of_convolution(conv, channels):
     x = torch.randn(2, channels, 9, 7)
     expected = network(x)
     with accelerated_inference(network), torch.inference_mode():
-        assert isinstance(network[1], nn.Identity)
+        assert not working(network)
         torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_segment_image_runs_the_fused_network(monkeypatch):
-    seen = []
-    fuse = module._fuse
-    monkeypatch.setattr(module, "_fuse", lambda network: seen.append(fuse(network)) or seen[-1])
+    seen, predict = [], CellViT.predict_maps
+    monkeypatch.setattr(CellViT, "predict_maps", lambda self, x: seen.append(len(working(self))) or predict(self, x))
     model = tiny_network()
-    segment_image(torch.zeros(64, 64, 3, dtype=torch.uint8).numpy(), model=model)
+    segment_image(np.zeros((64, 64, 3), np.uint8), model=model)
     assert len(seen) == 1
-    assert seen[0]
+    assert seen[0] < len(working(model)) / 4
 
 
 def test_a_compiled_model_gives_the_same_maps():
@@ -192,10 +252,14 @@ def test_a_compiled_model_gives_the_same_maps():
     before = model.predict_maps(image)
     assert compile_for_inference(model, backend="eager") is model
     with accelerated_inference(model):
-        assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+        assert working(model)
         after = model.predict_maps(image)
     for name, expected in before.items():
         torch.testing.assert_close(after[name], expected, rtol=0, atol=TOLERANCE)
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        parameter.data.zero_()
+    assert copied.predict_maps(image)["hv_map"].abs().max() == 0
 
 
 def test_without_a_compiler(monkeypatch):
@@ -232,9 +296,30 @@ def train(callbacks):
 TRACING = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
+class Counting:
+    """A backend that changes nothing and counts what it is given and what of that runs."""
+
+    def __init__(self):
+        self.compiled, self.modes = [], []
+
+    def __call__(self, graph, inputs):
+        self.compiled.append(graph)
+
+        def run(*arguments):
+            self.modes.append(torch.is_grad_enabled())
+            return graph.forward(*arguments)
+
+        return run
+
+
 @TRACING
 def test_compiled_training_learns_the_same():
-    plain, compiled = train([]), train([CompiledTraining(backend="eager")])
+    backend = Counting()
+    plain, compiled = train([]), train([CompiledTraining(backend=backend)])
+    parts = 2 + len(compiled.heads)  # encoder, decoder, and the losses of every head
+    assert len(backend.compiled) >= parts
+    assert len(backend.modes) >= parts * compiled.trainer.global_step
+    assert all(backend.modes)  # validation takes no gradients
     expected, found = (model.trainer.callback_metrics for model in (plain, compiled))
     assert found.keys() == expected.keys()
     losses = [name for name in expected if "loss" in name]  # scores count pixels and nuclei: rounding turns some
@@ -243,3 +328,25 @@ def test_compiled_training_learns_the_same():
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4, msg=name)
     assert "forward" not in vars(compiled.encoder)
     assert all("losses" not in vars(head) for head in compiled.heads.children())
+
+
+class Copying(L.Callback):
+    """Copies the model while it is trained, and then stops the training with an error."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.model, self.copied = pl_module, copy.deepcopy(pl_module.encoder)
+        raise RuntimeError("stopped")
+
+
+@TRACING
+def test_compiled_training_leaves_copies_and_a_training_that_failed_as_they_were():
+    copying = Copying()
+    with pytest.raises(RuntimeError, match="stopped"):
+        train([CompiledTraining(backend="eager"), copying])
+    assert "forward" not in vars(copying.model.encoder)
+    assert all("losses" not in vars(head) for head in copying.model.heads.children())
+    image = torch.rand(1, 3, 32, 32)
+    copied = copying.copied.train()
+    for parameter in copied.parameters():
+        parameter.data.zero_()
+    assert all(not features.any() for features in copied(image).features)

@@ -120,8 +120,9 @@ def find_images(settings: CardSettings, model: NucleiModel) -> list[ImageRecord]
 
     Raises:
         DataError: If there are none or some cannot be used; one error lists all.
-        ConfigError: If a resolution is too far from the images' or from the model's.
+        ConfigError: If a resolution is too far from the images' or from the model's, or the model cannot average views.
     """
+    augmented(*separated(model, settings.tta))
     finest, coarsest = MIN_SCALE * model.mpp, MAX_SCALE * model.mpp
     for mpp in settings.mpp:
         if not finest <= mpp <= coarsest:

@@ -25,10 +25,11 @@ class NucleiTypeHead(MapHead):
         losses: See :class:`MapHead`.
         variant: See :class:`MapHead`.
         temperature: Divides the logits before :meth:`activate`, not in training: above 1 it makes probabilities less
-            certain. Fitted on held-out data it calibrates them and changes no pixel's most probable type [1].
+            certain. Fitted on held-out data it calibrates them and changes no pixel's most probable type [1], so it
+            acts only where probabilities are averaged: ``HVPostprocessor(type_rule="mean")``.
 
     Raises:
-        ConfigError: If the temperature is not above 0.
+        ConfigError: If the temperature is not a finite number above 0.
 
     References:
         [1] Guo et al., On calibration of modern neural networks, ICML 2017.
@@ -51,8 +52,10 @@ class NucleiTypeHead(MapHead):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(sizes, losses=losses, variant=variant)
-        if not temperature > 0:
-            raise ConfigError(f"temperature {temperature} must be above 0; 1 leaves probabilities as they are")
+        if not 0 < temperature < float("inf"):
+            raise ConfigError(
+                f"temperature {temperature} must be finite and above 0; 1 leaves probabilities as they are"
+            )
         self.temperature = temperature
 
     @staticmethod

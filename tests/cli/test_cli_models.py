@@ -32,7 +32,7 @@ def test_the_list_has_one_line_for_each(capsys):
     printed = capsys.readouterr().out
     rows = rows_of(printed)
     assert [row[0] for row in rows] == NAMES
-    assert rows[0] == ["nano", "3.5 M", "143", "4", "0.25", "research use only", "no", "package, 7.0 MB"]
+    assert rows[0] == ["nano", "5.8 M", "149", "4", "0.25", "research use only", "no", "package, 11.6 MB"]
     sam_h = ["sam-h", "637.0 M", "9,817", "", "Apache-2.0", "yes", "not here"]
     assert rows[NAMES.index("sam-h")] == sam_h
     assert max(map(len, printed.splitlines())) <= 160
@@ -50,7 +50,7 @@ def test_the_list_fits_a_narrow_terminal(capsys, monkeypatch):
     assert [cell for cell in first if cell in NAMES] == NAMES  # none is cut or folded
     nano = first.index("nano")
     assert first[nano + 1] == "research use only"
-    assert [row[-1] for row in rows_of(tables)[nano : nano + 2]] == ["no", "package, 7.0 MB"]
+    assert [row[-1] for row in rows_of(tables)[nano : nano + 2]] == ["no", "package, 11.6 MB"]
 
 
 def test_files_that_are_there_are_shown(capsys, monkeypatch, tmp_path):

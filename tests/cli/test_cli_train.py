@@ -109,6 +109,7 @@ def test_every_documented_configuration_runs(config, tissue_folder, tmp_path, mo
         small += ["--data.root", str(tmp_path)] if config.stem == "pannuke-like" else []
     else:
         small += ["--data.root", str(tissue_folder), "--data.crop_size", "64", "--data.datasets", "null"]
+        small += ["--data.dataset_weights", "null"]
     if "sam-" in config.stem:
         small += ["--model.encoder", SMALL_SAM]
     assert main(["fit", "--config", str(config), *small]) == 0

@@ -137,8 +137,9 @@ def test_a_temperature_divides_the_logits_outside_of_training():
     assert torch.equal(cooled.activate(logits).argmax(1), plain.activate(logits).argmax(1))
     expected = plain.losses(logits, batch)
     assert all(torch.equal(value, expected[name]) for name, value in cooled.losses(logits, batch).items())
-    with pytest.raises(ConfigError, match="temperature 0 must be above 0"):
-        NucleiTypeHead(SIZES, temperature=0)
+    for wrong in (0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match=f"temperature {wrong} must be finite and above 0"):
+            NucleiTypeHead(SIZES, temperature=wrong)
 
 
 def test_unknown_variant_is_refused():

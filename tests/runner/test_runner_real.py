@@ -78,9 +78,9 @@ def test_a_real_slide(test_data, tmp_path):
     roi.write_text(
         '{"type": "Polygon", "coordinates": [[[600, 700], [1000, 700], [1000, 1050], [600, 1050], [600, 700]]]}'
     )
-    with pytest.warns(UserWarning, match="of the nuclei have no type"):
-        result = segment_slide(path, tmp_path / "out", tile_size=512, roi=roi, **SETTINGS)
+    result = segment_slide(path, tmp_path / "out", tile_size=512, roi=roi, **SETTINGS)
     nuclei = result.nuclei(embedding=False)
+    assert (nuclei.type > 0).all()
     assert result.summary["resolution"] == {"mpp": [0.499, 0.499], "source": "slide"}
     assert len(nuclei) > 20
     assert ((nuclei.centroid >= (600, 700)) & (nuclei.centroid <= (1000, 1050))).all()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from drawn_slides import CLASSES, DrawnModel
 from PIL import Image
 from slide_drawings import DarkSpots, areas, block, compare, drawn_nuclei, drawn_slide
@@ -60,6 +61,30 @@ def test_every_tile_size_gives_the_drawn_nuclei_whole(tmp_path, tile_size):
     assert np.abs(areas(found) / drawn.area[nearest] - 1).max() <= 0.25
     assert (np.abs(found.bbox - drawn.bbox[nearest]).max(axis=1) <= 2).mean() >= 0.995
     assert (found.type == drawn.type[nearest]).all()
+
+
+class Undecided(DrawnModel):
+    """Knows no type in a share of the columns of each tile, and all of them elsewhere."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    @torch.inference_mode()
+    def predict_maps(self, image):
+        maps = super().predict_maps(image)
+        unsure = maps["nuclei_type_map"][..., : int(self.share * image.shape[-1])]
+        unsure[:, 0], unsure[:, 1:] = 1, 0
+        return maps
+
+
+def test_many_nuclei_without_a_type_are_a_reason_to_warn(tmp_path):
+    path = drawn_slide(tmp_path, 500, 500)
+    with pytest.warns(UserWarning, match="[4-6][0-9]% of the nuclei have no type"):
+        result = segment_slide(path, tmp_path / "half", model=Undecided(0.5), **PLAIN)
+    assert any("have no type" in note for note in result.summary["warnings"])
+    few = segment_slide(path, tmp_path / "few", model=Undecided(0.1), **PLAIN)  # a warning would be an error here
+    assert not any("have no type" in note for note in few.summary["warnings"])
 
 
 def test_the_result_does_not_depend_on_batch_workers_and_order(slide, done, tmp_path, monkeypatch):

@@ -31,8 +31,9 @@ FAILURES = "failures"
 _NAME = 60  # letters of an image's name in that of its picture; file systems allow 255 bytes
 
 HOW = """\
-* `F1_d`, `P_d`, `R_d`, and `P`, `R`, `F1` per type: counts of all images added up. A nucleus is found if its centroid
-  is at most 3 µm from the true one.
+* `F1_d`, `P_d`, `R_d`, and `P`, `R`, `F1` per type: counts of all images added up. Centroids are paired one to one
+  at the smallest total distance, and pairs farther apart than 3 µm are dropped, as published: not the most pairs there
+  could be. Per type a nucleus found with a wrong type weighs as much as two that are not found, as published too.
 * `bPQ`, `DQ`, `SQ`, `mPQ`, and `PQ` per type: of each image at an IoU above 0.5, averaged over the images. Scores of
   types are of images whose types are known.
 * In brackets: the middle 95 % of {resamples:,} resamples of the images, each data set by itself. None is given for

@@ -6,14 +6,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
-from rich.table import Table
-
-from cellvit.cli_options import positive
-from cellvit.cli_output import output_console
+from cellvit.cli_options import add_tta, positive
+from cellvit.cli_output import check_out_is_no_input, print_scores
 from cellvit.cli_progress import progress_bar
-from cellvit.errors import OutputError
-from cellvit.evaluation.tables import Cell, shown
 
 EPILOG = """\
 DATA is a folder as 'cellvit fit' reads it: manifest.csv, or train/, val/ and test/ with images/ and labels/ each.
@@ -22,7 +17,6 @@ Every image is given to the model at each --mpp: reduced where it is finer, and 
 
 exit status: 0 done; 1 something cannot be used (nothing is written); 2 wrong usage.
 """
-WIDTH = 120
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = build_parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed why, or the help
         return int(stop.code or 0)
-    if options.data.is_dir() and options.out.exists() and options.out.samefile(options.data):
-        raise OutputError(f"--out '{options.out}' is also an input; choose another folder")
+    check_out_is_no_input(options.out, [options.data])
     _measure(options)
     sys.stdout.write(f"wrote {options.out}\n")
     return 0
@@ -51,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
     from cellvit.evaluation.card import SPLITS
-    from cellvit.symmetry import VIEWS
 
     parser = argparse.ArgumentParser(
         "cellvit card",
@@ -66,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--split", choices=SPLITS, default="val", help="part of the data (default: val)")
     add("--datasets", nargs="+", metavar="NAME", help="data sets of the folder (default: all)")
     add("--mpp", nargs="+", type=positive(float), default=[0.25, 0.5], metavar="UM", help="(default: 0.25 0.5)")
-    add("--tta", type=int, choices=VIEWS, default=1, help="turned and mirrored views to average (default: 1)")
+    add_tta(parser)
     add("--resamples", type=positive(int), default=2000, metavar="N", help="of the bootstrap (default: 2000)")
     add("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
@@ -105,13 +97,4 @@ def _measure(options: argparse.Namespace) -> None:
     card_files.write_card(options.out, found, groups, model=facts, settings=settings, seconds=seconds)
     if found.calibration is None:
         sys.stderr.write(f"note: calibration of types: {card_files.NO_CALIBRATION}\n")
-    _print_table(card_tables.score_table(groups, intervals=False))
-
-
-def _print_table(rows: Sequence[dict[str, Cell]]) -> None:
-    table = Table()
-    for column in rows[0]:
-        table.add_column(escape(column), justify="left" if isinstance(rows[0][column], str) else "right")
-    for row in rows:
-        table.add_row(*(escape(shown(value)) for value in row.values()))
-    output_console(width=WIDTH).print(table)
+    print_scores(card_tables.score_table(groups, intervals=False))

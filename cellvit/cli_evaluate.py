@@ -7,13 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-from rich.table import Table
-
-from cellvit.cli_output import output_console
+from cellvit.cli_output import check_out_is_no_input, print_scores
 from cellvit.cli_progress import progress_bar
-from cellvit.errors import ConfigError, OutputError
-from cellvit.evaluation.tables import Cell, shown
+from cellvit.errors import ConfigError
 
 if TYPE_CHECKING:
     from cellvit.evaluation.pairing import Pairing
@@ -47,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_usage(parser, options)
     except SystemExit as stop:  # argparse has printed why, or the help
         return int(stop.code or 0)
-    _check_out(options)
+    check_out_is_no_input(options.out, [options.pred, options.truth, options.monuseg])
     if options.monuseg is not None:
         _monuseg(options)
     else:
@@ -111,12 +107,6 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be {lowest} or more")
 
 
-def _check_out(options: argparse.Namespace) -> None:
-    for path in (options.pred, options.truth, options.monuseg):
-        if path is not None and path.is_dir() and options.out.exists() and options.out.samefile(path):
-            raise OutputError(f"--out '{options.out}' is also an input; choose another folder")
-
-
 def _score(options: argparse.Namespace) -> None:
     from cellvit.evaluation import pairing, results, scoring
 
@@ -154,9 +144,9 @@ def _score(options: argparse.Namespace) -> None:
         sys.stderr.write(f"note: {note}\n")
     title = f"{len(images)} images, {sum(i.true for i in images):,} true and "
     title += f"{sum(i.predicted for i in images):,} predicted nuclei"
-    _print_table(title, results.score_rows(scores))
+    print_scores(results.score_rows(scores), title=title)
     if groups := results.group_rows(scores):
-        _print_table("", groups)
+        print_scores(groups)
 
 
 def _monuseg(options: argparse.Namespace) -> None:
@@ -206,7 +196,7 @@ def _monuseg(options: argparse.Namespace) -> None:
     rows = monuseg_results.write_monuseg(options.out, scores, inputs=inputs, notes=notes)
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
-    _print_table(f"{len(records)} images, scores averaged over images", rows)
+    print_scores(rows, title=f"{len(records)} images, scores averaged over images")
 
 
 def _class_map(entries: Sequence[str]) -> dict[str, str]:
@@ -247,14 +237,3 @@ def _notes(found: "Pairing", images: "Sequence[ImageScores]", options: argparse.
                 "nuclei count as type 0."
             )
     return notes
-
-
-def _print_table(title: str, rows: Sequence[dict[str, Cell]]) -> None:
-    if title:
-        sys.stdout.write(f"{title}\n")
-    table = Table()
-    for column in rows[0]:
-        table.add_column(escape(column), justify="left" if isinstance(rows[0][column], str) else "right")
-    for row in rows:
-        table.add_row(*(escape(shown(value)) for value in row.values()))
-    output_console(width=WIDTH).print(table)

@@ -21,6 +21,17 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return parse
 
 
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """Add how many views are averaged."""
+    parser.add_argument(
+        "--tta",
+        default=1,
+        type=int,
+        choices=VIEWS,
+        help="average over so many mirrored and turned views of each tile, so many times as slow (default: 1, off)",
+    )
+
+
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """Add what decides how tiles go through a network: model, resolution, device, tiles."""
     add = parser.add_argument
@@ -34,13 +45,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(DEVICES)}, cuda:1, or several as cuda:0,cuda:1 (default: auto, all GPUs)",
     )
     add("--precision", default="32-true", choices=tuple(PRECISIONS), help="of the network (default: 32-true)")
-    add(
-        "--tta",
-        default=1,
-        type=int,
-        choices=VIEWS,
-        help="average over so many mirrored and turned views of each tile, so many times as slow (default: 1, off)",
-    )
+    add_tta(parser)
     add("--batch-size", default=1, type=positive(int), metavar="N", help="tiles at once (default: 1)")
     add("--tile-size", default=1024, type=positive(int), metavar="PX", help="side of a tile (default: 1024)")
     add("--overlap", default=64, type=int, metavar="PX", help="overlap of tiles (default: 64)")

@@ -15,7 +15,7 @@ from cellvit.acceleration import accelerated_inference
 from cellvit.assembly import image_arrays
 from cellvit.errors import ConfigError
 from cellvit.model import CellViT
-from cellvit.postprocess.base import Postprocessor
+from cellvit.postprocess.base import postprocessor_of
 from cellvit.slide.reader import to_rgb
 from cellvit.slide.seams import merge_tiles
 from cellvit.slide.tiling import TileGrid
@@ -254,6 +254,4 @@ def evaluation_mode(model: NucleiModel) -> Iterator[None]:
 def _predict(model: NucleiModel, tiles: NDArray[np.uint8]) -> list[dict[str, NDArray[Any]]]:
     """Return the activated maps of tiles ``(B, H, W, 3)``, one dictionary without batch axis per tile."""
     batch = torch.from_numpy(tiles).to(model.device).permute(0, 3, 1, 2).float() / 255
-    postprocessor = getattr(model, "postprocessor", None)
-    known = postprocessor if isinstance(postprocessor, Postprocessor) else None
-    return image_arrays(model.predict_maps(batch), known)
+    return image_arrays(model.predict_maps(batch), postprocessor_of(model))

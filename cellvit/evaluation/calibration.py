@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from cellvit.errors import DataError
-from cellvit.geometry import MIN_CONTOUR_POINTS, ring_lengths
+from cellvit.geometry import ring_offsets
+from cellvit.metrics.detection import detectable
 from cellvit.metrics.functional.detection import match_centroids
 from cellvit.types import NucleiPrediction
 
@@ -54,7 +55,7 @@ class TypeSample:
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         names = ("true", "stated", "confidence", "image", "log_pixels")
         columns: dict[str, NDArray[Any]] = {n: np.concatenate([getattr(part, n) for part in parts]) for n in names}
-        return cls(**columns, offsets=np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+        return cls(**columns, offsets=ring_offsets(lengths))
 
     def select(self, keep: NDArray[np.bool_]) -> "TypeSample":
         """Return some of the nuclei.
@@ -65,7 +66,7 @@ class TypeSample:
         lengths = np.diff(self.offsets)
         pixels = self.log_pixels[np.repeat(keep, lengths)]
         columns = (self.true[keep], self.stated[keep], self.confidence[keep], self.image[keep])
-        return TypeSample(*columns, pixels, np.concatenate([[0], lengths[keep].cumsum()]).astype(np.int64))
+        return TypeSample(*columns, pixels, ring_offsets(lengths[keep]))
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,7 @@ def sample_types(
     if probabilities.shape[1:] != pred.instance_map.shape:
         message = f"type probabilities {probabilities.shape} for a map {pred.instance_map.shape}; "
         raise DataError(message + "both must show the same pixels")
-    points = ring_lengths(target.nuclei.contour_offsets)
-    true = target.nuclei.select((points == 0) | (points >= MIN_CONTOUR_POINTS))  # as detection does
+    true = detectable(target.nuclei)
     pairs = match_centroids(pred.nuclei.centroid, true.centroid, radius=radius).pairs
     rows, kinds = pairs[:, 0], true.type[pairs[:, 1]].astype(np.int64)
     rows, kinds = rows[kinds > 0], kinds[kinds > 0]
@@ -165,7 +165,7 @@ def sample_types(
         confidence=pred.nuclei.type_prob[rows].astype(np.float64),
         image=np.full(len(rows), image, np.int64),
         log_pixels=np.log(np.maximum(chosen, _TINY)).astype(np.float32),
-        offsets=np.concatenate([[0], lengths.cumsum()]).astype(np.int64),
+        offsets=ring_offsets(lengths),
     )
 
 

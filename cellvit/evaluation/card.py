@@ -16,7 +16,7 @@ from cellvit.evaluation.card_pictures import Window, choose_windows, worst_windo
 from cellvit.evaluation.scoring import ImageScores, ScoreSettings, score_nuclei
 from cellvit.segment import NucleiModel, evaluation_mode
 from cellvit.slide.view import MAX_SCALE, MIN_SCALE
-from cellvit.symmetry import VIEWS
+from cellvit.symmetry import symmetries
 from cellvit.tta import augmented, separated
 
 RADIUS = 3.0
@@ -67,8 +67,7 @@ class CardSettings:
             raise ConfigError(f"split {self.split!r} is unknown; use one of {', '.join(SPLITS)}")
         if not self.mpp or not all(0 < m < float("inf") for m in self.mpp) or len(set(self.mpp)) < len(self.mpp):
             raise ConfigError(f"mpp {list(self.mpp)} must be different numbers above 0, such as 0.25 and 0.5")
-        if self.tta not in VIEWS:
-            raise ConfigError(f"tta {self.tta} is no number of views; use one of {', '.join(map(str, VIEWS))}")
+        symmetries(self.tta)  # refuses other numbers
         if self.resamples < 1 or self.seed < 0:
             raise ConfigError(f"resamples {self.resamples} and seed {self.seed} cannot work; give at least 1 and 0")
         if not 0 <= self.pictures <= MAX_PICTURES:

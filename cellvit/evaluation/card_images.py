@@ -12,7 +12,7 @@ from cellvit.data.items import image_tensor
 from cellvit.data.records import ImageRecord, nearest, read_image, read_label
 from cellvit.errors import DataError
 from cellvit.evaluation.drawing import measured
-from cellvit.postprocess.base import Postprocessor
+from cellvit.postprocess.base import postprocessor_of
 from cellvit.segment import ArrayImage, NucleiModel
 from cellvit.slide.view import MAX_SCALE, SlideView
 from cellvit.types import NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP, UNKNOWN_TYPE, NucleiClasses, NucleiPrediction
@@ -29,7 +29,7 @@ class LabelledImage:
         record: Its files.
         pixels: ``(H, W, 3)`` uint8 RGB.
         labels: ``(H, W)`` integers, 0 is background.
-        types: Type of label ``i`` at ``i``, negative if unknown; None if all are unknown.
+        types: Type of label ``i`` at ``i``, -1 if unknown; None if all are unknown.
     """
 
     record: ImageRecord
@@ -41,12 +41,12 @@ class LabelledImage:
         """Return the type of every true nucleus, -1 where it is unknown."""
         present = np.unique(self.labels)
         present = present[present > 0]
-        return np.full(len(present), UNKNOWN_TYPE) if self.types is None else np.maximum(self.types[present], -1)
+        return np.full(len(present), UNKNOWN_TYPE) if self.types is None else self.types[present]
 
     def truth(self, shape: tuple[int, int], classes: NucleiClasses) -> NucleiPrediction:
         """Return the true nuclei on a grid of another size ``(H, W)``, each pixel from the nearest label."""
         labels = self.labels if self.labels.shape == shape else nearest(self.labels, shape)
-        found = measured(labels, None if self.types is None else np.maximum(self.types, UNKNOWN_TYPE))
+        found = measured(labels, self.types)
         return replace(found, nuclei=replace(found.nuclei, classes=classes))
 
 
@@ -75,7 +75,8 @@ def read_labelled(record: ImageRecord) -> LabelledImage:
     pixels, (labels, types) = read_image(record.image), read_label(record.label)
     if pixels.shape[:2] != labels.shape:
         raise DataError(f"image '{record.image}' is {pixels.shape[:2]} but its label is {labels.shape}; correct it")
-    return LabelledImage(record, pixels, labels, None if types is None else types.astype(np.int64))
+    known = None if types is None else np.maximum(types.astype(np.int64), UNKNOWN_TYPE)
+    return LabelledImage(record, pixels, labels, known)
 
 
 def seen_pixels(
@@ -124,9 +125,7 @@ def predict_image(model: NucleiModel, pixels: NDArray[np.uint8]) -> Found:
         pixels: ``(H, W, 3)`` RGB at the model's resolution.
     """
     maps = model.predict_maps(image_tensor(pixels)[None].to(model.device))
-    postprocessor = getattr(model, "postprocessor", None)
-    known = postprocessor if isinstance(postprocessor, Postprocessor) else None
-    nuclei = model.postprocess(image_arrays(maps, known)[0])
+    nuclei = model.postprocess(image_arrays(maps, postprocessor_of(model))[0])
     binary, types = maps.get(NUCLEI_BINARY_MAP), maps.get(NUCLEI_TYPE_MAP)
     return Found(
         nuclei=nuclei,

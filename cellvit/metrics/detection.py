@@ -115,7 +115,7 @@ class CentroidDetection(Configurable, NucleiMetric):
 
     def update_nuclei(self, pred: NucleiPrediction, target: NucleiPrediction, *, tissue: int = -1) -> None:
         """Add one image; see :class:`NucleiMetric`."""
-        found, true = _detectable(pred.nuclei), _detectable(target.nuclei)
+        found, true = detectable(pred.nuclei), detectable(target.nuclei)
         self.update(found.centroid, true.centroid, pred_types=found.type, target_types=true.type)
 
     def _update_types(self, match: CentroidMatch, pred_types: ArrayOrTensor, target_types: ArrayOrTensor) -> None:
@@ -152,7 +152,7 @@ def _without_background(points: NDArray[Any], types: NDArray[Any]) -> tuple[NDAr
     return points[types != 0], types[types != 0]
 
 
-def _detectable(nuclei: Nuclei) -> Nuclei:
+def detectable(nuclei: Nuclei) -> Nuclei:
     """Return the nuclei without those whose outline encloses nothing; a nucleus without outline is a point."""
     points = ring_lengths(nuclei.contour_offsets)
     tiny = (points > 0) & (points < MIN_CONTOUR_POINTS)

@@ -12,6 +12,12 @@ from cellvit.registry import Registry
 from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, NucleiPrediction
 
 
+def postprocessor_of(model: object) -> "Postprocessor | None":
+    """Return the post-processor of a model; None for one that has none of this kind, as a stand-in may."""
+    found = getattr(model, "postprocessor", None)
+    return found if isinstance(found, Postprocessor) else None
+
+
 class Postprocessor(Configurable, ABC):
     """Turns the maps of one image into nuclei.
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cellvit.assembly import start_transfer
 from cellvit.errors import ImageError
-from cellvit.postprocess.base import Postprocessor
+from cellvit.postprocess.base import postprocessor_of
 from cellvit.runner.journal import Journal
 from cellvit.runner.preparation import PreparedSlide
 from cellvit.runner.settings import reading_threads
@@ -71,10 +71,9 @@ class TileStream:
     seconds: StageSeconds = field(default_factory=StageSeconds)
 
     def __post_init__(self) -> None:
-        postprocessor = getattr(self.model, "postprocessor", None)
         self._reading = threading.Lock()
         self.unreadable: set[int] = set()
-        self._postprocessor = postprocessor if isinstance(postprocessor, Postprocessor) else None
+        self._postprocessor = postprocessor_of(self.model)
 
     def run(self, journal: Journal, *, workers: int, progress: Progress | None = None) -> str:
         """Find the nuclei of every part that is not finished, and write them.

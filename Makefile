@@ -24,7 +24,7 @@ help: ## Print this list
 
 demo: $(DEV_STAMP) ## Set up, find the nuclei of a real image, write the results to demo/
 	$(call say,demo: nuclei of a real image)
-	$(BIN)/python -m cellvit.demo --out $(DEMO_OUT)
+	$(BIN)/python -m cellvit.cli.demo --out $(DEMO_OUT)
 
 test: $(DOCS_STAMP) ## Set up and run every check: lint, types, unit tests and doctests, docs
 	@$(MAKE) --no-print-directory lint typecheck unit docs

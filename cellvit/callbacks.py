@@ -1,6 +1,6 @@
 """Callbacks for the Trainer: loading and freezing the encoder, seeding epochs, pictures, writing predictions.
 
-Those for fine-tuning are in :mod:`cellvit.freezing` and :mod:`cellvit.finetuning`.
+Those for fine-tuning are in :mod:`cellvit.training.freezing` and :mod:`cellvit.training.finetuning`.
 """
 
 import random
@@ -17,18 +17,18 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
-from cellvit.assembly import true_nuclei
 from cellvit.data.loading import base_seed
-from cellvit.encoders.weights import SOURCES, load_encoder_weights
+from cellvit.encoders.pretrained import SOURCES, load_encoder_weights
 from cellvit.errors import ConfigError, OutputError
-from cellvit.export.geojson import write_geojson
-from cellvit.export.json import write_json
-from cellvit.export.overlay import draw_comparison
-from cellvit.export.parquet import write_parquet
-from cellvit.freezing import EncoderFreezing as EncoderFreezing  # under the name that configurations use
-from cellvit.freezing import as_cellvit
-from cellvit.model import CellViT
-from cellvit.paths import expand_path, unset_variables
+from cellvit.io.cells_json import write_json
+from cellvit.io.geojson import write_geojson
+from cellvit.io.parquet import write_parquet
+from cellvit.io.paths import expand_path, unset_variables
+from cellvit.model.build import true_nuclei
+from cellvit.model.cellvit import CellViT
+from cellvit.plotting.overlay import draw_comparison
+from cellvit.training.freezing import EncoderFreezing as EncoderFreezing  # under the name that configurations use
+from cellvit.training.freezing import as_cellvit
 from cellvit.types import NucleiPrediction
 
 WRITERS: dict[str, Callable[..., None]] = {"geojson": write_geojson, "json": write_json, "parquet": write_parquet}
@@ -40,7 +40,7 @@ class PretrainedEncoder(L.Callback):
     Every process reads the file. It need not be there to resume: the checkpoint holds the weights.
 
     Args:
-        path: Weight file, see :func:`cellvit.encoders.weights.load_encoder_weights`; environment variables in it are
+        path: Weight file, see :func:`cellvit.encoders.pretrained.load_encoder_weights`; environment variables in it are
             replaced.
     """
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.geometry import ring_lengths, ring_offsets, select_rings
+from cellvit.geometry.polygons import ring_lengths, ring_offsets, select_rings
 
 NUCLEI_BINARY_MAP = "nuclei_binary_map"
 HV_MAP = "hv_map"
@@ -55,8 +55,8 @@ class Batch(TypedDict):
     ``image`` is ``(B, 3, H, W)`` float32 in [0, 1]; ``instance_map`` ``(B, H, W)`` int64, 0 is background;
     ``nuclei_binary_map`` ``(B, H, W)`` int64 in {0, 1}; ``hv_map`` ``(B, 2, H, W)`` float32 in [-1, 1];
     ``nuclei_type_map`` ``(B, H, W)`` int64, 0 is background and -1 a nucleus of unknown type; ``tissue_types``
-    ``(B,)`` int64, -1 unknown; ``name`` one string per image; ``counted`` ``(B,)`` bool, False for images that only
-    fill up the share of a process and are left out of metrics. Without ``counted`` all count.
+    ``(B,)`` int64, -1 unknown; ``name`` one string per image; ``valid`` ``(B,)`` bool, False for images that only
+    fill up the share of a process and are left out of metrics. Without ``valid`` all count.
     """
 
     image: Tensor
@@ -66,7 +66,7 @@ class Batch(TypedDict):
     nuclei_type_map: Tensor
     tissue_types: Tensor
     name: list[str]
-    counted: NotRequired[Tensor]
+    valid: NotRequired[Tensor]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the folder of a small untrained model that finds something in noise."""
-    from cellvit.model import CellViT
+    from cellvit.model.cellvit import CellViT
 
     torch.manual_seed(1)
     encoder = {"class_path": "hybrid", "init_args": {"widths": [4, 8, 8], "embed_dim": 24, "depth": 1, "num_heads": 2}}

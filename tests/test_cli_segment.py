@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cellvit import cli_images, export
-from cellvit.cli_segment import main
+from cellvit import io
+from cellvit.cli import segment_images as cli_images
+from cellvit.cli.segment import main
 
 
 @pytest.fixture
@@ -28,10 +29,10 @@ def test_all_files_are_written_and_agree(images, model, tmp_path, capsys):
     out = tmp_path / "new" / "results"
     assert main([str(images / "a.png"), "--out", str(out), "--model", model, "--device", "cpu"]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["a.geojson", "a.json", "a.parquet", "a.png"]
-    nuclei = export.read_parquet(out / "a.parquet")
+    nuclei = io.read_parquet(out / "a.parquet")
     assert len(nuclei) > 0
     assert nuclei.embedding.shape == (len(nuclei), 24)
-    for other in (export.read_json(out / "a.json"), export.read_geojson(out / "a.geojson")):
+    for other in (io.read_json(out / "a.json"), io.read_geojson(out / "a.geojson")):
         np.testing.assert_array_equal(other.bbox, nuclei.bbox)
         np.testing.assert_array_equal(other.type, nuclei.type)
     with Image.open(out / "a.png") as overlay:
@@ -90,7 +91,7 @@ def test_results_are_replaced_only_if_asked(images, model, tmp_path, capsys):
     assert "a.json' exists; pass --overwrite" in capsys.readouterr().err
     assert (out / "a.json").read_text() == "mine"
     assert main([*arguments, "--overwrite"]) == 0
-    assert len(export.read_json(out / "a.json")) > 0
+    assert len(io.read_json(out / "a.json")) > 0
 
 
 def test_an_input_is_never_overwritten(images, model):
@@ -117,9 +118,9 @@ def test_empty_tissue_gives_valid_empty_files(model, tmp_path, images):
     Image.new("RGB", (1, 1), "white").save(images / "dot.png")
     out = tmp_path / "out"
     assert main([str(images / "dot.png"), "--out", str(out), "--model", model, "--device", "cpu"]) == 0
-    assert len(export.read_parquet(out / "dot.parquet")) == 0
-    assert export.read_parquet(out / "dot.parquet").embedding.shape == (0, 24)
-    assert len(export.read_json(out / "dot.json")) == len(export.read_geojson(out / "dot.geojson")) == 0
+    assert len(io.read_parquet(out / "dot.parquet")) == 0
+    assert io.read_parquet(out / "dot.parquet").embedding.shape == (0, 24)
+    assert len(io.read_json(out / "dot.json")) == len(io.read_geojson(out / "dot.geojson")) == 0
     with Image.open(out / "dot.png") as overlay:
         overlay.load()
 

@@ -11,11 +11,11 @@ import yaml
 from skimage import data
 
 from cellvit import CellViT, CentroidDetection, init_from, segment_image
-from cellvit.catalogue import BUNDLED
-from cellvit.demo import main as demo
-from cellvit.export import read_geojson, read_json, read_parquet
-from cellvit.postprocess.table import nuclei_from_instances
-from cellvit.slide.reader import read_image
+from cellvit.cli.demo import main as demo
+from cellvit.io import read_geojson, read_json, read_parquet
+from cellvit.io.images import read_image
+from cellvit.postprocess.measure import nuclei_from_instances
+from cellvit.weights.catalogue import BUNDLED
 
 PAGES = Path(__file__).parents[1] / "docs/pages"
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from cellvit.errors import CellViTError, ConfigError, UnknownPluginError
-from cellvit.parts import Configurable, build, import_path, keyword_names, normalise_spec, resolve
-from cellvit.registry import Registry
+from cellvit.plugins.components import Configurable, build, import_path, keyword_names, normalise_spec, resolve
+from cellvit.plugins.registry import Registry
 
 
 class Block(Configurable, nn.Module, ABC):

@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from cellvit.errors import CellViTError, ConfigError, PluginError, UnknownPluginError
-from cellvit.registry import Registry
+from cellvit.plugins.registry import Registry
 
 NUMBER = count()
 
@@ -133,7 +133,7 @@ def test_own_package_is_imported_when_first_asked_and_only_once(group):
     registry = f"""
         import sys
         from test_registry import Shape
-        from cellvit.registry import Registry
+        from cellvit.plugins.registry import Registry
         SHAPES = Registry("shape", Shape, package="{group.name}")
     """
     group.write("base", registry)
@@ -266,7 +266,7 @@ def test_plugin_cannot_take_a_name_of_ours(group):
 
 
 def test_plugins_are_looked_for_once(group, monkeypatch):
-    import cellvit.registry as module
+    import cellvit.plugins.registry as module
 
     asked = []
     monkeypatch.setattr(module, "entry_points", lambda group: asked.append(group) or [])
@@ -303,7 +303,7 @@ def test_entries_say_what_each_name_is_and_where_it_comes_from(group):
 @pytest.mark.parametrize("order", [("alpha", "beta"), ("beta", "alpha")])
 def test_of_two_packages_that_claim_a_name_the_first_by_alphabet_gets_it(group, monkeypatch, order):
     """Folders are not listed in the same order on every machine."""
-    import cellvit.registry as module
+    import cellvit.plugins.registry as module
 
     for name in order:
         group.distribution(name, {"star": "Star"}, SOUND)

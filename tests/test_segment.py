@@ -7,10 +7,11 @@ from scipy.spatial import cKDTree
 
 from cellvit.data.targets import hv_map_from_instances
 from cellvit.errors import ConfigError, ImageError, UnknownPluginError
-from cellvit.model import CellViT
+from cellvit.inference.image import segment_image
+from cellvit.inference.protocol import autocast_context, choose_device, load_model
+from cellvit.model.cellvit import CellViT
 from cellvit.postprocess.hv import HVPostprocessor
-from cellvit.postprocess.table import nuclei_from_instances
-from cellvit.segment import autocast_context, choose_device, load_model, segment_image
+from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.types import NucleiClasses
 
 CLASSES = NucleiClasses(("background", "one", "two", "three"), ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)))

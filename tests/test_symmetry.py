@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellvit.errors import ConfigError
-from cellvit.star import ray_directions
-from cellvit.symmetry import VIEWS, Symmetry, symmetries
+from cellvit.geometry.star import ray_directions
+from cellvit.geometry.symmetry import VIEWS, Symmetry, symmetries
 
 EIGHT = symmetries(8)
 one_of_eight = st.sampled_from(EIGHT)

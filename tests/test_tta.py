@@ -10,11 +10,12 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from cellvit.errors import ConfigError
+from cellvit.geometry.symmetry import symmetries
 from cellvit.heads import BinaryHead, HVHead, RadialDistancesHead, TissueHead
-from cellvit.segment import NucleiModel, evaluation_mode, load_model, segment_image
-from cellvit.symmetry import symmetries
+from cellvit.inference.image import segment_image
+from cellvit.inference.protocol import NucleiModel, evaluation_mode, load_model
+from cellvit.inference.tta import TestTimeAugmentation, unwrap_tta, with_tta
 from cellvit.testing.head import SIZES
-from cellvit.tta import TestTimeAugmentation, augmented, separated
 from cellvit.types import NucleiClasses
 
 CLASSES = NucleiClasses(("background", "one"), ((0, 0, 0), (255, 0, 0)))
@@ -196,12 +197,12 @@ def test_it_can_be_copied_and_sent_to_another_process():
 
 def test_views_are_asked_for_once():
     model = Equivariant()
-    assert augmented(model, 1) is model
-    twice = augmented(model, 4)
-    assert (separated(twice, 1), separated(model, 8)) == ((model, 4), (model, 8))
-    assert augmented(twice, 1).views == 4
-    assert augmented(twice, 1).model is model
-    for ask in (augmented, separated):
+    assert with_tta(model, 1) is model
+    twice = with_tta(model, 4)
+    assert (unwrap_tta(twice, 1), unwrap_tta(model, 8)) == ((model, 4), (model, 8))
+    assert with_tta(twice, 1).views == 4
+    assert with_tta(twice, 1).model is model
+    for ask in (with_tta, unwrap_tta):
         with pytest.raises(ConfigError, match="averages 4 views already; leave out tta 4"):
             ask(twice, 4)
         with pytest.raises(ConfigError, match="use 1"):

@@ -1,11 +1,11 @@
 """Training and evaluation data: folders of images and instance maps, PanNuke, targets, augmentation."""
 
+from cellvit.data.augmentation.transforms import PUBLISHED, build_augmentation, seed_augmentation
 from cellvit.data.datamodule import FolderDataModule
 from cellvit.data.folder import FolderDataset, ImageDataset
-from cellvit.data.pannuke import PanNukeDataModule, PanNukeDataset
+from cellvit.data.pannuke.datamodule import PanNukeDataModule, PanNukeDataset
 from cellvit.data.sampler import Draw, EvaluationShard, Repeat, ShuffledDraws, WeightedDraws, balanced_weights
 from cellvit.data.targets import hv_map_from_instances, relabel, type_map_from_instances
-from cellvit.data.transforms import PUBLISHED, build_augmentation, seed_augmentation
 
 __all__ = [
     "PUBLISHED",

@@ -7,10 +7,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from cellvit.data.folder import FolderDataset, ImageDataset
 from cellvit.data.loading import base_seed, check_numbers, make_loader
-from cellvit.data.records import find_records, has_split
 from cellvit.data.sampler import EvaluationShard, WeightedDraws
 from cellvit.errors import ConfigError
-from cellvit.paths import expand_path
+from cellvit.io.labels import find_records, has_split
+from cellvit.io.paths import expand_path
 from cellvit.types import TISSUE_TYPES
 
 
@@ -20,7 +20,7 @@ class FolderDataModule(LightningDataModule):
     Training draws ``samples_per_epoch`` random augmented patches of ``split`` train; validation and test take whole
     images, one at a time because their sizes differ. Test uses the split test where there is one, else val. The
     draws of an epoch depend on the seed and the epoch alone: not on workers, nor on the number of processes. Several
-    processes evaluate equal shares of the images; what fills up a share is marked by ``counted`` in the batch.
+    processes evaluate equal shares of the images; what fills up a share is marked by ``valid`` in the batch.
 
     Args:
         root: Folder as :class:`FolderDataset` reads it; environment variables in it are expanded.
@@ -31,7 +31,8 @@ class FolderDataModule(LightningDataModule):
         samples_per_epoch: Training patches per epoch, over all processes.
         dataset_weights: How often each training data set is drawn; None draws in proportion to the area of images.
         type_balance: Share of the training patches, in [0, 1], around a nucleus of a type drawn evenly among all types.
-        augmentation: See :func:`cellvit.data.transforms.build_augmentation`; None is the published one, ``{}`` none.
+        augmentation: Names and arguments, see
+            :func:`cellvit.data.augmentation.transforms.build_augmentation`; None is the published one, ``{}`` none.
         num_workers: Loader processes.
         class_names: Names of the types, background first; type ids beyond them are errors. None takes the model's.
         mpp: Resample images of another known resolution to this many microns per pixel.

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from cellvit.data.augmentation.transforms import AugmentationConfig, build_augmentation, seed_augmentation
 from cellvit.data.balance import TypeBalance, count_types
-from cellvit.data.items import augment, image_tensor, make_item, short_labels
-from cellvit.data.records import (
+from cellvit.data.sampler import Draw, Repeat, draw_seed, read_key
+from cellvit.data.targets import make_targets, relabel, separate_mirrored, type_map_from_instances
+from cellvit.errors import ConfigError, DataError, ImageError
+from cellvit.io.labels import (
     ImageRecord,
     find_records,
     list_images,
@@ -19,10 +24,6 @@ from cellvit.data.records import (
     read_label,
     resample,
 )
-from cellvit.data.sampler import Draw, Repeat, draw_seed, read_key
-from cellvit.data.targets import separate_mirrored, type_map_from_instances
-from cellvit.data.transforms import AugmentationConfig, build_augmentation
-from cellvit.errors import ConfigError, DataError, ImageError
 
 _Loaded = tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.int32] | None]
 
@@ -45,8 +46,9 @@ class FolderDataset(Dataset[dict[str, Any]]):
         split: ``"train"``, ``"val"``, ``"test"``; None takes everything.
         datasets: Keep only these data sets; None keeps all.
         crop_size: Side of random patches in pixels; None gives whole images. Smaller images are padded by reflection.
-        augmentation: See :func:`cellvit.data.transforms.build_augmentation`; None is the published one. Whole images
-            are never augmented.
+        augmentation: Names and arguments, see
+            :func:`cellvit.data.augmentation.transforms.build_augmentation`; None is the published one. Whole
+            images are never augmented.
         dataset_weights: How often each data set is drawn, see :meth:`draw_weights`.
         type_balance: Share of the patches, in [0, 1], that lie around a nucleus of a type drawn evenly among all types
             of the data sets that are drawn, so that rare types are seen as often as common ones.
@@ -100,16 +102,16 @@ class FolderDataset(Dataset[dict[str, Any]]):
 
         Args:
             key: Number of an image; a draw, whose seed decides crop and augmentation (without one torch's generator
-                does); or a repeat, whose item says ``counted`` False.
+                does); or a repeat, whose item says ``valid`` False.
         """
-        index, counted = read_key(key)
+        index, valid = read_key(key)
         image, instance_map, types = self._cache[index] if self._cache is not None else self._load(self.records[index])
         if self.crop_size is None:
             type_map = type_map_from_instances(instance_map, types)
         else:
             image, instance_map, type_map = self._patch(index, image, instance_map, types, seed=draw_seed(key))
         name = self.records[index].name
-        return make_item(image, instance_map=instance_map, type_map=type_map, name=name, counted=counted)
+        return make_item(image, instance_map=instance_map, type_map=type_map, name=name, valid=valid)
 
     def draw_weights(self) -> NDArray[np.float64]:
         """Return the probability of each image to be drawn.
@@ -243,3 +245,74 @@ def _pad(
     real = np.pad(np.ones(instance_map.shape, bool), widths)
     mirrored = separate_mirrored(np.pad(instance_map, widths, "reflect"), real)
     return np.pad(image, [*widths, (0, 0)], "reflect"), mirrored, np.pad(type_map, widths, "reflect")
+
+
+_MAX_INT16 = 2**15 - 1
+
+
+def short_labels(instance_map: NDArray[Any]) -> NDArray[np.int16]:
+    """Return an instance map ``(H, W)`` as int16, which OpenCV warps, with room for the labels of mirror images.
+
+    Args:
+        instance_map: ``(H, W)`` integers, 0 is background; large labels are numbered anew.
+
+    Example:
+        >>> short_labels(np.array([[0, 70_000, 3]]))
+        array([[0, 2, 1]], dtype=int16)
+    """
+    large = int(instance_map.max(initial=0)) > _MAX_INT16 // 2
+    return (relabel(instance_map) if large else instance_map).astype(np.int16)
+
+
+def augment(
+    augmentation: Any,
+    image: NDArray[np.uint8],
+    *,
+    instance_map: NDArray[np.int16],
+    type_map: NDArray[np.int16],
+    seed: int,
+) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]:
+    """Return an augmented image with its instance map and type map.
+
+    Args:
+        augmentation: What :func:`cellvit.data.augmentation.transforms.build_augmentation` returned.
+        image: ``(H, W, 3)`` RGB.
+        instance_map: ``(H, W)``, 0 is background.
+        type_map: ``(H, W)``, 0 is background.
+        seed: Decides everything that is random.
+    """
+    seed_augmentation(augmentation, seed)
+    done = augmentation(image=image, masks=[instance_map, type_map])
+    return done["image"], done["masks"][0], done["masks"][1]
+
+
+def make_item(
+    image: NDArray[np.uint8],
+    *,
+    instance_map: NDArray[Any],
+    type_map: NDArray[Any],
+    name: str,
+    valid: bool,
+    tissue_type: int = -1,
+) -> dict[str, Any]:
+    """Return the entries of :class:`cellvit.types.Batch` for one image, without the batch axis.
+
+    Args:
+        image: ``(H, W, 3)`` RGB.
+        instance_map: ``(H, W)`` integers, 0 is background.
+        type_map: ``(H, W)`` integers, 0 is background and -1 a nucleus of unknown type.
+        name: Name of the image.
+        valid: Whether metrics take it into account.
+        tissue_type: Class of the tissue; -1 is unknown.
+    """
+    return {
+        "image": image_tensor(image),
+        **make_targets(instance_map, type_map, tissue_type=tissue_type),
+        "name": name,
+        "valid": torch.tensor(valid),
+    }
+
+
+def image_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """Return an image ``(H, W, 3)`` uint8 as ``(3, H, W)`` float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)

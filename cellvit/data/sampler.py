@@ -158,7 +158,7 @@ class EvaluationShard(DistributedSampler[Any]):
     """Give every process its share of the images, all shares equally long, each image counted once.
 
     Processes that evaluate different numbers of batches would wait for each other for ever, so what is missing is
-    filled up with images that others have: as :class:`Repeat`, which a data set answers with ``counted`` False.
+    filled up with images that others have: as :class:`Repeat`, which a data set answers with ``valid`` False.
     Deriving from ``DistributedSampler`` makes Lightning leave the sampler as it is.
 
     Args:

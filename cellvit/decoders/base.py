@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cellvit.parts import Configurable
-from cellvit.registry import Registry
+from cellvit.plugins.components import Configurable
+from cellvit.plugins.registry import Registry
 from cellvit.types import FeatureInfo
 
 

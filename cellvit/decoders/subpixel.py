@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cellvit.decoders.base import DECODERS, Decoder
-from cellvit.decoders.blocks import conv_block, upsample
+from cellvit.decoders.unetr import conv_block, upsample
 from cellvit.errors import ConfigError
 from cellvit.types import FeatureInfo
 

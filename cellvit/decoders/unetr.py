@@ -7,9 +7,29 @@ import torch
 from torch import Tensor, nn
 
 from cellvit.decoders.base import DECODERS, Decoder
-from cellvit.decoders.blocks import conv_block, up_block, upsample
 from cellvit.errors import ConfigError
 from cellvit.types import FeatureInfo
+
+
+def conv_block(channels: int, out_channels: int, *, dropout: float = 0.0) -> nn.Sequential:
+    """Return 3x3 convolution, batch norm, ReLU, dropout: ``(B, C, H, W)`` to ``(B, C', H, W)``."""
+    return nn.Sequential(
+        nn.Conv2d(channels, out_channels, 3, padding=1),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+    )
+
+
+def up_block(channels: int, out_channels: int, *, dropout: float = 0.0) -> nn.Sequential:
+    """Return 2x2 stride-2 transposed convolution and a convolution block: ``(B, C, H, W)`` to ``(B, C', 2H, 2W)``."""
+    return nn.Sequential(upsample(channels, out_channels), *conv_block(out_channels, out_channels, dropout=dropout))
+
+
+def upsample(channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    """Return a 2x2 stride-2 transposed convolution: ``(B, C, H, W)`` to ``(B, C', 2H, 2W)``."""
+    return nn.ConvTranspose2d(channels, out_channels, 2, stride=2)
+
 
 NUM_LEVELS = 4
 """Levels at strides 1, 2, 4 and 8; level 0 is full resolution."""

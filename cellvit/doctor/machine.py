@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cellvit.cli_models import readable_size
 from cellvit.doctor.finding import Finding, Status, first_line
+from cellvit.io.format import readable_size
 
 SECTION = "machine"
 LOW_MEMORY = 4 * 10**9
@@ -26,8 +26,8 @@ def check_machine() -> Iterator[Finding]:
     """Yield cores, threads, vector instructions and memory."""
     import torch
 
-    from cellvit.runner.machine import cpu_quota
-    from cellvit.runner.settings import available_cores, default_workers
+    from cellvit.inference.resources import cpu_quota
+    from cellvit.inference.settings import available_cores, default_workers
 
     cores, there, quota = available_cores(), os.cpu_count() or 1, cpu_quota()
     workers = default_workers("cuda" if torch.cuda.is_available() else "cpu")
@@ -118,7 +118,7 @@ def _vectors(level: str) -> Finding:
 
 
 def _memory() -> Finding:
-    from cellvit.runner.machine import free_memory, total_memory
+    from cellvit.inference.resources import free_memory, total_memory
 
     free, total = free_memory(), total_memory()
     facts = {"free": free, "total": total}

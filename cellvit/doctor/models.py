@@ -5,10 +5,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from cellvit.catalogue import BUNDLED, MODEL, Entry, entries
-from cellvit.catalogue_files import WEIGHTS_VARIABLE, find_weights, hub_cache, weights_folder
-from cellvit.cli_models import readable_size
 from cellvit.doctor.finding import Finding
+from cellvit.io.format import readable_size
+from cellvit.weights.catalogue import BUNDLED, MODEL, Entry, entries
+from cellvit.weights.locate import WEIGHTS_VARIABLE, find_weights, hub_cache, weights_folder
 
 SECTION = "models"
 _REINSTALL = "pip install --force-reinstall --no-deps cellvit-lightning"
@@ -38,8 +38,8 @@ def check_network() -> Iterator[Finding]:
     """Yield whether the smallest model loads and finds the nuclei of a drawn tile."""
     import numpy as np
 
-    from cellvit.licences import LicenceNotice
-    from cellvit.segment import segment_image
+    from cellvit.inference.image import segment_image
+    from cellvit.weights.licences import LicenceNotice
 
     tile = np.full((256, 256, 3), (236, 214, 228), np.uint8)
     row, column = np.mgrid[:256, :256]

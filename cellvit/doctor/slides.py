@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cellvit.doctor.finding import Finding, first_line
 
 if TYPE_CHECKING:
-    from cellvit.slide.slide_base import SlideReader
+    from cellvit.slide.readers.base import SlideReader
 
 SECTION = "slides"
 _SIDE = 320
@@ -40,7 +40,7 @@ def _checked(name: str, check: Callable[[], str], *, codec: bool = False) -> Fin
 def _openslide(folder: Path, picture: NDArray[np.uint8]) -> str:
     import openslide
 
-    from cellvit.slide.openslide_reader import OpenSlideReader
+    from cellvit.slide.readers.openslide import OpenSlideReader
 
     path = _write_tiff(folder / "openslide.tif", picture, "jpeg")
     _compare(OpenSlideReader, path, picture)
@@ -48,7 +48,7 @@ def _openslide(folder: Path, picture: NDArray[np.uint8]) -> str:
 
 
 def _tifffile(folder: Path, picture: NDArray[np.uint8]) -> str:
-    from cellvit.slide.tiff_reader import TiffSlide
+    from cellvit.slide.readers.tiff import TiffSlide
 
     for compression in ("jpeg", "jpeg2000", "deflate"):
         path = _write_tiff(folder / f"{compression}.tif", picture, compression)
@@ -59,7 +59,7 @@ def _tifffile(folder: Path, picture: NDArray[np.uint8]) -> str:
 def _pillow(folder: Path, picture: NDArray[np.uint8]) -> str:
     from PIL import Image
 
-    from cellvit.slide.image_slide import ImageSlide
+    from cellvit.slide.readers.image import ImageSlide
 
     for suffix in ("png", "jpg"):
         path = folder / f"picture.{suffix}"

@@ -94,7 +94,7 @@ def check_loading() -> Iterator[Finding]:
 
 def check_plugins() -> Iterator[Finding]:
     """Yield what other packages bring, and a problem for each plug-in that cannot be used."""
-    from cellvit.cli_plugins import REGISTRIES, plugin_rows
+    from cellvit.plugins.listing import REGISTRIES, plugin_rows
 
     rows = plugin_rows(list(REGISTRIES))
     others = [row for row in rows if row["distribution"] != OURS]

@@ -30,8 +30,8 @@ class WorkerCheck:
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
         # what the worker needs is imported here: two threads that import at once see half a module
+        from cellvit.inference.workers import PostprocessPool, nuclei_of
         from cellvit.postprocess.hv import HVPostprocessor
-        from cellvit.runner.workers import PostprocessPool, nuclei_of
 
         self._pool, self._nuclei_of = PostprocessPool, nuclei_of
         postprocessor = HVPostprocessor(normalisation="fixed")

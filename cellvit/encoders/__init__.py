@@ -4,10 +4,10 @@ from cellvit.encoders.base import ENCODERS, Encoder
 from cellvit.encoders.foundation import FOUNDATION, FoundationEncoder, FoundationModel
 from cellvit.encoders.hybrid import HybridEncoder
 from cellvit.encoders.lora import LoRAEncoder
+from cellvit.encoders.pretrained import load_encoder_weights
 from cellvit.encoders.sam import SAMEncoder, SAMHugeEncoder, SAMLargeEncoder
 from cellvit.encoders.timm import TimmEncoder
 from cellvit.encoders.vit import ViTEncoder
-from cellvit.encoders.weights import load_encoder_weights
 
 __all__ = [
     "ENCODERS",

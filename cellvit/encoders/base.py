@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from cellvit.parts import Configurable
-from cellvit.registry import Registry
+from cellvit.plugins.components import Configurable
+from cellvit.plugins.registry import Registry
 from cellvit.types import EncoderOutput, FeatureInfo
 
 
@@ -27,8 +27,8 @@ class Encoder(Configurable, nn.Module, ABC):
             takes it.
         pixel_std: Standard deviation, likewise.
         weights_licence: Licence of the weights of others that it was built with, if any; a model's ``about`` states it.
-        has_published_files: Whether it was made for the files that :data:`cellvit.encoders.weights.SOURCES` lists, and
-            errors name them.
+        has_published_files: Whether it was made for the files that
+            :data:`cellvit.encoders.pretrained.SOURCES` lists, and errors name them.
         weight_sources: Arguments that fetch or read weights, with the values that do neither: a saved model, which
             brings its own weights, is built with those.
     """

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from cellvit.catalogue import announce_hub, by_hub
-from cellvit.catalogue_files import WEIGHTS_VARIABLE, find_weights
 from cellvit.encoders.base import ENCODERS
 from cellvit.encoders.timm import TimmEncoder
+from cellvit.weights.catalogue import announce_hub, by_hub
+from cellvit.weights.locate import WEIGHTS_VARIABLE, find_weights
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BIOPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cellvit.encoders.base import ENCODERS, Encoder
 from cellvit.errors import ConfigError
-from cellvit.parts import PartSpec, build, built_spec
+from cellvit.plugins.components import ComponentSpec, build, built_spec
 from cellvit.types import EncoderOutput
 
 BASE = ".base_layer"
@@ -45,7 +45,7 @@ class LoRAEncoder(Encoder):
     def __init__(
         self,
         *,
-        encoder: PartSpec,
+        encoder: ComponentSpec,
         rank: int = 8,
         alpha: float | None = None,
         dropout: float = 0.0,

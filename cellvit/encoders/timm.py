@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cellvit.encoders.base import ENCODERS, Encoder
+from cellvit.encoders.pretrained import load_encoder_weights
 from cellvit.encoders.taps import NUM_TAPS, choose_taps
-from cellvit.encoders.timm_net import Level, create_net, groups_of, levels_of, own_names, run_net, survey
-from cellvit.encoders.weight_files import WEIGHT_NAMES, checked_digest, fetch, fetch_config, hub_name, local_file
-from cellvit.encoders.weights import load_encoder_weights
+from cellvit.encoders.timm_network import Level, create_net, groups_of, levels_of, own_names, run_net, survey
 from cellvit.errors import ConfigError, WeightsError
 from cellvit.types import EncoderOutput, FeatureInfo
+from cellvit.weights.hub import WEIGHT_NAMES, checked_digest, fetch, fetch_config, hub_name, local_file
 
 DEEPEST = 16
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cellvit.encoders.base import ENCODERS, Encoder
+from cellvit.encoders.pretrained import rename
 from cellvit.encoders.taps import choose_taps
-from cellvit.encoders.weights import rename
 from cellvit.errors import WeightsError
 from cellvit.types import EncoderOutput, FeatureInfo
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from cellvit.errors import DataError
-from cellvit.geometry import ring_offsets
+from cellvit.geometry.polygons import ring_offsets
 from cellvit.metrics.detection import detectable
 from cellvit.metrics.functional.detection import match_centroids
 from cellvit.types import NucleiPrediction

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellvit.data.records import MANIFEST, SPLITS, ImageRecord, find_records
 from cellvit.errors import ConfigError, DataError
-from cellvit.evaluation.maps import SUFFIXES, suffix_of
+from cellvit.io.detections import SUFFIXES, suffix_of
+from cellvit.io.labels import MANIFEST, SPLITS, ImageRecord, find_records
 
 _SHOWN = 5
 
@@ -51,7 +51,7 @@ def find_pairs(pred: Path, truth: Path, *, split: str | None = None, datasets: S
     Args:
         pred: File, or folder of files; of a data folder with several data sets, the predictions of each may lie in a
             folder of its name.
-        truth: File; folder of files; or a data folder as :func:`cellvit.data.records.find_records` reads it, of which
+        truth: File; folder of files; or a data folder as :func:`cellvit.io.labels.find_records` reads it, of which
             the labels count. Its manifest may have a column ``tissue``.
         split: Of a data folder; None takes all.
         datasets: Of a data folder; None takes all.

@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cellvit.atomic import atomic_path
 from cellvit.errors import OutputError
 from cellvit.evaluation.scoring import ImageScores, ScoreSettings
-from cellvit.evaluation.tables import Cell, markdown_table, write_csv, write_json, write_text
+from cellvit.io.atomic import atomic_path
+from cellvit.io.tables import Cell, markdown_table, write_csv, write_json, write_text
 
 _COLUMNS = {"bPQ": "bPQ", "DQ": "bDQ", "SQ": "bSQ", "mPQ": "mPQ", "F1": "F1_d", "P": "P_d", "R": "R_d"}
 _OVERLAPS = ("Dice", "Jaccard", "AJI")
@@ -54,13 +54,13 @@ def image_rows(images: Sequence[ImageScores]) -> list[dict[str, Cell]]:
     """Return one row of named scores per image; columns that no image has a value for are left out."""
     tissues = any(image.tissue for image in images)
     names = {column: score for column, score in _COLUMNS.items() if any(score in image.scores for image in images)}
-    hidden = any(image.hidden or image.hidden_true for image in images)
+    occluded = any(image.occluded or image.occluded_true for image in images)
     rows: list[dict[str, Cell]] = []
     for image in images:
         row: dict[str, Cell] = {"image": image.name}
         row |= {"tissue": image.tissue} if tissues else {}
         row |= {"true_nuclei": image.true, "predicted_nuclei": image.predicted}
-        row |= {"hidden_true": image.hidden_true, "hidden_predicted": image.hidden} if hidden else {}
+        row |= {"occluded_true": image.occluded_true, "occluded_predicted": image.occluded} if occluded else {}
         row |= {column: image.scores[score] for column, score in names.items()}
         rows.append(row | {score: image.scores[score] for score in _OVERLAPS})
     return rows

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torchmetrics import Metric
 
 from cellvit.errors import CellViTError, ConfigError, DataError
-from cellvit.evaluation.drawing import drawn_maps, measured
-from cellvit.evaluation.maps import StatedNuclei, read_nuclei, translated_types
 from cellvit.evaluation.pairing import Pair
+from cellvit.evaluation.rasterize import drawn_maps, nuclei_from_labels
+from cellvit.io.detections import LoadedNuclei, read_nuclei, translated_types
 from cellvit.metrics import AggregatedJaccard, BinaryOverlap, CentroidDetection, PanopticQuality
 from cellvit.metrics.functional.panoptic import check_iou_threshold
 from cellvit.types import NucleiPrediction
@@ -43,7 +43,7 @@ class ScoreSettings:
         ignore_background: Leave predicted nuclei of type 0 out of detection, as published for MoNuSeg. False leaves
             them out of panoptic quality instead, in images whose true types are known, as published for PanNuke.
         corners: Predicted outlines count pixels from their corners; see
-            :func:`cellvit.evaluation.drawing.draw_outlines`.
+            :func:`cellvit.evaluation.rasterize.draw_outlines`.
 
     Raises:
         ConfigError: If a number or a list of names cannot work.
@@ -82,8 +82,9 @@ class ImageScores:
         true: Number of true nuclei.
         predicted: Number of predicted nuclei.
         untyped: Number of predicted nuclei of type 0.
-        hidden: Predicted outlines of which no pixel is seen: outside the image or under later ones. They count nowhere.
-        hidden_true: True outlines likewise.
+        occluded: Predicted outlines of which no pixel is seen: outside the image or under later ones. They count
+            nowhere.
+        occluded_true: True outlines likewise.
         typed: Whether the file of the prediction states types; None if it has no nuclei.
         scores: All scores by name; nan where the image says nothing.
         metrics: The metrics that saw this image alone; see :func:`pooled_scores`.
@@ -94,8 +95,8 @@ class ImageScores:
     true: int
     predicted: int
     untyped: int
-    hidden: int
-    hidden_true: int
+    occluded: int
+    occluded_true: int
     typed: bool | None
     scores: dict[str, float]
     metrics: tuple[Metric, ...]
@@ -166,11 +167,11 @@ def score_pair(pair: Pair, settings: ScoreSettings, *, others_typed: bool = Fals
         stated, truth = read_nuclei(pair.pred), read_nuclei(pair.truth)
         found, true = drawn_maps(stated, truth, corners=settings.corners)
         types, true_types = _types(stated, truth, settings)
-        pred, target = measured(found, _or_zero(types, found)), measured(true, true_types)
+        pred, target = nuclei_from_labels(found, _or_zero(types, found)), nuclei_from_labels(true, true_types)
         typed = types is not None if len(pred.nuclei) else None
         as_typed = others_typed or typed is not False
         scores = score_nuclei(pred, target, settings, name=pair.name, tissue=pair.tissue, typed=as_typed)
-        return replace(scores, hidden=_hidden(stated, pred), hidden_true=_hidden(truth, target), typed=typed)
+        return replace(scores, occluded=_occluded(stated, pred), occluded_true=_occluded(truth, target), typed=typed)
     except CellViTError as error:
         return f"{pair.name}: {error}"
 
@@ -268,7 +269,7 @@ def truth_classes(paths: Iterable[Path]) -> tuple[tuple[str, ...], bool]:
 
 
 def _types(
-    stated: StatedNuclei, truth: StatedNuclei, settings: ScoreSettings
+    stated: LoadedNuclei, truth: LoadedNuclei, settings: ScoreSettings
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
     """Return predicted types, and true types with -1 for unknown, by label; None where there are none."""
     if not settings.class_names:
@@ -279,7 +280,7 @@ def _types(
     return types, None if true_types is None else np.where(true_types > 0, true_types, -1)
 
 
-def _hidden(stated: StatedNuclei, found: NucleiPrediction) -> int:
+def _occluded(stated: LoadedNuclei, found: NucleiPrediction) -> int:
     return 0 if stated.outlines is None else len(stated.outlines) - len(found.nuclei)
 
 

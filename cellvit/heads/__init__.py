@@ -4,8 +4,7 @@ from cellvit.heads.base import HEADS, Head, HeadSizes, MapHead
 from cellvit.heads.binary import BinaryHead
 from cellvit.heads.hv import HVHead
 from cellvit.heads.nuclei_type import NucleiTypeHead
-from cellvit.heads.object_probability import ObjectProbabilityHead
-from cellvit.heads.radial_distances import RadialDistancesHead
+from cellvit.heads.star import ObjectProbabilityHead, RadialDistancesHead
 from cellvit.heads.tissue import TissueHead
 
 __all__ = [

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cellvit.errors import ConfigError
-from cellvit.parts import Configurable
-from cellvit.registry import Registry
-from cellvit.symmetry import Symmetry
+from cellvit.geometry.symmetry import Symmetry
+from cellvit.plugins.components import Configurable
+from cellvit.plugins.registry import Registry
 from cellvit.types import Batch
 
 
@@ -100,7 +100,8 @@ class MapHead(Head):
     Args:
         sizes: See :class:`Head`.
         losses: See :class:`Head`.
-        variant: ``"meant"``, or ``"released"`` to repeat the faults of the published training runs.
+        variant: ``"corrected"``, or ``"released"`` to repeat the faults of the published training runs. ``"meant"`` is
+            the former name of ``"corrected"``.
 
     Raises:
         ConfigError: If the variant is unknown.
@@ -111,12 +112,12 @@ class MapHead(Head):
         sizes: HeadSizes,
         *,
         losses: Mapping[str, float] | None = None,
-        variant: Literal["meant", "released"] = "meant",
+        variant: Literal["corrected", "released", "meant"] = "corrected",
     ) -> None:
         super().__init__(sizes, losses=losses)
-        if variant not in ("meant", "released"):
+        if variant not in ("corrected", "released", "meant"):
             raise ConfigError(
-                f"variant {variant!r} of head {type(self).__name__} is unknown; use 'meant' or 'released'"
+                f"variant {variant!r} of head {type(self).__name__} is unknown; use 'corrected' or 'released'"
             )
         self.variant = variant
         self.out_channels = self.channels(sizes)

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from cellvit.geometry.symmetry import Symmetry
 from cellvit.heads.base import HEADS, HeadSizes, MapHead
 from cellvit.losses import hv_gradient_loss, hv_mse_loss
-from cellvit.symmetry import Symmetry
 from cellvit.types import HV_MAP, Batch
 
 

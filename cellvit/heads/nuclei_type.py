@@ -48,7 +48,7 @@ class NucleiTypeHead(MapHead):
         sizes: HeadSizes,
         *,
         losses: Mapping[str, float] | None = None,
-        variant: Literal["meant", "released"] = "meant",
+        variant: Literal["corrected", "released", "meant"] = "corrected",
         temperature: float = 1.0,
     ) -> None:
         super().__init__(sizes, losses=losses, variant=variant)

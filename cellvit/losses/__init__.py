@@ -1,9 +1,8 @@
 """Losses as pure functions: probabilities or maps in, one differentiable number out."""
 
 from cellvit.losses.cross_entropy import cross_entropy_loss, partial_label_loss
-from cellvit.losses.dice import dice_loss
-from cellvit.losses.focal_tversky import binary_focal_tversky_loss, focal_tversky_loss
 from cellvit.losses.gradient import hv_gradient_loss, hv_mse_loss
+from cellvit.losses.overlap import binary_focal_tversky_loss, dice_loss, focal_tversky_loss
 from cellvit.losses.star import background_distance_loss, object_probability_loss, radial_distance_loss
 
 __all__ = [

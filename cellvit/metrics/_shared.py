@@ -56,11 +56,11 @@ def fixed_ratio(part: Tensor, whole: Tensor) -> Tensor:
     return (high << _HALF_BITS) + low
 
 
-def counted_items(counted: Tensor | None, *, like: Tensor) -> Tensor:
+def valid_items(valid: Tensor | None, *, like: Tensor) -> Tensor:
     """Return which items of a batch count.
 
     Args:
-        counted: Boolean ``(B,)``, or None if all do.
+        valid: Boolean ``(B,)``, or None if all do.
         like: Any tensor of the batch ``(B, …)``.
 
     Returns:
@@ -69,12 +69,12 @@ def counted_items(counted: Tensor | None, *, like: Tensor) -> Tensor:
     Raises:
         DataError: If the mask is not boolean or does not have one entry per item.
     """
-    if counted is None:
+    if valid is None:
         return torch.ones(len(like), dtype=torch.bool, device=like.device)
-    if counted.dtype != torch.bool or counted.shape != like.shape[:1]:
-        message = f"counted is {counted.dtype} {tuple(counted.shape)} for a batch of {len(like)}; "
+    if valid.dtype != torch.bool or valid.shape != like.shape[:1]:
+        message = f"valid is {valid.dtype} {tuple(valid.shape)} for a batch of {len(like)}; "
         raise DataError(message + "pass a boolean tensor with one entry per item")
-    return counted.to(like.device)
+    return valid.to(like.device)
 
 
 def fixed_mean(total: Tensor, count: Tensor) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 from torchmetrics import Metric
 
-from cellvit.registry import Registry
+from cellvit.plugins.registry import Registry
 from cellvit.types import NucleiPrediction
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.geometry import MIN_CONTOUR_POINTS, ring_lengths
+from cellvit.geometry.polygons import MIN_CONTOUR_POINTS, ring_lengths
 from cellvit.metrics._shared import ArrayOrTensor, as_array, fixed_mean, to_fixed, unique_names
 from cellvit.metrics.base import METRICS, NucleiMetric
 from cellvit.metrics.functional.detection import (
@@ -21,7 +21,7 @@ from cellvit.metrics.functional.detection import (
     type_counts,
     type_detection_scores,
 )
-from cellvit.parts import Configurable
+from cellvit.plugins.components import Configurable
 from cellvit.types import UNKNOWN_TYPE, Nuclei, NucleiPrediction
 
 _SCORES = ("F1_d", "P_d", "R_d")

@@ -6,10 +6,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from cellvit.errors import DataError
-from cellvit.metrics._shared import ArrayOrTensor, as_array, counted_items, fixed_mean, fixed_ratio, to_fixed
+from cellvit.metrics._shared import ArrayOrTensor, as_array, fixed_mean, fixed_ratio, to_fixed, valid_items
 from cellvit.metrics.base import METRICS, NucleiMetric
 from cellvit.metrics.functional.overlap import aggregated_jaccard
-from cellvit.parts import Configurable
+from cellvit.plugins.components import Configurable
 from cellvit.types import NucleiPrediction
 
 
@@ -40,13 +40,13 @@ class BinaryOverlap(Configurable, Metric):
         self.add_state("overlap_sum", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")  # Dice, Jaccard
         self.add_state("overlap_count", torch.zeros(1, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, pred: Tensor, target: Tensor, *, counted: Tensor | None = None) -> None:
+    def update(self, pred: Tensor, target: Tensor, *, valid: Tensor | None = None) -> None:
         """Add a batch; nothing leaves the device.
 
         Args:
             pred: Predicted maps ``(B, H, W)``, boolean or integers; everything but 0 is nucleus.
             target: True maps, likewise.
-            counted: Boolean ``(B,)``; items where it is False, such as those that only fill up a process's share of
+            valid: Boolean ``(B,)``; items where it is False, such as those that only fill up a process's share of
                 the data, are left out. None counts all.
 
         Raises:
@@ -59,7 +59,7 @@ class BinaryOverlap(Configurable, Metric):
             raise DataError(f"binary maps of {pred.dtype} and {target.dtype}; pass 0 and 1, the argmax of the channels")
         found, true = pred.flatten(1) != 0, target.flatten(1) != 0
         shared, total = (found & true).sum(1), found.sum(1) + true.sum(1)
-        used = (total > 0) & counted_items(counted, like=pred)
+        used = (total > 0) & valid_items(valid, like=pred)
         whole = total.clamp(min=1)  # empty images divide by something and are not used
         scores = torch.stack([fixed_ratio(2 * shared, whole), fixed_ratio(shared, (whole - shared).clamp(min=1))])
         self.overlap_sum += (scores * used).sum(1)

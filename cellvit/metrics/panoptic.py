@@ -16,7 +16,7 @@ from cellvit.metrics.functional.panoptic import (
     panoptic_quality,
     typed_panoptic_quality,
 )
-from cellvit.parts import Configurable
+from cellvit.plugins.components import Configurable
 from cellvit.types import UNKNOWN_TYPE, NucleiPrediction
 
 _QUALITIES = ("PQ", "DQ", "SQ")

@@ -5,9 +5,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from cellvit.errors import DataError
-from cellvit.metrics._shared import counted_items
+from cellvit.metrics._shared import valid_items
 from cellvit.metrics.base import METRICS
-from cellvit.parts import Configurable
+from cellvit.plugins.components import Configurable
 from cellvit.types import UNKNOWN_TYPE
 
 
@@ -36,13 +36,13 @@ class TissueAccuracy(Configurable, Metric):
         self.add_state("correct", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, pred: Tensor, target: Tensor, *, counted: Tensor | None = None) -> None:
+    def update(self, pred: Tensor, target: Tensor, *, valid: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
             pred: Logits or probabilities ``(B, T)``.
             target: Tissue ids ``(B,)``, -1 if unknown.
-            counted: Boolean ``(B,)``; items where it is False, such as those that only fill up a process's share of
+            valid: Boolean ``(B,)``; items where it is False, such as those that only fill up a process's share of
                 the data, are left out. None counts all.
 
         Raises:
@@ -51,7 +51,7 @@ class TissueAccuracy(Configurable, Metric):
         if pred.ndim != 2 or target.shape != pred.shape[:1]:
             message = f"tissue logits {tuple(pred.shape)} and ids {tuple(target.shape)} do not fit; "
             raise DataError(message + "pass (B, T) and (B,)")
-        known = (target != UNKNOWN_TYPE) & counted_items(counted, like=target)
+        known = (target != UNKNOWN_TYPE) & valid_items(valid, like=target)
         self.correct += ((pred.argmax(1) == target) & known).sum()
         self.total += known.sum()
 

@@ -7,7 +7,7 @@ made by the same rules.
 
 from cellvit.postprocess.base import POSTPROCESSORS, Postprocessor
 from cellvit.postprocess.hv import HVPostprocessor
+from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.postprocess.star import StarPostprocessor
-from cellvit.postprocess.table import nuclei_from_instances
 
 __all__ = ["POSTPROCESSORS", "HVPostprocessor", "Postprocessor", "StarPostprocessor", "nuclei_from_instances"]

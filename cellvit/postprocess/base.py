@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError
-from cellvit.parts import Configurable
-from cellvit.registry import Registry
+from cellvit.plugins.components import Configurable
+from cellvit.plugins.registry import Registry
 from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, NucleiPrediction
 
 

@@ -9,9 +9,17 @@ from numpy.typing import NDArray
 
 from cellvit.errors import ConfigError, DataError
 from cellvit.postprocess.base import POSTPROCESSORS, Postprocessor
-from cellvit.postprocess.flood import flood
-from cellvit.postprocess.table import TypeRule, check_finite, nuclei_from_instances
-from cellvit.types import EMBEDDING_MAP, HV_MAP, NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP, FloatMap, IntMap, NucleiPrediction
+from cellvit.postprocess.measure import TypeRule, check_finite, nuclei_from_instances
+from cellvit.postprocess.watershed import marker_watershed
+from cellvit.types import (
+    EMBEDDING_MAP,
+    HV_MAP,
+    NUCLEI_BINARY_MAP,
+    NUCLEI_TYPE_MAP,
+    FloatMap,
+    IntMap,
+    NucleiPrediction,
+)
 
 Mask = NDArray[np.uint8]
 Normalisation = Literal["tile", "fixed"]
@@ -50,7 +58,7 @@ class HVPostprocessor(Postprocessor):
             :func:`fixed_edge`), so that a nucleus depends on its surroundings only.
 
         type_rule: How a nucleus gets its type: ``"majority"`` of its pixels, as published, or their ``"mean"``
-            probability; see :func:`cellvit.postprocess.table.nuclei_from_instances`.
+            probability; see :func:`cellvit.postprocess.measure.nuclei_from_instances`.
 
     Raises:
         ConfigError: If an argument has another value.
@@ -146,7 +154,7 @@ class HVPostprocessor(Postprocessor):
         core = foreground & (edge < EDGE_THRESHOLD)
         core = _opened(_fill_holes(core))
         markers = _drop_small(core, scale.min_marker_size)[1]
-        return flood(energy, markers, components)
+        return marker_watershed(energy, markers, components)
 
 
 def fixed_edge(distance: FloatMap, axis: Literal[0, 1], sobel_size: int) -> FloatMap:

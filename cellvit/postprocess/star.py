@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import ConfigError, DataError
+from cellvit.geometry.star import MIN_RAYS
 from cellvit.postprocess.base import POSTPROCESSORS, Postprocessor
-from cellvit.postprocess.suppression import Shapes, suppress
-from cellvit.postprocess.table import check_finite, nuclei_from_instances
-from cellvit.star import MIN_RAYS
+from cellvit.postprocess.measure import check_finite, nuclei_from_instances
+from cellvit.postprocess.nms import Shapes, non_maximum_suppression
 from cellvit.types import (
     EMBEDDING_MAP,
     NUCLEI_TYPE_MAP,
@@ -65,7 +65,7 @@ class StarPostprocessor(Postprocessor):
             maps: Activated maps without a batch axis:
 
                 * ``object_probability``: ``(1, H, W)`` floats in [0, 1].
-                * ``radial_distances``: ``(K, H, W)`` floats in pixels; see :mod:`cellvit.star` for the rays.
+                * ``radial_distances``: ``(K, H, W)`` floats in pixels; see :mod:`cellvit.geometry.star` for the rays.
                 * ``nuclei_type_map``, optional: ``(C, H, W)`` probabilities, channel 0 is background; or ``(H, W)``
                   integer type ids. Without it every nucleus is type 1, and its ``type_prob`` the mean object
                   probability inside.
@@ -101,7 +101,7 @@ class StarPostprocessor(Postprocessor):
         """
         y, x = np.nonzero(prob >= self.prob_threshold)
         rays = np.minimum(distances[:, y, x].T, np.float32(self.max_distance))
-        kept, pixels = suppress(Shapes(x, y, rays), prob[y, x], threshold=self.nms_threshold)
+        kept, pixels = non_maximum_suppression(Shapes(x, y, rays), prob[y, x], threshold=self.nms_threshold)
         label = np.empty(len(kept), np.int32)
         label[np.argsort(kept)] = np.arange(1, len(kept) + 1)
         return _drawn(pixels[::-1], label[::-1], prob.shape)

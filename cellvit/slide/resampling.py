@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from cellvit.slide.reader import Rgb8
+from cellvit.io.images import Rgb8
 
 Pair = tuple[float, float]
 

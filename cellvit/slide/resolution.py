@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cellvit.errors import ConfigError, ImageError
-from cellvit.slide.tiff_metadata import MAX_MPP, MIN_MPP
+from cellvit.io.tiff_metadata import MAX_MPP, MIN_MPP
 
 _MICRONS = 10.0  # micrometres per pixel times the power of the objective, in the usual scanner
 _CONTRADICTION = 1.10

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import ConfigError, DataError, ImageError
-from cellvit.slide.reader import Rgb8
+from cellvit.io.images import Rgb8
 
 _Mask = NDArray[np.bool_]
 _Floats = NDArray[np.float32]

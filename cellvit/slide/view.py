@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from cellvit.errors import ConfigError
-from cellvit.slide.reader import Rgb8
+from cellvit.io.images import Rgb8
 from cellvit.slide.resampling import Levels, Resampled, best_level
 from cellvit.types import Nuclei
 

@@ -20,12 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "postprocess"))
 from drawn_nuclei import draw_ellipses
 from timing import timed
 
-from cellvit.metrics.functional import (
-    aggregated_jaccard,
-    match_centroids,
-    panoptic_quality,
-    typed_panoptic_quality,
-)
+from cellvit.metrics.functional import aggregated_jaccard, match_centroids, panoptic_quality, typed_panoptic_quality
 
 NUM_CLASSES = 6
 RADIUS = 12

@@ -18,7 +18,7 @@ from skimage import data
 from torch.utils.flop_counter import FlopCounterMode
 
 from cellvit import CellViT
-from cellvit.acceleration import accelerated_inference, compile_for_inference
+from cellvit.inference.acceleration import accelerated_inference, compile_for_inference
 
 SIZE = 1024
 BASELINE = "vit-256 plain"

@@ -23,10 +23,10 @@ from drawn_slides import DrawnModel, drawn_block, truth, write_drawn_slide
 from slide_memory import MemorySampler, draw_memory
 from slide_stages import DEMAND, bench_stages, rate, size_of, use_cores
 
-from cellvit.atomic import atomic_text
-from cellvit.export import ParquetStream
-from cellvit.runner.settings import DEFAULT_FORMATS
-from cellvit.runner.slide import segment_slide
+from cellvit.inference.settings import DEFAULT_FORMATS
+from cellvit.inference.slide import segment_slide
+from cellvit.io import ParquetStream
+from cellvit.io.atomic import atomic_text
 
 SAME_PX = 1.5
 

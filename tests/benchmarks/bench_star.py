@@ -20,9 +20,9 @@ from drawn_nuclei import draw_ellipses
 from drawn_stars import noisy_star_maps, suppress_one_by_one
 from timing import timed
 
+from cellvit.geometry.star import object_probability, radial_distances
 from cellvit.postprocess import StarPostprocessor
-from cellvit.postprocess.suppression import Shapes, suppress
-from cellvit.star import object_probability, radial_distances
+from cellvit.postprocess.nms import Shapes, suppress
 
 
 def seconds(function, repeats):

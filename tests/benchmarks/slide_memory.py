@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from PIL import Image, ImageDraw
 
-from cellvit.export.legend import font_of
+from cellvit.plotting.legend import font_of
 
 _COLORS = {"rss": (226, 140, 50), "pss": (64, 116, 180)}
 _PAPER, _INK, _GREY = (255, 255, 255), (30, 30, 30), (205, 205, 205)

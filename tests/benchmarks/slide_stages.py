@@ -10,13 +10,13 @@ from slide_models import NUCLEI_PER_TILE, OVERLAP, TILE, NanoOnDrawn, ReplayMode
 from timing import timed
 
 from cellvit import CellViT
-from cellvit.assembly import start_transfer
-from cellvit.runner import pipeline
-from cellvit.runner.settings import default_workers
-from cellvit.runner.slide import segment_slide
-from cellvit.segment import autocast_context
-from cellvit.slide.seams import SeamStream
-from cellvit.slide.slides import open_slide
+from cellvit.inference import pipeline
+from cellvit.inference.protocol import autocast_context
+from cellvit.inference.settings import default_workers
+from cellvit.inference.slide import segment_slide
+from cellvit.model.build import start_transfer
+from cellvit.slide.open import open_slide
+from cellvit.slide.stitching import StreamingStitcher
 from cellvit.slide.view import SlideView
 from cellvit.types import EMBEDDING_MAP
 
@@ -105,7 +105,7 @@ def bench_behind(folder, block, width, formats, *, tiles):
     path, model, seams = folder / "noisy.tif", ReplayModel(width), []
     model.learn(block, tiles)
     workers = default_workers("cuda")  # the network costs no core, as beside a GPU
-    add = SeamStream.add
+    add = StreamingStitcher.add
 
     def timed_add(*args, **kwargs):
         wall, cpu, result = timed(lambda: add(*args, **kwargs), 1)
@@ -117,7 +117,7 @@ def bench_behind(folder, block, width, formats, *, tiles):
 
     with (
         patch.object(pipeline, "start_transfer", lambda maps, _: lambda: maps),
-        patch.object(SeamStream, "add", timed_add),
+        patch.object(StreamingStitcher, "add", timed_add),
     ):
         run(write_drawn_slide(folder / "warm.tif", TILE, TILE, block=block), folder / "warm")  # pays for imports
         seams.clear()

@@ -56,7 +56,7 @@ model:
   num_nuclei_classes: 3
   class_names: [Background, Small, Large]
   lr_scheduler:
-    class_path: cellvit.schedules.WarmupCosineLR
+    class_path: cellvit.model.schedules.WarmupCosineLR
     init_args: {{total_steps: null}}
   lr_interval: step
 data:

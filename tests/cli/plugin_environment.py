@@ -61,7 +61,7 @@ class Environment:
         )
 
     def cellvit(self, *arguments, cwd, **variables):
-        return self.python("-m", "cellvit.cli", *map(str, arguments), cwd=cwd, **variables)
+        return self.python("-m", "cellvit", *map(str, arguments), cwd=cwd, **variables)
 
     def listing(self, *arguments, cwd):
         """Return the exit code of ``cellvit plugins --json`` and the rows that are not of cellvit."""

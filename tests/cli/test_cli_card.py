@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from cellvit.cli import main as cellvit
-from cellvit.cli_card import main
-from cellvit.data.items import image_tensor
+from cellvit.cli.card import main
+from cellvit.data.folder import image_tensor
 from cellvit.errors import CellViTError, ConfigError, DataError, OutputError, UnknownPluginError
-from cellvit.evaluation.card_files import NO_CALIBRATION
-from cellvit.model import CellViT
+from cellvit.evaluation.model_card.files import NO_CALIBRATION
+from cellvit.model.cellvit import CellViT
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_outputs_are_checked_before_anything_is_measured(card, noise_folder, tmp
     def measure(*arguments, **options):
         raise AssertionError("measured before the outputs were checked")
 
-    monkeypatch.setattr("cellvit.evaluation.card.measure", measure)
+    monkeypatch.setattr("cellvit.evaluation.model_card.measure.measure", measure)
     (tmp_path / "file").write_text("")
     for out in ("file", "file/out"):
         with pytest.raises(OutputError, match="cannot make the folder"):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cellvit.cli_config import config_layers, config_texts, expand_bases
+from cellvit.cli.config import config_layers, config_texts, expand_bases
 from cellvit.errors import ConfigError
 
 

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from cellvit import cli, cli_doctor, cli_plugins
+from cellvit import cli
+from cellvit.cli import doctor as cli_doctor
+from cellvit.cli import plugins as cli_plugins
 from cellvit.doctor import Finding, examine, machine, models, slides, software, workers
 from cellvit.doctor.finding import first_line, guarded
-from cellvit.runner import machine as resources
+from cellvit.inference import resources
 
 
 def named(findings):
@@ -169,9 +171,9 @@ def test_readers_open_what_is_written_for_them():
 @pytest.mark.parametrize(
     ("name", "target"),
     [
-        ("OpenSlide", "cellvit.slide.openslide_reader.OpenSlideReader"),
-        ("tifffile", "cellvit.slide.tiff_reader.TiffSlide"),
-        ("Pillow", "cellvit.slide.image_slide.ImageSlide"),
+        ("OpenSlide", "cellvit.slide.readers.openslide.OpenSlideReader"),
+        ("tifffile", "cellvit.slide.readers.tiff.TiffSlide"),
+        ("Pillow", "cellvit.slide.readers.image.ImageSlide"),
     ],
 )
 def test_a_broken_reader_is_told_from_the_others(monkeypatch, name, target):
@@ -186,7 +188,7 @@ def test_a_broken_reader_is_told_from_the_others(monkeypatch, name, target):
 
 
 def test_wrong_pixels_of_a_reader_are_a_problem(monkeypatch):
-    from cellvit.slide.tiff_reader import TiffSlide
+    from cellvit.slide.readers.tiff import TiffSlide
 
     real = TiffSlide.read_region
     monkeypatch.setattr(TiffSlide, "read_region", lambda self, *a, **k: real(self, *a, **k)[..., ::-1])
@@ -209,7 +211,7 @@ def test_a_missing_codec_is_a_problem(monkeypatch):
 
 
 def test_cores_threads_and_memory(monkeypatch):
-    monkeypatch.setattr("cellvit.runner.settings.available_cores", lambda: 8)
+    monkeypatch.setattr("cellvit.inference.settings.available_cores", lambda: 8)
     monkeypatch.setattr(resources, "cpu_quota", lambda: None)
     monkeypatch.setattr(resources, "free_memory", lambda: 64 * 10**9)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
@@ -387,7 +389,7 @@ def test_the_model_of_the_package_must_be_there(monkeypatch, tmp_path):
 def test_the_network_finds_drawn_nuclei_and_says_if_not(monkeypatch):
     (found,) = models.check_network()
     assert (found.status, found.facts["nuclei"]) == ("ok", 3)
-    monkeypatch.setattr("cellvit.segment.segment_image", lambda *a, **k: [])
+    monkeypatch.setattr("cellvit.inference.image.segment_image", lambda *a, **k: [])
     (found,) = models.check_network()
     assert found.status == "problem"
     assert "0 of 3" in found.text
@@ -413,8 +415,8 @@ class _Pool:
 
 
 def _with_pool(monkeypatch, *, nuclei_of=lambda future: future, kind="processes"):
-    monkeypatch.setattr("cellvit.runner.workers.PostprocessPool", type("Pool", (_Pool,), {"kind": kind}))
-    monkeypatch.setattr("cellvit.runner.workers.nuclei_of", nuclei_of)
+    monkeypatch.setattr("cellvit.inference.workers.PostprocessPool", type("Pool", (_Pool,), {"kind": kind}))
+    monkeypatch.setattr("cellvit.inference.workers.nuclei_of", nuclei_of)
 
 
 def test_a_worker_must_find_both_drawn_nuclei(monkeypatch):

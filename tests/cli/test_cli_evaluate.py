@@ -8,11 +8,11 @@ from PIL import Image
 
 from cellvit.classes import default_classes
 from cellvit.cli import main as cellvit
-from cellvit.cli_evaluate import main
+from cellvit.cli.evaluate import main
 from cellvit.errors import CellViTError, ConfigError, DataError, OutputError, UnknownPluginError
-from cellvit.export import write_geojson
-from cellvit.model import CellViT
-from cellvit.postprocess.table import nuclei_from_instances
+from cellvit.io import write_geojson
+from cellvit.model.cellvit import CellViT
+from cellvit.postprocess.measure import nuclei_from_instances
 
 NAMES = ["Background", "Small", "Large"]
 

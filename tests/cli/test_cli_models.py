@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from cellvit import cli
-from cellvit.catalogue import MODEL, by_name, entries
-from cellvit.cli_models import main, usage
+from cellvit.cli.models import main, usage
 from cellvit.encoders.base import ENCODERS
-from cellvit.parts import build
+from cellvit.plugins.components import build
+from cellvit.weights.catalogue import MODEL, by_name, entries
 
 NAMES = [entry.name for entry in entries()]
 
@@ -41,7 +41,7 @@ def test_the_list_has_one_line_for_each(capsys):
 
 
 def test_the_list_fits_a_narrow_terminal(capsys, monkeypatch):
-    monkeypatch.setattr("cellvit.cli_output.WIDTH", 80)
+    monkeypatch.setattr("cellvit.cli.console.WIDTH", 80)
     assert main([]) == 0
     printed = capsys.readouterr().out
     tables = printed.split("GFLOP: one tile")[0]

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cellvit import cli, cli_plan
-from cellvit.cli_plan import main
-from cellvit.cli_plan_table import readable_range
-from cellvit.cli_segment import main as segment
-from cellvit.runner.plan_estimate import Range
+from cellvit import cli
+from cellvit.cli import plan as cli_plan
+from cellvit.cli.plan import main
+from cellvit.cli.plan_table import readable_range
+from cellvit.cli.segment import main as segment
+from cellvit.inference.plan.estimate import Range
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "slide"))
 

@@ -7,9 +7,9 @@ import tifffile
 from PIL import Image
 
 from cellvit.cli import main
-from cellvit.data.consep_folds import CLASS_NAMES, channels_from_instances, cut_folds, deal_folds, find_typed_images
-from cellvit.data.pannuke_convert import ACCEPTABLE
-from cellvit.data.patches import read_dataset, read_fold
+from cellvit.data.datasets.consep import CLASS_NAMES, channels_from_instances, cut_folds, deal_folds, find_typed_images
+from cellvit.data.pannuke.convert import ACCEPTABLE
+from cellvit.data.pannuke.storage import read_dataset, read_fold
 from cellvit.errors import DataError, OutputError
 
 DATA = os.environ.get("CELLVIT_TEST_DATA")
@@ -17,7 +17,7 @@ DATA = os.environ.get("CELLVIT_TEST_DATA")
 
 @pytest.fixture(autouse=True)
 def do_not_wait_for_the_disk(monkeypatch):
-    monkeypatch.setattr("cellvit.atomic._sync", lambda path: None)
+    monkeypatch.setattr("cellvit.io.atomic._sync", lambda path: None)
 
 
 def write_pannuke(root, *, size=12):
@@ -127,7 +127,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cellvit.data.pannuke_convert.merge_channels", interrupt)
+    monkeypatch.setattr("cellvit.data.pannuke.convert.merge_channels", interrupt)
     assert main(["prepare", "pannuke", str(write_pannuke(tmp_path))]) == 130
     assert "run the same command to go on" in capsys.readouterr().err
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cellvit import cli_slides, export
-from cellvit.cli_segment import main
+from cellvit import io
+from cellvit.cli import segment_slides as cli_slides
+from cellvit.cli.segment import main
 from cellvit.errors import CellViTError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "slide"))
@@ -66,7 +67,7 @@ def test_a_folder_of_slides_with_a_broken_one(slides, model, tmp_path, capsys):
     assert summary["resolution"]["source"] == "slide"
     assert summary["slide"]["width"] == 500
     assert len(table) == 4 or len(rows(out)) == 4
-    nuclei = export.read_parquet(out / "slides_a" / "nuclei.parquet")
+    nuclei = io.read_parquet(out / "slides_a" / "nuclei.parquet")
     assert nuclei.embedding.shape == (len(nuclei), 24)
     assert "a.tif" in printed.out
     assert "patch.png" in printed.out

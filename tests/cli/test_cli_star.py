@@ -8,7 +8,7 @@ from drawn_folds import draw_tissue
 
 from cellvit import CellViT, segment_image
 from cellvit.cli import main
-from cellvit.export import read_parquet
+from cellvit.io import read_parquet
 from cellvit.postprocess import StarPostprocessor
 
 HEADS = {

@@ -12,12 +12,12 @@ from cellvit import CellViT
 from cellvit.callbacks import EncoderFreezing, PretrainedEncoder
 from cellvit.classes import PANNUKE, PANNUKE_TISSUES
 from cellvit.cli import main
-from cellvit.cli_config import config_texts
+from cellvit.cli.config import config_texts
 from cellvit.encoders.base import ENCODERS
-from cellvit.encoders.weights import SOURCES
+from cellvit.encoders.pretrained import SOURCES
 from cellvit.errors import ConfigError
-from cellvit.export import read_parquet
-from cellvit.parts import import_path
+from cellvit.io import read_parquet
+from cellvit.plugins.components import import_path
 
 LAYER = "Not run by itself"
 CONFIGS = [

@@ -14,9 +14,9 @@ import torch
 from drawn_folds import write_folds, write_folds_config
 
 from cellvit.cli import main
-from cellvit.evaluation.folds import read_runs
+from cellvit.evaluation.cross_validation.scores import read_runs
 
-COMMAND = [sys.executable, "-m", "cellvit.cli", "cross-validate"]
+COMMAND = [sys.executable, "-m", "cellvit", "cross-validate"]
 
 
 def start(config, out, *more):
@@ -144,7 +144,7 @@ def test_a_run_that_fails_says_so_and_keeps_the_rest(whole, tmp_path, capfd):
 def test_a_resumed_training_repeats_an_uninterrupted_one(folds_config, tmp_path, stop):
     def fit(name, *more):
         point = {
-            "class_path": "cellvit.evaluation.callbacks.ResumePoint",
+            "class_path": "cellvit.evaluation.cross_validation.callbacks.ResumePoint",
             "init_args": {"dirpath": str(tmp_path / name)},
         }
         command = ["fit", "--config", str(folds_config), "--trainer.default_root_dir", str(tmp_path / name)]
@@ -163,7 +163,7 @@ def test_a_folder_in_use_and_a_missing_file_are_refused(tmp_path, capsys, monkey
     fcntl = pytest.importorskip("fcntl")
     out = tmp_path / "out"
     out.mkdir()
-    monkeypatch.setattr("cellvit.evaluation.cross_validation._WAIT", 0.1)
+    monkeypatch.setattr("cellvit.evaluation.cross_validation.run._WAIT", 0.1)
     with (out / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(["cross-validate", str(folds_config), "--out", str(out)]) == 1

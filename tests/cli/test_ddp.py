@@ -81,12 +81,15 @@ def test_two_processes_score_exactly_what_one_process_scores(tmp_path):
             "init_args": {"save_dir": str(folder), "name": "csv"},
         }
         common = ["--config", str(config), f"--trainer.logger={json.dumps(logger)}"]
-        command = [sys.executable, "-m", "cellvit.cli", arguments[0], *common, *arguments[1:]]
+        command = [sys.executable, "-m", "cellvit", arguments[0], *common, *arguments[1:]]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr[-3000:]
         return scores(folder)
 
-    point = {"class_path": "cellvit.evaluation.callbacks.ResumePoint", "init_args": {"dirpath": str(tmp_path)}}
+    point = {
+        "class_path": "cellvit.evaluation.cross_validation.callbacks.ResumePoint",
+        "init_args": {"dirpath": str(tmp_path)},
+    }
     trained = run("fit", "fit", *TWO, f"--trainer.callbacks+={json.dumps(point)}", "--trainer.max_epochs", "24")
     checkpoint = ["--ckpt_path", str(tmp_path / "last.ckpt")]
     assert float(trained["F1_d"]) > 0, "nothing was found: the comparison would show nothing"

@@ -13,10 +13,11 @@ import pytest
 from drawn_folds import draw_tissue
 from plugin_environment import PACKAGE, Environment, copy_package, install_package, write_distribution
 
-from cellvit import CellViT, cli_plugins
+from cellvit import CellViT
+from cellvit.cli import plugins as cli_plugins
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import UnknownPluginError, WeightsError
-from cellvit.registry import RegistryEntry
+from cellvit.plugins.registry import RegistryEntry
 
 ROOT = PACKAGE.parents[1]
 PAGE = ROOT / "docs/pages/how-to/plugin-package.md"
@@ -183,7 +184,7 @@ def test_training_by_name_logs_the_losses_of_the_new_branch(trained):
 def test_the_exported_model_works_where_the_package_is(trained, installed, nuclei):
     (code,) = [body for title, kind, body in code_blocks() if kind == "python" and not title]
     compare = (
-        "import torch\nfrom cellvit.pretrained import read_checkpoint\n"
+        "import torch\nfrom cellvit.model.checkpoint import read_checkpoint\n"
         "state = read_checkpoint(__import__('pathlib').Path('runs/centre/last.ckpt'))[1]\n"
         "assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())\n"
         "assert tuple(centres.shape) == (1, 1, 250, 250) and 0 < centres.min() < centres.max() < 1\n"
@@ -324,7 +325,7 @@ def test_a_table_fits_its_width_and_shows_everything(rows_of, monkeypatch, capsy
     error = OSError("[bold]lib.so[/bold] is missing from /opt/a/very/long/path/that/has/no/place/to/break/at/all")
     broken = RegistryEntry("a-name-of-some-length", "my_lab.encoders.stem.Stem", "cellvit-my-lab", "0.3.0", error=error)
     rows_of(broken, RegistryEntry("b", "cellvit.b.B", "cellvit.b", None, Documented))
-    monkeypatch.setattr("cellvit.cli_output.WIDTH", width)
+    monkeypatch.setattr("cellvit.cli.console.WIDTH", width)
     assert cli_plugins.main(["encoder"]) == 1
     table = capsys.readouterr().out
     assert max(map(len, table.splitlines())) <= width

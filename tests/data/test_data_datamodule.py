@@ -175,7 +175,7 @@ def test_processes_together_count_every_image_once(data_folder, as_rank, ranks):
     for stem in "abc":
         data_folder.add("x", stem, "val")
     data_folder.write()
-    counted, lengths = [], set()
+    valid, lengths = [], set()
     for rank in range(ranks):
         as_rank(rank, ranks)
         data = module(data_folder.root)
@@ -183,9 +183,9 @@ def test_processes_together_count_every_image_once(data_folder, as_rank, ranks):
             data.setup(stage)
             batches = list(loader())
             lengths.add(len(batches))
-            counted += [(stage, b["name"][0]) for b in batches if b["counted"].item()]
+            valid += [(stage, b["name"][0]) for b in batches if b["valid"].item()]
     assert len(lengths) == 1
-    assert sorted(counted) == [(stage, f"x/{stem}") for stage in ("test", "validate") for stem in "abc"]
+    assert sorted(valid) == [(stage, f"x/{stem}") for stage in ("test", "validate") for stem in "abc"]
 
 
 EVALUATE = """
@@ -200,7 +200,7 @@ class Names(L.LightningModule):
         super().__init__()
         self.layer, self.seen = torch.nn.Linear(1, 1), []
     def test_step(self, batch):
-        self.seen += zip(batch["name"], batch["counted"].tolist())
+        self.seen += zip(batch["name"], batch["valid"].tolist())
     def on_test_epoch_end(self):
         Path(sys.argv[0]).with_name(f"rank_{self.global_rank}.json").write_text(json.dumps(self.seen))
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellvit.data import FolderDataset
-from cellvit.data.monuseg import fill_outlines, prepare_monuseg, read_outlines
+from cellvit.data.datasets.monuseg import fill_outlines, prepare_monuseg, read_outlines
 from cellvit.errors import ConfigError, DataError, OutputError
 
 SQUARE = [(2, 3), (6, 3), (6, 5), (2, 5)]  # x 2..6, y 3..5
@@ -19,7 +19,7 @@ OTHER = [(5, 4), (9, 4), (9, 9), (5, 9)]
 
 @pytest.fixture(autouse=True)
 def do_not_wait_for_the_disk(monkeypatch):
-    monkeypatch.setattr("cellvit.atomic._sync", lambda path: None)
+    monkeypatch.setattr("cellvit.io.atomic._sync", lambda path: None)
 
 
 def xml(*regions, head='<?xml version="1.0"?>'):
@@ -48,7 +48,7 @@ def test_images_and_maps_by_hand(tmp_path, places):
     pixels = add(tmp_path, "TCGA-1.a", xml(SQUARE, OTHER), images=places[0], annotations=places[1])
     add(tmp_path, "TCGA-2", xml(OTHER), images=places[0], annotations=places[1])
     made = prepare_monuseg(tmp_path)
-    assert [(one.name, one.nuclei, one.dropped, one.hidden, one.kept) for one in made] == [
+    assert [(one.name, one.nuclei, one.dropped, one.occluded, one.kept) for one in made] == [
         ("TCGA-1.a", 2, 0, 0, False),
         ("TCGA-2", 1, 0, 0, False),
     ]
@@ -69,7 +69,7 @@ def test_hidden_and_too_short_outlines_are_counted(tmp_path):
     around = [(1, 2), (7, 2), (7, 6), (1, 6)]
     add(tmp_path, "a", xml(inner, [(1, 1), (2, 2)], around, [], OTHER))
     (one,) = prepare_monuseg(tmp_path)
-    assert (one.nuclei, one.dropped, one.hidden) == (2, 2, 1)
+    assert (one.nuclei, one.dropped, one.occluded) == (2, 2, 1)
     with np.load(tmp_path / "prepared" / "labels" / "a.npz") as label:
         assert np.unique(label["inst_map"]).tolist() == [0, 1, 2]
         assert label["inst_map"][4, 3] == 1

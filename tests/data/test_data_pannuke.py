@@ -10,7 +10,14 @@ from jsonargparse import ArgumentParser
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
-from cellvit.data import Draw, PanNukeDataModule, PanNukeDataset, Repeat, ShuffledDraws, balanced_weights
+from cellvit.data import (
+    Draw,
+    PanNukeDataModule,
+    PanNukeDataset,
+    Repeat,
+    ShuffledDraws,
+    balanced_weights,
+)
 from cellvit.data.targets import make_targets
 from cellvit.errors import ConfigError, DataError
 from cellvit.types import Batch
@@ -111,13 +118,13 @@ def test_items_are_what_the_folds_hold_in_the_order_given(prepared):
         tissue = TISSUES.index(truth["tissue"][row])
         targets = make_targets(truth["instance_maps"][row], truth["type_maps"][row], tissue_type=tissue)
         assert all(torch.equal(item[k], v) for k, v in targets.items())
-        assert item["counted"].item() is True
+        assert item["valid"].item() is True
 
 
 def test_a_repeat_is_the_same_item_but_not_counted(prepared):
     data = PanNukeDataset(prepared.root, [1])
     repeat = data[Repeat(2)]
-    assert repeat.pop("counted").item() is False
+    assert repeat.pop("valid").item() is False
     assert same(repeat, data[2])
 
 
@@ -191,7 +198,7 @@ def test_loaders_give_all_patches_in_batches(prepared):
     batches = list(data.val_dataloader())
     assert [b["name"] for b in batches] == [[f"fold2_{i:04d}" for i in range(4)], ["fold2_0004"]]
     assert batches[0]["image"].shape == (4, 3, SIZE, SIZE)
-    assert batches[0]["counted"].tolist() == [True] * 4
+    assert batches[0]["valid"].tolist() == [True] * 4
     data.setup("test")
     assert [n for b in data.test_dataloader() for n in b["name"]] == [f"fold3_{i:04d}" for i in range(4)]
     data.setup("predict")
@@ -244,16 +251,16 @@ def test_processes_together_see_what_one_would(prepared, as_rank, ranks, gamma):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_processes_together_count_every_patch_once(prepared, as_rank, ranks):
-    counted, lengths, all_items = [], set(), 0
+    valid, lengths, all_items = [], set(), 0
     for rank in range(ranks):
         as_rank(rank, ranks)
         data = ready(prepared, "validate", val_batch_size=2)
         lengths.add(len(data.val_dataloader()))
         items = items_of(data.val_dataloader())
         all_items += len(items)
-        counted += [item["name"] for item in items if item["counted"]]
+        valid += [item["name"] for item in items if item["valid"]]
     assert len(lengths) == 1
-    assert sorted(counted) == [f"fold2_{i:04d}" for i in range(5)]
+    assert sorted(valid) == [f"fold2_{i:04d}" for i in range(5)]
     assert all_items == -(-5 // ranks) * ranks
 
 

@@ -9,16 +9,16 @@ from hypothesis.extra.numpy import arrays as drawn_arrays
 from pannuke_samples import LAYOUTS, draw_arrays, slow_maps, write_fold, write_folds
 
 from cellvit.classes import PANNUKE, PANNUKE_TISSUES
-from cellvit.data.pannuke_folds import find_folds
-from cellvit.data.pannuke_patches import merge_channels, rescale
-from cellvit.data.pannuke_prepare import prepare_pannuke
-from cellvit.data.patches import read_dataset, read_fold
+from cellvit.data.pannuke.convert import merge_channels, rescale
+from cellvit.data.pannuke.prepare import prepare_pannuke
+from cellvit.data.pannuke.source import find_folds
+from cellvit.data.pannuke.storage import read_dataset, read_fold
 from cellvit.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
 def do_not_wait_for_the_disk(monkeypatch):
-    monkeypatch.setattr("cellvit.atomic._sync", lambda path: None)
+    monkeypatch.setattr("cellvit.io.atomic._sync", lambda path: None)
 
 
 @given(drawn_arrays(np.int32, (6, 5, 4), elements=st.integers(0, 6)))
@@ -96,7 +96,7 @@ def test_the_summary_counts_what_is_there(tmp_path):
     assert fold.nuclei == dict(zip(PANNUKE.names[1:], totals.tolist(), strict=True))
     assert fold.without_nuclei == 1
     labelled = sum(len(np.unique(m[..., j][m[..., j] > 0])) for m in folds[2]["masks"] for j in range(5))
-    assert fold.hidden == labelled - totals.sum() >= 1
+    assert fold.occluded == labelled - totals.sum() >= 1
     assert fold.repeated_images == 1
     assert sum(fold.tissues.values()) == fold.patches == 4
     assert fold.accepted == {}

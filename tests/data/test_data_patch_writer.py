@@ -11,18 +11,22 @@ import numpy as np
 import pytest
 from pannuke_samples import draw_arrays, tree_bytes, write_fold, write_folds
 
-from cellvit.data import pannuke_convert, pannuke_patches
-from cellvit.data.pannuke_prepare import prepare_pannuke
-from cellvit.data.patch_writer import (
+from cellvit.data.pannuke import convert as pannuke_convert
+from cellvit.data.pannuke import convert as pannuke_patches
+from cellvit.data.pannuke.prepare import prepare_pannuke
+from cellvit.data.pannuke.storage import (
+    PatchDataset,
     earlier_fold,
+    find_prepared,
     finish_fold,
     finished_fold,
     finished_numbers,
     fold_stream,
     npy_stream,
+    read_dataset,
+    read_fold,
     write_dataset,
 )
-from cellvit.data.patches import PatchDataset, find_prepared, read_dataset, read_fold
 from cellvit.errors import DataError, OutputError
 
 DATASET = PatchDataset("few", 0.5, ("None", "A", "B"), ("Skin", "Lung"), (2,), 6, {"licence": "CC0"})
@@ -34,7 +38,7 @@ class StoppedError(Exception):
 
 @pytest.fixture(autouse=True)
 def do_not_wait_for_the_disk(monkeypatch):
-    monkeypatch.setattr("cellvit.atomic._sync", lambda path: None)
+    monkeypatch.setattr("cellvit.io.atomic._sync", lambda path: None)
 
 
 @pytest.fixture
@@ -225,7 +229,7 @@ def test_a_killed_process_leaves_nothing_that_hinders_the_next(tmp_path):
     write_folds(tmp_path, count=5)
     code = (
         "import sys, time; from pathlib import Path; from cellvit.data import pannuke_patches as p\n"
-        "from cellvit.data.pannuke_prepare import prepare_pannuke\n"
+        "from cellvit.data.pannuke.prepare import prepare_pannuke\n"
         "p._BLOCK_BYTES = 1\n"
         "def report(what, done, total):\n"
         "    if done == 7: print('seven', flush=True); time.sleep(60)\n"

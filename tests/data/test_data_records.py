@@ -3,8 +3,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cellvit.data.records import find_records, read_image, read_label, resample
 from cellvit.errors import DataError, ImageError
+from cellvit.io.labels import find_records, read_image, read_label, resample
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
 

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cellvit.data.elastic import ElasticAffine
-from cellvit.data.transforms import PUBLISHED, build_augmentation, seed_augmentation
+from cellvit.data.augmentation.elastic import ElasticAffine
+from cellvit.data.augmentation.transforms import PUBLISHED, build_augmentation, seed_augmentation
 from cellvit.errors import ConfigError
 
 PALETTE = np.random.default_rng(5).integers(0, 256, (64, 3), dtype=np.uint8)

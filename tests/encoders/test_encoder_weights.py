@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from segment_anything.build_sam import sam_model_registry
 
 from cellvit.encoders import ENCODERS, HybridEncoder, SAMEncoder, ViTEncoder, load_encoder_weights
-from cellvit.encoders.weights import rename
+from cellvit.encoders.pretrained import rename
 from cellvit.errors import WeightsError
 
 

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from cellvit import CellViT
 from cellvit.encoders import ENCODERS, FOUNDATION, FoundationEncoder, TimmEncoder
-from cellvit.encoders.transformers_names import from_transformers
+from cellvit.encoders.timm_network import from_transformers
 from cellvit.errors import WeightsError
-from cellvit.licences import model_licence
-from cellvit.parts import build, normalise_spec
+from cellvit.plugins.components import build, normalise_spec
+from cellvit.weights.licences import model_licence
 
 PAGE = (Path(__file__).parents[2] / "docs/pages/how-to/backbones.md").read_text(encoding="utf-8")
 

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from cellvit import CellViT
-from cellvit.encoders import ENCODERS, SAMEncoder, sam_attention
+from cellvit.encoders import ENCODERS, SAMEncoder
+from cellvit.encoders import sam as sam_attention
 from cellvit.encoders import sam as sam_module
-from cellvit.encoders.sam import fit_position
-from cellvit.encoders.sam_attention import distance_table
+from cellvit.encoders.sam import distance_table, fit_position
 from cellvit.errors import ConfigError
 from cellvit.testing import EncoderContract
 

@@ -9,10 +9,11 @@ import torch
 from fake_hub import configuration, digest, pickled, safetensors, write_repository
 
 from cellvit import CellViT
-from cellvit.encoders import ENCODERS, TimmEncoder, load_encoder_weights, weight_files
-from cellvit.encoders.weight_files import hub_name
+from cellvit.encoders import ENCODERS, TimmEncoder, load_encoder_weights
 from cellvit.errors import ConfigError, WeightsError
-from cellvit.parts import build
+from cellvit.plugins.components import build
+from cellvit.weights import hub as weight_files
+from cellvit.weights.hub import hub_name
 
 REPO = "timm/test_vit.r160_in1k"
 DECODER = {"class_path": "unetr", "init_args": {"widths": [4, 4, 8, 8], "skip_widths": [8, 4], "image_width": 4}}

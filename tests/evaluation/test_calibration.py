@@ -19,12 +19,12 @@ from cellvit.evaluation.calibration import (
     reliability,
     sample_types,
 )
-from cellvit.evaluation.card_pictures import draw_reliability
-from cellvit.evaluation.card_tables import calibration_notes, calibration_table
-from cellvit.evaluation.drawing import measured
+from cellvit.evaluation.model_card.pictures import draw_reliability
+from cellvit.evaluation.model_card.tables import calibration_notes, calibration_table
+from cellvit.evaluation.rasterize import nuclei_from_labels
 from cellvit.heads import NucleiTypeHead
 from cellvit.heads.base import HeadSizes
-from cellvit.postprocess.table import nuclei_from_instances
+from cellvit.postprocess.measure import nuclei_from_instances
 
 
 def drawn_sample(sharpness, *, nuclei=3000, images=20, seed=0):
@@ -182,7 +182,7 @@ def squares(*corners, side=6, shape=(40, 40)):
 def test_nuclei_of_known_type_are_paired():
     truth = squares((2, 2), (2, 20), (20, 2), (20, 20))
     found = squares((3, 21), (2, 2), (30, 30), (20, 3))  # the second true one, the first, none, the third
-    target = measured(truth, np.array([0, 1, 2, -1, 1]))
+    target = nuclei_from_labels(truth, np.array([0, 1, 2, -1, 1]))
     probabilities = softmax(np.random.default_rng(0).normal(size=(3, 40, 40)), axis=0)
     pred = nuclei_from_instances(found, type_map=probabilities)
     sample = sample_types(pred, target, probabilities, radius=4, image=7)
@@ -200,7 +200,7 @@ def test_nuclei_of_known_type_are_paired():
 def test_of_large_nuclei_some_pixels_are_kept():
     truth = squares((0, 0), (20, 20), side=16)
     places = np.stack([np.full((40, 40), 0.5), np.arange(1600).reshape(40, 40) / 4000]).astype(np.float64)
-    pred, target = nuclei_from_instances(truth), measured(truth, np.array([0, 1, 1]))
+    pred, target = nuclei_from_instances(truth), nuclei_from_labels(truth, np.array([0, 1, 1]))
     kept = [sample_types(pred, target, places, radius=3, seed=seed) for seed in (0, 0, 1)]
     assert np.diff(kept[0].offsets).tolist() == [PIXELS, PIXELS]
     pixels = np.rint(np.exp(kept[0].log_pixels[:, 1]) * 4000).astype(int).reshape(2, PIXELS)
@@ -213,7 +213,7 @@ def test_of_large_nuclei_some_pixels_are_kept():
 def test_probabilities_of_another_size_are_refused():
     truth = squares((2, 2))
     with pytest.raises(DataError, match="must show the same pixels"):
-        sample_types(nuclei_from_instances(truth), measured(truth, None), np.zeros((3, 20, 20)), radius=3)
+        sample_types(nuclei_from_instances(truth), nuclei_from_labels(truth, None), np.zeros((3, 20, 20)), radius=3)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.8])
@@ -222,6 +222,8 @@ def test_a_head_of_that_temperature_gives_the_probabilities_that_were_measured(t
     logits = torch.randn(1, 4, 40, 40) * 3
     sizes = HeadSizes(decoder_channels=4, pooled_channels=4, num_nuclei_classes=4, num_tissue_classes=0)
     plain, warm = (NucleiTypeHead(sizes, temperature=t).activate(logits)[0].numpy() for t in (1.0, temperature))
-    sample = sample_types(nuclei_from_instances(truth), measured(truth, np.array([0, 1, 2, 3])), plain, radius=3)
+    sample = sample_types(
+        nuclei_from_instances(truth), nuclei_from_labels(truth, np.array([0, 1, 2, 3])), plain, radius=3
+    )
     stated = nuclei_from_instances(truth, type_map=warm, type_rule="mean").nuclei
     np.testing.assert_allclose(mean_probabilities(sample, temperature).max(axis=1), stated.type_prob, rtol=1e-5)

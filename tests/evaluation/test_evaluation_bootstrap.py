@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from cellvit.errors import ConfigError
 from cellvit.evaluation.bootstrap import MIN_IMAGES, image_weights, percentile_interval
-from cellvit.evaluation.card_scores import SCORES, estimate_scores, image_sums, resampled_sums, scores_of
-from cellvit.evaluation.drawing import measured
+from cellvit.evaluation.model_card.scores import SCORES, estimate_scores, image_sums, resampled_sums, scores_of
+from cellvit.evaluation.rasterize import nuclei_from_labels
 from cellvit.evaluation.scoring import ScoreSettings, pooled_scores, score_nuclei
 
 CLASSES = ("Background", "Small", "Large")
@@ -21,8 +21,8 @@ def squares(corners, shape=(48, 48), side=8):
 
 
 def scored(truth, pred, true_types, pred_types):
-    target = measured(truth, None if true_types is None else np.array([0, *true_types]))
-    return score_nuclei(measured(pred, np.array([0, *pred_types])), target, SETTINGS)
+    target = nuclei_from_labels(truth, None if true_types is None else np.array([0, *true_types]))
+    return score_nuclei(nuclei_from_labels(pred, np.array([0, *pred_types])), target, SETTINGS)
 
 
 def random_image(seed):

@@ -9,17 +9,17 @@ from PIL import Image
 
 from cellvit.classes import default_classes
 from cellvit.data import FolderDataModule
-from cellvit.data.items import image_tensor
+from cellvit.data.folder import image_tensor
 from cellvit.errors import ConfigError, DataError
-from cellvit.evaluation.card import CardSettings, find_images, measure
-from cellvit.evaluation.card_images import read_labelled, seen_pixels
-from cellvit.evaluation.card_scores import SCORES, TYPE_SCORES
-from cellvit.evaluation.card_tables import group_scores, image_table, score_table, type_table
-from cellvit.evaluation.drawing import measured
+from cellvit.evaluation.model_card.images import read_labelled, resample_via_mpp
+from cellvit.evaluation.model_card.measure import CardSettings, find_images, measure
+from cellvit.evaluation.model_card.scores import SCORES, TYPE_SCORES
+from cellvit.evaluation.model_card.tables import group_scores, image_table, score_table, type_table
+from cellvit.evaluation.rasterize import nuclei_from_labels
+from cellvit.inference.image import segment_image
 from cellvit.metrics import CentroidDetection, PanopticQuality
-from cellvit.model import CellViT
-from cellvit.postprocess.table import nuclei_from_instances
-from cellvit.segment import segment_image
+from cellvit.model.cellvit import CellViT
+from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.types import NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP
 
 NAMES = ("Background", "Red", "Blue")
@@ -140,7 +140,7 @@ def test_groups_hold_the_scores_of_the_metrics(root):
             maps = model.predict_maps(image_tensor(labelled.pixels)[None])
             pred = model.postprocess({name: values[0].numpy() for name, values in maps.items()})
             for metric in (quality, detection):
-                metric.update_nuclei(pred, measured(labelled.labels, labelled.types))
+                metric.update_nuclei(pred, nuclei_from_labels(labelled.labels, labelled.types))
         expected = quality.compute() | detection.compute()
         for name in (*SCORES, "F1/Red", "P/Blue", "R/Red", "PQ/Blue"):
             assert group.scores[name].value == pytest.approx(expected[name].item(), abs=1e-6, nan_ok=True), name
@@ -157,7 +157,7 @@ def test_at_a_coarser_resolution_the_image_is_reduced_and_the_truth_stays(root):
     assert model.training  # as before
     image, instances, _ = draw(0)
     np.testing.assert_array_equal(model.seen[0], image)
-    np.testing.assert_array_equal(model.seen[1], seen_pixels(image, image_mpp=0.25, given_mpp=0.5, model_mpp=0.25))
+    np.testing.assert_array_equal(model.seen[1], resample_via_mpp(image, image_mpp=0.25, given_mpp=0.5, model_mpp=0.25))
     assert model.seen[1].shape == image.shape
     blurred = np.abs(model.seen[1].astype(int) - image).mean()
     assert 1 < blurred < 20
@@ -174,7 +174,7 @@ def test_at_a_coarser_resolution_the_image_is_reduced_and_the_truth_stays(root):
 def test_a_reduced_image_is_seen_as_segment_sees_one_of_that_resolution(given_mpp, side):
     image, model = draw(1, (60, 60))[0], Painted()
     segment_image(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), model=model, mpp=given_mpp)
-    seen = seen_pixels(image, image_mpp=0.25, given_mpp=given_mpp, model_mpp=0.25)
+    seen = resample_via_mpp(image, image_mpp=0.25, given_mpp=given_mpp, model_mpp=0.25)
     np.testing.assert_array_equal(seen, model.seen[0])
 
 
@@ -201,9 +201,11 @@ def test_a_coarse_image_is_given_as_it_is_with_its_truth_enlarged(tmp_path):
 
 
 def test_sides_that_do_not_divide_are_no_reason_to_refuse_the_coarsest_resolution():
-    assert seen_pixels(np.zeros((61, 62, 3), np.uint8), image_mpp=0.25, given_mpp=1.0, model_mpp=0.25).shape[2] == 3
+    assert (
+        resample_via_mpp(np.zeros((61, 62, 3), np.uint8), image_mpp=0.25, given_mpp=1.0, model_mpp=0.25).shape[2] == 3
+    )
     with pytest.raises(ConfigError, match="too far"):
-        seen_pixels(np.zeros((61, 62, 3), np.uint8), image_mpp=8.0, given_mpp=8.0, model_mpp=0.2)
+        resample_via_mpp(np.zeros((61, 62, 3), np.uint8), image_mpp=8.0, given_mpp=8.0, model_mpp=0.2)
 
 
 def test_types_of_one_data_set_are_told_once(root):

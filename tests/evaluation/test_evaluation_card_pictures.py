@@ -3,14 +3,14 @@ from dataclasses import replace
 import numpy as np
 
 from cellvit.classes import default_classes
-from cellvit.data.records import ImageRecord
 from cellvit.evaluation.calibration import calibrate, sample_types
-from cellvit.evaluation.card import CardImage, CardSettings, Measurements
-from cellvit.evaluation.card_files import write_card
-from cellvit.evaluation.card_pictures import Window, choose_windows, draw_window, worst_window
-from cellvit.evaluation.card_tables import group_scores
-from cellvit.evaluation.drawing import measured
+from cellvit.evaluation.model_card.files import write_card
+from cellvit.evaluation.model_card.measure import CardImage, CardSettings, Measurements
+from cellvit.evaluation.model_card.pictures import Window, choose_windows, draw_window, worst_window
+from cellvit.evaluation.model_card.tables import group_scores
+from cellvit.evaluation.rasterize import nuclei_from_labels
 from cellvit.evaluation.scoring import ScoreSettings, score_nuclei
+from cellvit.io.labels import ImageRecord
 from cellvit.types import Nuclei
 
 
@@ -26,9 +26,9 @@ RECORD = ImageRecord("data/a b", "data", None, None)
 
 def test_the_worst_window_is_where_the_errors_are():
     corners = [(r, c) for r in range(4, 120, 16) for c in range(4, 120, 16)]
-    target = measured(squares(*corners), np.array([0, *([1] * 63), 2])).nuclei
+    target = nuclei_from_labels(squares(*corners), np.array([0, *([1] * 63), 2])).nuclei
     kept = [corner for corner in corners if corner not in [(100, 100), (100, 116), (116, 100)]]
-    pred = measured(squares(*kept, (92, 92), (10, 12)), np.ones(99, int)).nuclei
+    pred = nuclei_from_labels(squares(*kept, (92, 92), (10, 12)), np.ones(99, int)).nuclei
     image = np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)
     window = worst_window(RECORD, image, target, pred, radius=5, side=64)
     assert (window.left, window.top, window.true, window.missed, window.invented) == (64, 64, 16, 3, 1)
@@ -48,7 +48,7 @@ def test_the_worst_window_is_where_the_errors_are():
 
 
 def test_without_tissue_a_picture_holds_outlines_and_nothing_of_the_image():
-    target, pred = (measured(squares((20, 20), at), None).nuclei for at in ((60, 60), (90, 90)))
+    target, pred = (nuclei_from_labels(squares((20, 20), at), None).nuclei for at in ((60, 60), (90, 90)))
     noise = np.random.default_rng(0).integers(0, 255, (2, 128, 128, 3)).astype(np.uint8)
     windows = [worst_window(RECORD, image, target, pred, radius=5, side=128) for image in noise]
     shown = [draw_window(window, tissue=False) for window in windows]
@@ -59,8 +59,8 @@ def test_without_tissue_a_picture_holds_outlines_and_nothing_of_the_image():
 
 
 def test_a_stray_nucleus_alone_is_not_the_worst():
-    target = measured(squares(*[(4 + 10 * i, 4 + 10 * j) for i in range(4) for j in range(5)]), None).nuclei
-    lost = measured(
+    target = nuclei_from_labels(squares(*[(4 + 10 * i, 4 + 10 * j) for i in range(4) for j in range(5)]), None).nuclei
+    lost = nuclei_from_labels(
         squares(*[(4 + 10 * i, 4 + 10 * j) for i in range(4) for j in range(1, 5)], (100, 100)), None
     ).nuclei
     window = worst_window(RECORD, np.zeros((128, 128, 3), np.uint8), target, lost, radius=5, side=64)
@@ -87,7 +87,7 @@ def test_the_worst_are_chosen_over_data_sets_in_turn_also_one_by_one():
 
 def measurements(windows, *, typed=True):
     """Return what was measured of one image on which the model is right."""
-    truth = measured(squares((4, 4), (30, 30)), np.array([0, 1, 2]))
+    truth = nuclei_from_labels(squares((4, 4), (30, 30)), np.array([0, 1, 2]))
     scores = score_nuclei(truth, truth, ScoreSettings(class_names=("Background", "Red", "Blue")))
     probabilities = np.full((3, 128, 128), 1 / 3)
     calibration = calibrate(sample_types(truth, truth, probabilities, radius=1)) if typed else None

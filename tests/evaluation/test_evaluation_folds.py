@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellvit.errors import DataError, OutputError
-from cellvit.evaluation.folds import DatasetFacts, FoldScores, Summary, read_runs, summarise, write_scores
+from cellvit.evaluation.cross_validation.scores import (
+    DatasetFacts,
+    FoldScores,
+    Summary,
+    read_runs,
+    summarise,
+    write_scores,
+)
 
 RUN = FoldScores(
     config="cellvit-256",

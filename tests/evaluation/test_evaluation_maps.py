@@ -11,11 +11,11 @@ from scipy import ndimage
 
 from cellvit.classes import PANNUKE, default_classes
 from cellvit.errors import ConfigError, DataError
-from cellvit.evaluation.drawing import draw_outlines, drawn_maps, measured
-from cellvit.evaluation.maps import read_nuclei, translated_types
 from cellvit.evaluation.pairing import check_complete, find_pairs
-from cellvit.export import read_geojson, write_geojson, write_json, write_parquet
-from cellvit.postprocess.table import nuclei_from_instances
+from cellvit.evaluation.rasterize import draw_outlines, drawn_maps, nuclei_from_labels
+from cellvit.io import read_geojson, write_geojson, write_json, write_parquet
+from cellvit.io.detections import read_nuclei, translated_types
+from cellvit.postprocess.measure import nuclei_from_instances
 
 
 def solid_nuclei(seed, size=96, count=14):
@@ -202,10 +202,10 @@ def test_two_sides_of_outlines_share_the_smallest_grid(tmp_path):
 
 def test_measured_keeps_single_pixels_and_labels_with_gaps():
     instances = np.array([[5, 0, 9], [0, 0, 9], [0, 2, 9]])
-    found = measured(instances, np.array([0, 0, 4, 0, 0, 1, 0, 0, 0, 3]))
+    found = nuclei_from_labels(instances, np.array([0, 0, 4, 0, 0, 1, 0, 0, 0, 3]))
     assert found.nuclei.type.tolist() == [4, 1, 3]
     assert found.instance_map.tolist() == [[2, 0, 3], [0, 0, 3], [0, 1, 3]]
-    assert measured(instances, None).nuclei.type.tolist() == [-1, -1, -1]
+    assert nuclei_from_labels(instances, None).nuclei.type.tolist() == [-1, -1, -1]
 
 
 def test_names_are_translated_without_regard_to_case(tmp_path):

@@ -8,33 +8,31 @@ from PIL import Image
 from scipy import ndimage
 
 from cellvit.classes import default_classes
-from cellvit.data.records import find_records
 from cellvit.errors import DataError
 from cellvit.evaluation.monuseg import (
     FORMS,
+    SCORES,
     check_records,
     evaluate_image,
     evaluate_model,
     input_size,
-    postprocessor_at,
-    predicted_maps,
-    resized,
-    stretched,
-)
-from cellvit.evaluation.monuseg_results import (
-    SCORES,
     mean_scores,
     over_models,
     own_rows,
+    postprocessor_at,
+    predicted_maps,
     published_rows,
+    resized,
+    stretched,
     untyped_notes,
     write_monuseg,
     write_picture,
 )
+from cellvit.inference.protocol import NucleiModel, load_model
+from cellvit.io.labels import find_records
 from cellvit.metrics.functional import dice, match_centroids, panoptic_quality
 from cellvit.postprocess.hv import HVPostprocessor
-from cellvit.postprocess.table import nuclei_from_instances
-from cellvit.segment import NucleiModel, load_model
+from cellvit.postprocess.measure import nuclei_from_instances
 
 
 class DarkSpots:

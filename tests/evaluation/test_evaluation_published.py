@@ -7,8 +7,14 @@ import pytest
 
 from cellvit.classes import PANNUKE_COLORS, PANNUKE_TISSUES
 from cellvit.errors import ConfigError
-from cellvit.evaluation.folds import DatasetFacts, FoldScores
-from cellvit.evaluation.published import known_names, obstacles, published, published_sources, score_lines
+from cellvit.evaluation.cross_validation.published import (
+    known_names,
+    published,
+    published_sources,
+    reasons_not_comparable,
+    score_lines,
+)
+from cellvit.evaluation.cross_validation.scores import DatasetFacts, FoldScores
 
 WITH_TISSUES = ("cellvit-256", "sam-b", "sam-l", "sam-h")
 ROUNDING = 1.01e-4  # the mean of rounded values, itself rounded: half a unit each
@@ -119,4 +125,4 @@ def test_lines_stand_beside_published_values_of_the_same_name_only():
     ("data", "mpp", "count"), [("PanNuke", 0.25, 0), ("pannuke", 0.5, 1), ("consep", 0.25, 1), ("consep", 0.5, 2)]
 )
 def test_other_data_or_another_resolution_forbid_a_comparison(data, mpp, count):
-    assert len(obstacles([run_of(data, mpp)], published("sam-b"))) == count
+    assert len(reasons_not_comparable([run_of(data, mpp)], published("sam-b"))) == count

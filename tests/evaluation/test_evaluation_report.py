@@ -13,10 +13,10 @@ from PIL import Image
 
 from cellvit.classes import PANNUKE, PANNUKE_TISSUES
 from cellvit.errors import ConfigError, DataError
-from cellvit.evaluation.figures import Bars, draw_bars, draw_samples, read_samples
-from cellvit.evaluation.folds import DatasetFacts, FoldScores, write_scores
-from cellvit.evaluation.published import published
-from cellvit.evaluation.report import write_report
+from cellvit.evaluation.cross_validation.figures import Bars, draw_bars, draw_samples, read_samples
+from cellvit.evaluation.cross_validation.published import published
+from cellvit.evaluation.cross_validation.report import write_report
+from cellvit.evaluation.cross_validation.scores import DatasetFacts, FoldScores, write_scores
 from cellvit.metrics import METRICS, AggregatedJaccard, CentroidDetection, PanopticQuality
 from cellvit.types import Nuclei, NucleiPrediction
 

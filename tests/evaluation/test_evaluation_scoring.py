@@ -6,8 +6,8 @@ import pytest
 
 from cellvit.classes import PANNUKE
 from cellvit.errors import ConfigError, DataError
-from cellvit.evaluation.drawing import measured
 from cellvit.evaluation.pairing import Pair
+from cellvit.evaluation.rasterize import nuclei_from_labels
 from cellvit.evaluation.results import group_rows, image_rows, score_rows, write_results
 from cellvit.evaluation.scoring import (
     ScoreSettings,
@@ -17,11 +17,11 @@ from cellvit.evaluation.scoring import (
     score_pairs,
     truth_classes,
 )
-from cellvit.evaluation.tables import markdown_table, write_csv
-from cellvit.export import write_geojson, write_parquet
+from cellvit.io import write_geojson, write_parquet
+from cellvit.io.tables import markdown_table, write_csv
 from cellvit.metrics import AggregatedJaccard, BinaryOverlap, CentroidDetection, PanopticQuality
 from cellvit.metrics.functional import panoptic_quality
-from cellvit.postprocess.table import nuclei_from_instances
+from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.types import NucleiClasses
 
 CLASSES = ("Background", "Small", "Large")
@@ -50,7 +50,7 @@ def test_scores_of_one_image_by_hand(tmp_path):
     pair = write_pair(tmp_path, "a", FOUND, TRUE, [0, 1, 1, 1], [0, 1, 2, 2])
     image = score_pair(pair, ScoreSettings(class_names=CLASSES, radius=5))
     iou = 56 / 72
-    assert (image.true, image.predicted, image.hidden, image.typed) == (3, 3, 0, True)
+    assert (image.true, image.predicted, image.occluded, image.typed) == (3, 3, 0, True)
     expected = {
         "bDQ": 2 / 3,
         "bSQ": iou,
@@ -83,7 +83,9 @@ def test_pooling_is_the_metrics_on_all_images(tmp_path):
     for seed in range(6):
         pred, truth, pred_types, true_types = random_pair(seed)
         pairs.append(write_pair(tmp_path, f"i{seed}", pred, truth, pred_types, true_types, tissue=tissues[seed % 2]))
-        predictions.append((measured(pred, pred_types), measured(truth, true_types), tissues[seed % 2]))
+        predictions.append(
+            (nuclei_from_labels(pred, pred_types), nuclei_from_labels(truth, true_types), tissues[seed % 2])
+        )
     settings = ScoreSettings(class_names=CLASSES, tissue_names=("breast", "colon"), radius=4)
     scores = pooled_scores(score_pairs(pairs, settings))
     quality = PanopticQuality(class_names=CLASSES, tissue_names=("breast", "colon"))
@@ -172,7 +174,7 @@ def test_an_untyped_image_beside_a_typed_one_is_scored(tmp_path, write, suffix, 
         pair = write_pair(tmp_path, name, FOUND, TRUE, None, [0, 1, 2, 2])
         if suffix != "npz" or named or name == "a":
             has = classes if named or name == "a" else None
-            nuclei = replace(measured(FOUND, np.array(types)).nuclei, classes=has)
+            nuclei = replace(nuclei_from_labels(FOUND, np.array(types)).nuclei, classes=has)
             pair = replace(pair, pred=tmp_path / f"{name}.{suffix}")
             write(nuclei, pair.pred)
         pairs.append(pair)
@@ -213,7 +215,7 @@ def test_nuclei_of_type_0_count_where_the_true_types_or_all_types_are_unknown(tm
     untyped = score_pair(write_pair(tmp_path, "plain", FOUND, TRUE, None, known), settings)
     assert untyped.scores["bPQ"] == by_truth["none"]
     assert np.isnan(untyped.scores["mPQ"])
-    pred, target = measured(FOUND, np.array(half)), measured(TRUE, np.array(known))
+    pred, target = nuclei_from_labels(FOUND, np.array(half)), nuclei_from_labels(TRUE, np.array(known))
     monuseg = score_nuclei(pred, target, ScoreSettings(ignore_background=True))
     assert monuseg.scores["bPQ"] == by_truth["none"]
     assert monuseg.scores["R_d"] == pytest.approx(1 / 3, abs=2e-6)
@@ -258,8 +260,8 @@ def test_outlines_score_like_the_map_they_came_from(tmp_path):
     hidden[nuclei.contour_offsets[1] : nuclei.contour_offsets[2]] = nuclei.contour(2)
     write_geojson(replace(nuclei, contour_points=hidden), tmp_path / "c.geojson")
     under = score_pair(replace(truth, pred=tmp_path / "c.geojson"), settings)
-    assert (under.predicted, under.hidden, under.hidden_true) == (2, 1, 0)
-    assert image_rows([under])[0]["hidden_predicted"] == 1
+    assert (under.predicted, under.occluded, under.occluded_true) == (2, 1, 0)
+    assert image_rows([under])[0]["occluded_predicted"] == 1
 
 
 def test_classes_of_the_truth(tmp_path):
@@ -280,7 +282,7 @@ def test_classes_of_the_truth(tmp_path):
 
 
 def test_foreground_replaces_the_instances_for_dice():
-    pred, target = measured(FOUND, None), measured(TRUE, None)
+    pred, target = nuclei_from_labels(FOUND, None), nuclei_from_labels(TRUE, None)
     image = score_nuclei(pred, target, ScoreSettings(), foreground=TRUE > 0)
     assert image.scores["Dice"] == 1
     assert image.scores["bPQ"] < 0.6

@@ -9,9 +9,9 @@ from scipy import ndimage
 
 from cellvit.data.targets import hv_map_from_instances
 from cellvit.errors import ConfigError
+from cellvit.geometry.star import object_probability, radial_distances
+from cellvit.geometry.symmetry import Symmetry, symmetries
 from cellvit.heads import BinaryHead, HVHead, ObjectProbabilityHead, RadialDistancesHead, TissueHead
-from cellvit.star import object_probability, radial_distances
-from cellvit.symmetry import Symmetry, symmetries
 from cellvit.testing.head import SIZES
 
 EIGHT = symmetries(8)

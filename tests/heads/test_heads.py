@@ -81,7 +81,7 @@ def test_nuclei_of_unknown_type_do_not_train_the_type_head_but_the_others():
     assert binary.grad.permute(0, 2, 3, 1)[unknown].abs().min() > 0
 
 
-@pytest.mark.parametrize("variant", ["meant", "released"])
+@pytest.mark.parametrize("variant", ["corrected", "released"])
 def test_without_the_loss_of_unknown_types_the_losses_are_the_published_ones(variant):
     batch, logits = make_batch(), torch.randn(2, 3, 16, 24)
     batch["nuclei_type_map"][:, :8][batch["nuclei_type_map"][:, :8] > 0] = -1
@@ -143,7 +143,7 @@ def test_a_temperature_divides_the_logits_outside_of_training():
 
 
 def test_unknown_variant_is_refused():
-    with pytest.raises(ConfigError, match="'meant' or 'released'"):
+    with pytest.raises(ConfigError, match="'corrected' or 'released'"):
         HVHead(SIZES, variant="paper")
 
 

@@ -3,8 +3,8 @@ import torch
 
 from cellvit import CellViT
 from cellvit.errors import ConfigError
+from cellvit.geometry.star import object_probability, radial_distances
 from cellvit.heads import HEADS, ObjectProbabilityHead, RadialDistancesHead
-from cellvit.star import object_probability, radial_distances
 from cellvit.testing.head import SIZES, HeadContract, make_batch, make_features
 
 SMALL = {

@@ -310,10 +310,10 @@ class TestTissueAccuracy:
 
     def test_items_that_are_not_counted_are_left_out(self):
         metric = TissueAccuracy()
-        metric.update(torch.eye(3), torch.tensor([0, 2, 2]), counted=torch.tensor([True, True, False]))
+        metric.update(torch.eye(3), torch.tensor([0, 2, 2]), valid=torch.tensor([True, True, False]))
         assert metric.compute()["tissue_accuracy"] == 1 / 2
-        with pytest.raises(DataError, match=r"counted is torch.int64 \(3,\) for a batch of 3"):
-            metric.update(torch.eye(3), torch.tensor([0, 2, 2]), counted=torch.ones(3, dtype=torch.int64))
+        with pytest.raises(DataError, match=r"valid is torch.int64 \(3,\) for a batch of 3"):
+            metric.update(torch.eye(3), torch.tensor([0, 2, 2]), valid=torch.ones(3, dtype=torch.int64))
 
     def test_shapes(self):
         with pytest.raises(DataError, match=r"\(2, 2\) and ids \(3,\)"):

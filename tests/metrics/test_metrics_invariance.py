@@ -146,12 +146,12 @@ def test_images_with_nuclei_on_one_side_only():
 
 def test_padding_of_a_batch_that_is_not_counted_changes_nothing(expected):
     batch = [*DATA, *DATA[:4], DATA[7]]
-    counted = torch.arange(len(batch)) < len(DATA)
+    valid = torch.arange(len(batch)) < len(DATA)
     overlap, accuracy = BinaryOverlap(), TissueAccuracy()
     maps = [torch.stack([binary(getattr(s, side)) for s in batch]) for side in ("pred", "target")]
-    overlap.update(*maps, counted=counted)
+    overlap.update(*maps, valid=valid)
     logits = torch.stack([torch.from_numpy(s.tissue_logits) for s in batch])
-    accuracy.update(logits, torch.tensor([s.tissue for s in batch]), counted=counted)
+    accuracy.update(logits, torch.tensor([s.tissue for s in batch]), valid=valid)
     assert_same(overlap.compute(), expected["binary-overlap"])
     assert_same(accuracy.compute(), expected["tissue-accuracy"])
 

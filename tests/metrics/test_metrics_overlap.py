@@ -47,7 +47,7 @@ class TestBinaryOverlap:
         metric.update(empty[:0], empty[:0])
         metric.update(torch.zeros(2, 0, 4, dtype=torch.bool), torch.zeros(2, 0, 4, dtype=torch.bool))
         assert all(value.isnan() for value in metric.compute().values())
-        metric.update(empty, ~empty, counted=torch.tensor([True, False]))
+        metric.update(empty, ~empty, valid=torch.tensor([True, False]))
         assert metric.compute() == {"Dice": 0, "Jaccard": 0}
         assert metric.overlap_count == 1
 
@@ -60,11 +60,11 @@ class TestBinaryOverlap:
         with pytest.raises(DataError, match=r"torch.float32 and torch.int64; pass 0 and 1"):
             BinaryOverlap().update(maps.float(), maps)
 
-    @pytest.mark.parametrize("counted", [torch.ones(3, dtype=torch.bool), torch.ones(2), torch.ones(2, 1) > 0])
-    def test_bad_masks(self, counted):
+    @pytest.mark.parametrize("valid", [torch.ones(3, dtype=torch.bool), torch.ones(2), torch.ones(2, 1) > 0])
+    def test_bad_masks(self, valid):
         maps = torch.zeros(2, 4, 4, dtype=torch.long)
         with pytest.raises(DataError, match="for a batch of 2; pass a boolean tensor"):
-            BinaryOverlap().update(maps, maps, counted=counted)
+            BinaryOverlap().update(maps, maps, valid=valid)
 
     @pytest.mark.gpu
     def test_the_device_changes_no_bit(self):

@@ -12,11 +12,11 @@ from tiny_training import DECODER, make_loader
 from torch import nn
 
 from cellvit import CellViT
-from cellvit import acceleration as module
-from cellvit.acceleration import CompiledTraining, accelerated_inference, compile_for_inference
 from cellvit.errors import ConfigError
-from cellvit.runner.fingerprints import weights_hash
-from cellvit.segment import segment_image
+from cellvit.inference import acceleration as module
+from cellvit.inference.acceleration import CompiledTraining, accelerated_inference, compile_for_inference
+from cellvit.inference.fingerprints import weights_hash
+from cellvit.inference.image import segment_image
 
 TOLERANCE = 1e-3
 HYBRID = {

@@ -9,8 +9,14 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch.utils.flop_counter import FlopCounterMode
 
-from cellvit import CellViT, licences
-from cellvit.catalogue import (
+from cellvit import CellViT
+from cellvit.classes import PANNUKE
+from cellvit.encoders.base import ENCODERS
+from cellvit.encoders.foundation import FOUNDATION
+from cellvit.errors import UnknownPluginError
+from cellvit.model.checkpoint import BUNDLED, bundled_models
+from cellvit.weights import licences
+from cellvit.weights.catalogue import (
     ENCODER_WEIGHTS,
     MODEL,
     announce_file,
@@ -20,13 +26,8 @@ from cellvit.catalogue import (
     by_name,
     entries,
 )
-from cellvit.catalogue_files import WEIGHTS_VARIABLE, find_weights, hub_cache, places, weights_folder
-from cellvit.classes import PANNUKE
-from cellvit.encoders.base import ENCODERS
-from cellvit.encoders.foundation import FOUNDATION
-from cellvit.errors import UnknownPluginError
-from cellvit.licences import LICENCES, LicenceNotice, find_licence
-from cellvit.pretrained import BUNDLED, bundled_models
+from cellvit.weights.licences import LICENCES, LicenceNotice, find_licence
+from cellvit.weights.locate import WEIGHTS_VARIABLE, candidate_paths, find_weights, hub_cache, weights_folder
 
 PAGE = Path(__file__).parents[2] / "docs/pages/models/index.md"
 HUB_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
@@ -243,7 +244,7 @@ def test_a_file_is_known_by_its_name(path, found):
 @pytest.mark.parametrize("entry", [e for e in entries() if e.folder is None], ids=lambda entry: entry.name)
 def test_every_place_a_file_is_looked_for_says_whose_it_is(entry, monkeypatch):
     monkeypatch.setenv(WEIGHTS_VARIABLE, "/w")
-    assert {by_file(path) for _, path in places(entry)} == {entry}
+    assert {by_file(path) for _, path in candidate_paths(entry)} == {entry}
 
 
 def test_a_repository_is_known_with_and_without_prefix():

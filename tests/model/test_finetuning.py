@@ -11,7 +11,7 @@ from cellvit import CellViT
 from cellvit.cli import main
 from cellvit.encoders import ViTEncoder
 from cellvit.errors import ConfigError, UnknownPluginError, WeightsError
-from cellvit.finetuning import InitFrom, init_from, merge_adapters
+from cellvit.training.finetuning import InitFrom, init_from, merge_adapters
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
@@ -172,7 +172,7 @@ def test_training_starts_from_the_source_and_resumes_from_its_checkpoint(source,
     monkeypatch.setenv("MODELS", str(path.parent))
     start, model = Start(), make_model(classes=2)
     said = []
-    monkeypatch.setattr("cellvit.finetuning.rank_zero_info", said.append)
+    monkeypatch.setattr("cellvit.training.finetuning.rank_zero_info", said.append)
     trainer = fit(model, tmp_path, InitFrom("$MODELS/source"), start)
     assert "heads.nuclei_type_map starts anew" in said[0]
     for name, tensor in tensors(original, "encoder.", "decoder.").items():

@@ -7,7 +7,7 @@ from tiny_training import DECODER, make_loader
 
 from cellvit import CellViT
 from cellvit.errors import ConfigError
-from cellvit.freezing import EncoderFreezing, PartFreezing
+from cellvit.training.freezing import EncoderFreezing, PartFreezing
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellvit import licences
-from cellvit.licences import (
+from cellvit.weights import licences
+from cellvit.weights.licences import (
     ACCEPT,
     LICENCES,
     RANKS,
@@ -147,7 +147,7 @@ def test_the_notice_points_at_the_users_line(notices):
 def test_plain_notices_are_single_lines_on_standard_error():
     code = (
         "import warnings\n"
-        "from cellvit.licences import announce, find_licence, plain_notices\n"
+        "from cellvit.weights.licences import announce, find_licence, plain_notices\n"
         "with plain_notices():\n"
         "    announce('nano', find_licence('research use only'))\n"
         "    warnings.warn('something else')\n"

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from cellvit import CellViT, Encoder, EncoderOutput, FeatureInfo, HVPostprocessor, NucleiPrediction
-from cellvit.assembly import true_nuclei
 from cellvit.errors import ConfigError, UnknownPluginError
+from cellvit.model.build import true_nuclei
 
 
 class ConvStem(Encoder):

@@ -7,7 +7,7 @@ from tiny_training import DECODER
 from cellvit import CellViT
 from cellvit.encoders import ViTEncoder
 from cellvit.errors import ConfigError
-from cellvit.optimisation import build_optimisers, parameter_groups
+from cellvit.model.optimizers import build_optimisers, parameter_groups
 
 VIT = {"class_path": "vit-256", "init_args": {"embed_dim": 24, "depth": 4, "num_heads": 3}}
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}

@@ -11,8 +11,8 @@ from cellvit import CellViT
 from cellvit.encoders import HybridEncoder
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import ConfigError, OutputError, UnknownPluginError, WeightsError
-from cellvit.licences import LicenceNotice
-from cellvit.pretrained import BUNDLED, bundled_models
+from cellvit.model.checkpoint import BUNDLED, bundled_models
+from cellvit.weights.licences import LicenceNotice
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_arguments_of_other_encoders_are_left_alone(tmp_path, small_settings):
 
 
 def test_from_pretrained_says_once_that_weights_are_not_for_commercial_use(monkeypatch):
-    monkeypatch.setattr("cellvit.licences._announced", set())
+    monkeypatch.setattr("cellvit.weights.licences._announced", set())
     with pytest.warns(LicenceNotice, match="licence of nano: research use only; not for commercial use") as said:
         first = CellViT.from_pretrained("nano")
     with warnings.catch_warnings():

@@ -34,9 +34,9 @@ from released_files import (
 from cellvit import CellViT
 from cellvit.encoders import SAMEncoder
 from cellvit.errors import UnknownPluginError, WeightsError
-from cellvit.pretrained import read_model
-from cellvit.released import Spelling
-from cellvit.safe_loading import open_safely
+from cellvit.model.checkpoint import read_model
+from cellvit.model.released import Spelling
+from cellvit.weights.safe_loading import open_safely
 
 pytestmark = pytest.mark.filterwarnings("ignore:licence of ")
 PAGE = Path(__file__).parents[2] / "docs/pages/how-to/released-weights.md"

@@ -6,7 +6,7 @@ import numpy
 
 from cellvit import CellViT
 from cellvit.encoders import ViTEncoder
-from cellvit.requirements import required_packages
+from cellvit.model.requirements import required_packages
 
 SIZES = {"embed_dim": 12, "depth": 4, "num_heads": 2}
 DECODER = {"class_path": "unetr", "init_args": {"widths": [4, 4, 4, 4], "skip_widths": [4, 4], "image_width": 2}}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cellvit.errors import ConfigError
-from cellvit.schedules import WarmupCosineLR
+from cellvit.model.schedules import WarmupCosineLR
 
 
 def rates(steps, **settings):

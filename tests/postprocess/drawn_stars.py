@@ -5,7 +5,7 @@ import shapely
 import torch
 from scipy import ndimage
 
-from cellvit.star import object_probability, radial_distances, ray_directions
+from cellvit.geometry.star import object_probability, radial_distances, ray_directions
 
 
 def star_maps(instances, *, num_rays=32):

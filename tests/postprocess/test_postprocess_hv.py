@@ -9,10 +9,10 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.parts import build
+from cellvit.plugins.components import build
 from cellvit.postprocess import POSTPROCESSORS, HVPostprocessor
-from cellvit.postprocess.flood import flood
-from cellvit.postprocess.table import nuclei_from_instances
+from cellvit.postprocess.measure import nuclei_from_instances
+from cellvit.postprocess.watershed import marker_watershed
 
 
 def mirrored_pairs():
@@ -203,7 +203,7 @@ def test_flood_equals_the_whole_watershed(seed, levels, fill):
         markers = (markers % 5).astype(np.int32)
     components = ndimage.label(mask)[0].astype(np.int32)
 
-    found = flood(energy, markers, components)
+    found = marker_watershed(energy, markers, components)
 
     np.testing.assert_array_equal(found, watershed(energy, markers, mask=mask))
     assert found.dtype == np.int32

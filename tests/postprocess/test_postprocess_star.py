@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.parts import build
+from cellvit.plugins.components import build
 from cellvit.postprocess import POSTPROCESSORS, StarPostprocessor
-from cellvit.postprocess.suppression import Shapes, suppress
+from cellvit.postprocess.nms import Shapes, non_maximum_suppression
 from cellvit.testing import PostprocessorContract
 
 
@@ -43,7 +43,7 @@ def random_shapes(seed, *, num=40, size=40, radius=(2, 12), num_rays=32, ties=Fa
 )
 def test_suppression_equals_the_rule_one_by_one(seed, threshold, num_rays, ties):
     shapes, prob = random_shapes(seed, num_rays=num_rays, ties=ties)
-    kept, pixels = suppress(shapes, prob, threshold=threshold)
+    kept, pixels = non_maximum_suppression(shapes, prob, threshold=threshold)
     assert kept.tolist() == suppress_one_by_one(*shapes, prob, threshold)
     assert len(pixels) == len(kept)
 
@@ -52,7 +52,7 @@ def test_suppression_equals_the_rule_one_by_one(seed, threshold, num_rays, ties)
 def test_very_small_and_very_large_shapes_equal_the_rule_too(radius):
     for seed in range(5):
         shapes, prob = random_shapes(seed, radius=radius, size=80)
-        kept, _ = suppress(shapes, prob, threshold=0.3)
+        kept, _ = non_maximum_suppression(shapes, prob, threshold=0.3)
         assert kept.tolist() == suppress_one_by_one(*shapes, prob, 0.3)
 
 
@@ -62,7 +62,7 @@ def test_suppression_on_maps_of_nuclei_equals_the_rule():
     y, x = np.nonzero(prob >= 0.7)
     assert len(x) > 300
     shapes = Shapes(x, y, maps["radial_distances"][:, y, x].T)
-    kept, _ = suppress(shapes, prob[y, x], threshold=0.4)
+    kept, _ = non_maximum_suppression(shapes, prob[y, x], threshold=0.4)
     assert kept.tolist() == suppress_one_by_one(*shapes, prob[y, x], 0.4)
     assert 20 < len(kept) < 60
 
@@ -128,7 +128,7 @@ def test_a_nucleus_that_others_cover_is_none():
     for col in (16, 24):
         prob[0, 20, col], distances[:, 20, col] = 0.9, 5.5
     y, x = np.nonzero(prob[0])
-    kept, _ = suppress(Shapes(x, y, distances[:, y, x].T), prob[0, y, x], threshold=0.9)
+    kept, _ = non_maximum_suppression(Shapes(x, y, distances[:, y, x].T), prob[0, y, x], threshold=0.9)
     assert len(kept) == 3
     maps = {"object_probability": prob, "radial_distances": distances}
     prediction = StarPostprocessor(nms_threshold=0.9)(maps)

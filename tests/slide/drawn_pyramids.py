@@ -7,7 +7,7 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
-from cellvit.slide.slide_base import SlideReader
+from cellvit.slide.readers.base import SlideReader
 from cellvit.types import Nuclei
 
 WHITE, INK = np.array([244, 240, 246.0]), np.array([90, 40, 120.0])

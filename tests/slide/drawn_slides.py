@@ -161,8 +161,9 @@ def write_drawn_slide(path, width, height, *, block: DrawnBlock, mpp=0.25, pyram
 class DrawnModel:
     """A stand-in for a network: decodes the pixels of a drawn slide into the maps they hold.
 
-    Implements :class:`cellvit.segment.NucleiModel`. The tokens of ``embedding_map`` hold, per 16 x 16 px, the mean of
-    red, green and blue in [0, 1], the share of nucleus pixels, and the shares of the four types; see :func:`tokens`.
+    Implements :class:`cellvit.inference.protocol.NucleiModel`. The tokens of ``embedding_map`` hold, per
+    16 x 16 px, the mean of red, green and blue in [0, 1], the share of nucleus pixels, and the shares of the four
+    types; see :func:`tokens`.
     """
 
     classes = CLASSES

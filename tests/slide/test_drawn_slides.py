@@ -18,10 +18,11 @@ from drawn_slides import (
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from cellvit.assembly import image_arrays
+from cellvit.inference.image import segment_image
+from cellvit.inference.protocol import NucleiModel
+from cellvit.io.images import read_image, read_mpp
+from cellvit.model.build import image_arrays
 from cellvit.postprocess import nuclei_from_instances
-from cellvit.segment import NucleiModel, segment_image
-from cellvit.slide.reader import read_image, read_mpp
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import tifffile
 from PIL import Image
 
 from cellvit.errors import ImageError
-from cellvit.slide import reader
-from cellvit.slide.reader import read_image, read_mpp, to_rgb
+from cellvit.io import images as reader
+from cellvit.io.images import read_image, read_mpp, to_rgb
 
 RNG = np.random.default_rng(5)
 RGB = RNG.integers(0, 256, (13, 21, 3), dtype=np.uint8)

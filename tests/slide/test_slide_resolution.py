@@ -84,7 +84,7 @@ def test_values_that_are_no_magnification(magnification):
 
 
 def test_real_slides(test_data):
-    from cellvit.slide.slides import open_slide
+    from cellvit.slide.open import open_slide
 
     with open_slide(test_data / "wsi" / "cmu_small_region.svs") as real:
         assert slide_resolution(real) == (Resolution((0.499, 0.499), "slide"), [])

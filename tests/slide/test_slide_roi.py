@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.slide.roi import Region
+from cellvit.geometry.regions import Region
 
 SQUARE = [[10, 20], [40, 20], [40, 60], [10, 60], [10, 20]]
 HOLE = [[20, 30], [20, 40], [30, 40], [30, 30], [20, 30]]

@@ -7,9 +7,8 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellvit.slide import seams
-from cellvit.slide.seams import SeamStream, merge_tiles
-from cellvit.slide.tile_nuclei import TileNuclei
+from cellvit.slide import stitching as seams
+from cellvit.slide.stitching import StreamingStitcher, TileNuclei, merge_tiles
 from cellvit.slide.tiling import TileGrid
 from cellvit.types import Nuclei, NucleiClasses
 
@@ -258,7 +257,7 @@ def test_the_order_of_the_tiles_does_not_matter(seed):
 def test_nuclei_of_different_tiles_overlap_by_a_tenth_at_most(seed):
     rng = np.random.default_rng(seed)
     grid = TileGrid(width=200, height=170, tile_size=90, overlap=24)
-    found = [(i, separated(part)) for i, part in random_findings(rng, grid, 60)]
+    found = [(i, unwrap_tta(part)) for i, part in random_findings(rng, grid, 60)]
     merged = merge_tiles(grid, found)
     polygons = [shapely.Polygon(merged.contour(i)).buffer(0.5, join_style="mitre") for i in range(len(merged))]
     for i, j in combinations(range(len(merged)), 2):
@@ -266,7 +265,7 @@ def test_nuclei_of_different_tiles_overlap_by_a_tenth_at_most(seed):
         assert common <= seams.SAME_NUCLEUS_SHARE * min(polygons[i].area, polygons[j].area) + 1e-6
 
 
-def separated(nuclei):
+def unwrap_tta(nuclei):
     """Return nuclei of one tile without those that overlap an earlier one, as in an instance map."""
     kept = []
     for row, box in enumerate(nuclei.bbox):
@@ -282,7 +281,7 @@ def test_a_stream_of_tiles_gives_what_all_tiles_together_give(seed):
     grid = TileGrid(width=400, height=330, tile_size=90, overlap=24)
     found = random_findings(rng, grid, 200)
     found = [part for part in found if rng.random() < 0.8]  # tiles without tissue are never computed
-    stream, parts, held, done = SeamStream(grid), [], [], 0
+    stream, parts, held, done = StreamingStitcher(grid), [], [], 0
     while done < len(grid):
         upto = min(len(grid), done + int(rng.integers(1, 7)))
         placed = [TileNuclei.place(grid, i, part) for i, part in found if done <= i < upto]
@@ -300,7 +299,7 @@ def test_a_stream_of_tiles_gives_what_all_tiles_together_give(seed):
 
 def test_a_stream_waits_only_for_tiles_that_can_still_see_a_nucleus():
     grid = TileGrid(width=180, height=180, tile_size=100, overlap=20)
-    stream = SeamStream(grid)
+    stream = StreamingStitcher(grid)
     boxes = [(10, 10, 20, 20), (70, 10, 95, 20), (10, 70, 20, 95)]
     first = stream.add(TileNuclei.place(grid, 0, boxes_to_nuclei(boxes)), done=1)
     assert box_set(first) == [boxes[0]]

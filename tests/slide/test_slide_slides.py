@@ -10,13 +10,14 @@ import tifffile
 from PIL import Image
 
 from cellvit.errors import ConfigError, ImageError
-from cellvit.slide import slides, tiff_layout, tiff_reader
-from cellvit.slide.chunk_cache import ChunkCache
+from cellvit.io.images import to_rgb
+from cellvit.slide import open as slides
 from cellvit.slide.naming import expand_inputs
-from cellvit.slide.openslide_reader import bounds_of
-from cellvit.slide.reader import to_rgb
-from cellvit.slide.slides import SLIDE_SUFFIXES, is_slide, open_slide
-from cellvit.slide.tiff_reader import TiffSlide
+from cellvit.slide.open import SLIDE_SUFFIXES, is_slide, open_slide
+from cellvit.slide.readers import tiff as tiff_layout
+from cellvit.slide.readers import tiff as tiff_reader
+from cellvit.slide.readers.openslide import bounds_of
+from cellvit.slide.readers.tiff import ChunkCache, TiffSlide
 from cellvit.slide.view import SlideView
 
 RATIOS = (1, 2, 3.37, 4)
@@ -409,7 +410,7 @@ def test_where_openslide_fails_to_open_another_reader_may_help(files, monkeypatc
 
     with open_slide(files["plain"]) as slide:
         assert slide.reader == "tiff"
-    monkeypatch.setattr("cellvit.slide.openslide_reader._open", refuse)
+    monkeypatch.setattr("cellvit.slide.readers.openslide._open", refuse)
     with open_slide(files["aperio"]) as slide:
         assert slide.reader == "tiff"
         assert slide.stated_mpp == (0.25, 0.25)

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from cellvit.errors import ConfigError, DataError, ImageError
-from cellvit.slide.reader import read_image
+from cellvit.io.images import read_image
 from cellvit.slide.tissue import TissueMask, find_tissue
 
 MPP = 2.0  # of the drawn slides; 4 x 3 mm

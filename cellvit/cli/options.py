@@ -1,0 +1,68 @@
+"""Options that several verbs share, and what their values may be."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from cellvit.geometry.symmetry import VIEWS
+from cellvit.inference.protocol import DEVICES, PRECISIONS
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """Return a parser of numbers greater than 0, for the ``type`` of an argument."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} must be greater than 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
+    return parse
+
+
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """Add how many views are averaged."""
+    parser.add_argument(
+        "--tta",
+        default=1,
+        type=int,
+        choices=VIEWS,
+        help="average over so many mirrored and turned views of each tile, so many times as slow (default: 1, off)",
+    )
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Add what decides how tiles go through a network: model, resolution, device, tiles."""
+    add = parser.add_argument
+    add("--model", default="nano", metavar="NAME", help="name, folder, or released .pth of a model (default: nano)")
+    add("--mpp", type=positive(float), metavar="UM", help="microns per pixel (default: see below)")
+    add("--magnification", type=positive(float), metavar="X", help="objective power instead: 40 is 0.25 microns")
+    add(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help=f"{', '.join(DEVICES)}, cuda:1, or several as cuda:0,cuda:1 (default: auto, all GPUs)",
+    )
+    add("--precision", default="32-true", choices=tuple(PRECISIONS), help="of the network (default: 32-true)")
+    add_tta(parser)
+    add("--batch-size", default=1, type=positive(int), metavar="N", help="tiles at once (default: 1)")
+    add("--tile-size", default=1024, type=positive(int), metavar="PX", help="side of a tile (default: 1024)")
+    add("--overlap", default=64, type=int, metavar="PX", help="overlap of tiles (default: 64)")
+
+
+def add_slide_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add, in a group of its own, what is for whole slides only, and return the group."""
+    group = parser.add_argument_group("slides")
+    add = group.add_argument
+    add("--workers", type=int, metavar="N", help="post-processing processes (default: by cores and device)")
+    add("--roi", type=Path, metavar="FILE", help="GeoJSON polygons, level-0 pixels: keep nuclei inside only")
+    add("--no-tissue-filter", action="store_true", help="search everything (with --roi: all of the region)")
+    add("--no-embeddings", action="store_true", help="leave out the embeddings, most of the bytes")
+    add(
+        "--origin",
+        choices=("slide", "bounds"),
+        default="slide",
+        help="coordinates: of the file, or of its scanned part",
+    )
+    return group

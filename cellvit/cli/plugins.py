@@ -1,0 +1,105 @@
+"""``cellvit plugins``: which encoders, decoders, heads, post-processors and metrics there are, and who brings them."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from cellvit.cli.console import output_console
+from cellvit.plugins.listing import OURS, REGISTRIES, plugin_rows
+
+EPILOG = """\
+Packages bring plug-ins through entry points of the groups cellvit.encoders, cellvit.decoders, cellvit.heads,
+cellvit.postprocess and cellvit.metrics. One that cannot be imported, is of the wrong kind or claims a name that is
+taken is listed with the reason.
+
+exit status: 0 all can be used; 1 some cannot; 2 wrong usage.
+"""
+NARROW = 120
+"""Columns; on less, five columns would be slivers."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb.
+
+    Args:
+        argv: Its arguments; None takes those of the process.
+
+    Returns:
+        0 if all plug-ins of the kinds listed can be used, 1 if some cannot, 2 for wrong usage.
+    """
+    try:
+        options = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed why, or the help
+        return int(stop.code or 0)
+    rows = plugin_rows([options.kind] if options.kind else list(REGISTRIES))
+    if options.json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+    else:
+        _print_table(rows)
+    return 1 if any(row["error"] for row in rows) else 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb's arguments."""
+    parser = argparse.ArgumentParser(
+        "cellvit plugins",
+        description="List the parts of a model that configurations can name, and which package brings each.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", nargs="?", choices=REGISTRIES, metavar="KIND", help=f"one of {', '.join(REGISTRIES)}")
+    parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+    return parser
+
+
+def _source(row: dict[str, Any]) -> str:
+    if row["distribution"] == OURS:
+        return "cellvit"
+    return f"{row['distribution']} {row['version']}" if row["distribution"] else row["class"].partition(".")[0]
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    console = output_console(highlight=False)
+    console.print(_wide_table(rows) if console.width >= NARROW else _narrow_table(rows))
+
+
+def _wide_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table()
+    for title in ("kind", "name"):
+        table.add_column(title, no_wrap=True)
+    for title in ("class", "from", "summary"):
+        table.add_column(title, overflow="fold")
+    for kind, group in groupby(rows, key=itemgetter("kind")):
+        for row in group:
+            table.add_row(kind, *(escape(cell) for cell in (row["name"], row["class"], _source(row))), _text(row))
+        table.add_section()
+    return table
+
+
+def _narrow_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return a table of two columns with two lines for each row."""
+    table = Table()
+    table.add_column("name\n  from", overflow="fold")
+    table.add_column("class\n  summary", overflow="fold")
+    for kind, group in groupby(rows, key=itemgetter("kind")):
+        table.add_row(f"[bold]{kind}[/bold]")
+        for row in group:
+            table.add_row(
+                Group(escape(row["name"]), Padding(escape(_source(row)), (0, 0, 0, 2))),
+                Group(escape(row["class"]), Padding(_text(row), (0, 0, 0, 2))),
+            )
+        table.add_section()
+    return table
+
+
+def _text(row: dict[str, Any]) -> str:
+    return f"[red]cannot be used:[/red] {escape(row['error'])}" if row["error"] else escape(row["summary"])

@@ -1,0 +1,200 @@
+"""``cellvit prepare``: data sets as distributed become folders that training reads."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from cellvit.cli.console import output_console, progress_bar
+
+if TYPE_CHECKING:
+    from cellvit.data.pannuke.convert import FoldSummary
+    from cellvit.data.pannuke.prepare import Prepared
+
+EPILOG = """\
+A run that was stopped is continued by the same command; finished folds and images are kept. Nothing is written into
+the source folder but 'prepared' (choose another place with --out). 'cellvit prepare DATASET --help' shows the options.
+"""
+
+
+class _Faults:
+    """Names of the faults that can be accepted; the module that knows them is loaded when they are asked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        from cellvit.data.pannuke.convert import ACCEPTABLE
+
+        return iter(ACCEPTABLE)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: Its arguments.
+
+    Returns:
+        0 on success, 130 if it was interrupted.
+
+    Raises:
+        CellViTError: If something is wrong with the data, or the result cannot be written.
+    """
+    options = build_parser().parse_args(argv)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what is finished is kept, run the same command to go on\n")
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="cellvit prepare",
+        description="Check a data set and write it in the form that training reads.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(required=True, metavar="DATASET")
+    pannuke = kinds.add_parser("pannuke", help="the folds of PanNuke as they are distributed")
+    pannuke.add_argument("root", type=Path, metavar="ROOT", help="folder with 'Fold 1', 'Fold 2', 'Fold 3'")
+    pannuke.add_argument("--mpp", type=float, metavar="UM", help="microns per pixel to make (default: as the source)")
+    pannuke.add_argument(
+        "--folds", nargs="+", type=int, metavar="K", help="folds to prepare (default: all); earlier ones stay"
+    )
+    pannuke.add_argument("--accept", nargs="+", choices=_Faults(), default=[], metavar="FAULT", help="%(choices)s")
+    pannuke.set_defaults(run=_pannuke)
+    like = kinds.add_parser("pannuke-like", help="CoNSeP, cut into patches in the layout of PanNuke, and prepared")
+    like.add_argument("root", type=Path, metavar="ROOT", help="folder 'consep', or the one it lies in")
+    like.set_defaults(run=_pannuke_like)
+    monuseg = kinds.add_parser("monuseg", help="MoNuSeg: images with outlines in XML")
+    monuseg.add_argument("root", type=Path, metavar="ROOT", help="folder with .tif images and .xml outlines")
+    monuseg.set_defaults(run=_monuseg)
+    for kind, default in ((pannuke, "ROOT/prepared[-mppUM]"), (like, "./pannuke-like"), (monuseg, "ROOT/prepared")):
+        kind.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write (default: {default})")
+    return parser
+
+
+def _pannuke(options: argparse.Namespace) -> None:
+    from cellvit.data.pannuke.prepare import prepare_pannuke
+
+    with progress_bar("patches") as advance:
+        prepared = prepare_pannuke(
+            options.root,
+            options.out,
+            mpp=options.mpp,
+            folds=options.folds,
+            accept=options.accept,
+            report=advance,
+        )
+    _show_folds(prepared)
+    _say_next(_training(prepared), prepared.out)
+
+
+def _pannuke_like(options: argparse.Namespace) -> None:
+    from cellvit.data.datasets.consep import cut_folds
+    from cellvit.data.pannuke.prepare import prepare_pannuke
+
+    out = options.out or Path("pannuke-like")
+    with progress_bar("images") as advance:
+        cut = cut_folds(options.root, out, report=lambda done, total: advance("cut", done, total))
+    with progress_bar("patches") as advance:
+        prepared = prepare_pannuke(out, report=advance)
+    state = "were there" if cut.kept else "written"
+    sys.stdout.write(f"folds as PanNuke distributes them {state}: {out}\n")
+    for number, names in cut.images.items():
+        sys.stdout.write(f"  fold {number}: {cut.patches[number]} patches of {', '.join(names)}\n")
+    if cut.left_out:
+        sys.stdout.write(f"  left out, no label or no types: {', '.join(cut.left_out)}\n")
+    _show_folds(prepared)
+    _say_next(_training(prepared), out)
+
+
+def _monuseg(options: argparse.Namespace) -> None:
+    from cellvit.data.datasets.monuseg import prepare_monuseg
+
+    out = options.out or options.root / "prepared"
+    with progress_bar("images") as advance:
+        made = prepare_monuseg(options.root, out, report=advance)
+    console = output_console()
+    table = Table(title=escape(f"MoNuSeg in {str(out)!r}"))
+    table.add_column("image", overflow="fold")
+    for heading in ("nuclei", "wholly under others", "outlines of < 3 points", ""):
+        table.add_column(heading, justify="right")
+    for one in made:
+        numbers = ("", "", "kept") if one.kept else (f"{one.occluded:,}", f"{one.dropped:,}", "")
+        table.add_row(escape(one.name), f"{one.nuclei:,}", *numbers)
+    table.add_section()
+    table.add_row(f"{len(made)} images", f"{sum(one.nuclei for one in made):,}")
+    console.print(table)
+    _say_next("cellvit segment --out results", out / "images")
+
+
+def _show_folds(prepared: "Prepared") -> None:
+    """Print what each fold holds."""
+    dataset = prepared.dataset
+    console = output_console()
+    title = f"{dataset.name}: {dataset.patch_size} px patches at {dataset.mpp:g} µm/px in {str(prepared.out)!r}"
+    table = Table(title=escape(title))
+    table.add_column("fold", justify="right")
+    for heading in ("patches", "without nuclei", "tissues", "nuclei", *dataset.class_names[1:]):
+        table.add_column(escape(heading), justify="right")
+    for fold in prepared.folds:
+        kinds = fold.nuclei.values()
+        numbers = (fold.patches, fold.without_nuclei, len(fold.tissues), sum(kinds), *kinds)
+        table.add_row(str(fold.number), *(f"{number:,}" for number in numbers))
+    console.print(table)
+    if len(dataset.tissue_names) > 1:
+        console.print(_tissue_table(prepared))
+    for fold in prepared.folds:
+        for note in _notes(fold):
+            console.print(f"fold {fold.number}: {note}", markup=False, highlight=False, soft_wrap=True)
+    if prepared.kept:
+        kept = ", ".join(map(str, prepared.kept))
+        console.print(f"finished before and kept: fold {kept}", highlight=False, soft_wrap=True)
+
+
+def _tissue_table(prepared: "Prepared") -> Table:
+    table = Table(title="Patches per tissue")
+    table.add_column("tissue")
+    for fold in prepared.folds:
+        table.add_column(f"fold {fold.number}", justify="right")
+    for tissue in prepared.dataset.tissue_names:
+        counts = [fold.tissues.get(tissue, 0) for fold in prepared.folds]
+        if any(counts):
+            table.add_row(escape(tissue), *(f"{count:,}" for count in counts))
+    return table
+
+
+def _notes(fold: "FoldSummary") -> list[str]:
+    from cellvit.data.pannuke.convert import ACCEPTABLE
+
+    counted = (
+        (fold.occluded, "nuclei lie wholly under nuclei of another type and are not in the maps"),
+        (fold.vanished, "nuclei are too small for this resolution and are not in the maps"),
+        (fold.repeated_images, "patches have the same image as an earlier patch of the fold"),
+    )
+    notes = [f"{count:,} {text}" for count, text in counted if count]
+    accepted = [f"accepted: {count:,} patches, each {ACCEPTABLE[name]}" for name, count in fold.accepted.items()]
+    return notes + accepted
+
+
+def _training(prepared: "Prepared") -> str:
+    """Return the command that trains on a data set, up to the folder."""
+    dataset = prepared.dataset
+    if dataset.name == "pannuke":
+        name, mpp = ("cellvit-256-x20", 0.5) if dataset.mpp == 0.5 else ("cellvit-256", 0.25)
+        config = f"docs/configs/pannuke/{name}.yaml"
+    else:
+        name, mpp, config = "pannuke-like", 0.25, "docs/configs/pannuke-like.yaml"
+    resolution = "" if dataset.mpp == mpp else f"--model.mpp {dataset.mpp:g} "
+    return f"cellvit cross-validate {config} --out runs/{name} {resolution}--data.root"
+
+
+def _say_next(command: str, path: Path) -> None:
+    sys.stdout.write(f"next: {command} {shlex.quote(str(path))}\n")

@@ -1,0 +1,180 @@
+"""The part of ``cellvit segment`` that does ordinary images: all of one in memory, flat files beside each other."""
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from cellvit.cli.console import output_console
+from cellvit.errors import CellViTError, OutputError
+from cellvit.inference.image import segment_image
+from cellvit.inference.protocol import NucleiModel
+from cellvit.io.images import read_image, read_mpp
+from cellvit.slide.naming import output_names
+from cellvit.types import Nuclei
+
+DEFAULT_MPP = 0.25
+MPP_WARNING = 0.1
+
+SUFFIXES = {"geojson": ".geojson", "json": ".json", "parquet": ".parquet", "overlay": ".png"}
+"""Formats of an image and the suffix of each."""
+
+
+@dataclass
+class Outcome:
+    """What became of one image: nuclei per type, or an error."""
+
+    path: Path
+    counts: NDArray[np.int64] | None = None
+    mpp: float = 0.0
+    seconds: float = 0.0
+    error: str | None = None
+
+
+@dataclass
+class Job:
+    """What is the same for all images of one call."""
+
+    model: NucleiModel
+    options: argparse.Namespace
+    formats: tuple[str, ...]
+    say: Callable[[str], None]
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def segment_images(job: Job, images: Sequence[Path], progress: Progress) -> None:
+    """Do images one after the other; what becomes of each is kept in the job.
+
+    Args:
+        job: What is the same for all.
+        images: Files, each once.
+        progress: Shows how far it is.
+    """
+    names = output_names(images, job.options.out, suffixes=[SUFFIXES[name] for name in job.formats])
+    overall = progress.add_task("images", total=len(images))
+    for path in images:
+        _segment_one(job, path, names[path], progress)
+        progress.advance(overall)
+
+
+def _segment_one(job: Job, path: Path, name: str, progress: Progress) -> None:
+    """Do one image; an error is reported and kept, the next image can go on."""
+    task: TaskID = progress.add_task(escape(f"  {path.name}"), total=None)
+    outcome, started = Outcome(path), time.monotonic()
+    try:
+        _produce(job, outcome, name, lambda done, total: progress.update(task, completed=done, total=total))
+        outcome.seconds = time.monotonic() - started
+        job.outcomes.append(outcome)
+    except CellViTError as error:
+        if job.options.debug:
+            raise
+        _fail(job, outcome, str(error) if path.name in str(error) else f"{str(path)!r}: {error}")
+    except Exception as error:  # a fault of ours in one image must not cost the user the others
+        if job.options.debug:
+            raise
+        _fail(job, outcome, f"{str(path)!r}: {type(error).__name__}: {error} (--debug shows where)")
+    finally:
+        progress.remove_task(task)
+
+
+def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int], None]) -> None:
+    options, path = job.options, outcome.path
+    targets = {format_: options.out / f"{name}{SUFFIXES[format_]}" for format_ in job.formats}
+    existing = [str(target) for target in targets.values() if target.exists()]
+    if existing and not options.overwrite:
+        raise OutputError(f"{existing[0]!r} exists; pass --overwrite to replace it, or another --out")
+    image = read_image(path)
+    outcome.mpp, source = _resolution(job, path)
+    nuclei = segment_image(
+        image,
+        model=job.model,
+        mpp=outcome.mpp,
+        tile_size=options.tile_size,
+        overlap=options.overlap,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        progress=report,
+    )
+    metadata = {
+        "image": path.name,
+        "width": image.shape[1],
+        "height": image.shape[0],
+        "base_mpp": outcome.mpp,
+        "mpp_source": source,
+        "target_patch_mpp": job.model.mpp,
+        "patch_size": options.tile_size,
+        "patch_overlap": options.overlap,
+        "model": str(options.model),
+        "precision": options.precision,
+        "tta": options.tta,
+        "cellvit_version": version("cellvit-lightning"),
+    }
+    _write(targets, image, nuclei, metadata)
+    outcome.counts = np.bincount(nuclei.type, minlength=len(job.model.classes))
+
+
+def _write(targets: dict[str, Path], image: NDArray[np.uint8], nuclei: Nuclei, metadata: dict[str, Any]) -> None:
+    from cellvit import io, plotting
+
+    writers: dict[str, Callable[[Path], None]] = {
+        "geojson": lambda path: io.write_geojson(nuclei, path),
+        "json": lambda path: io.write_json(nuclei, path, metadata=metadata),
+        "parquet": lambda path: io.write_parquet(nuclei, path, metadata=metadata),
+        "overlay": lambda path: plotting.write_overlay(image, nuclei, path),
+    }
+    for format_, target in targets.items():
+        writers[format_](target)
+
+
+def _resolution(job: Job, path: Path) -> tuple[float, str]:
+    """Return the microns per pixel to use for a file and where the value is from; warn if the file disagrees."""
+    stated = read_mpp(path)
+    options = job.options
+    given = 10 / options.magnification if options.mpp is None and options.magnification else options.mpp
+    if given is None:
+        return (DEFAULT_MPP, "default") if stated is None else (stated, "file")
+    if stated is not None and abs(stated / given - 1) > MPP_WARNING:
+        job.say(f"warning: {str(path)!r} states {stated:g} microns per pixel, but {given:g} is used, as asked")
+    return float(given), "argument"
+
+
+def _fail(job: Job, outcome: Outcome, reason: str) -> None:
+    """Keep what went wrong with an image, and say it."""
+    outcome.error = reason
+    job.outcomes.append(outcome)
+    job.say(f"error: {reason}")
+
+
+def print_images(job: Job) -> None:
+    """Print the counts per class of every image to standard output."""
+    console = output_console()
+    names = job.model.classes.names
+    counts = [outcome.counts for outcome in job.outcomes if outcome.counts is not None]
+    total: NDArray[np.int64] = np.sum([np.zeros(len(names), dtype=np.int64), *counts], axis=0)
+    shown = [kind for kind in range(len(names)) if kind > 0 or total[kind]]
+    repeated = Counter(outcome.path.name for outcome in job.outcomes)
+    table = Table(title=escape(f"Nuclei in {str(job.options.out)!r}"))
+    table.add_column("image", overflow="fold")
+    for heading in ("µm/px", "nuclei", *(names[kind] if kind else "no type" for kind in shown), "seconds"):
+        table.add_column(escape(heading), justify="right")
+    for outcome in job.outcomes:
+        label = escape(outcome.path.name if repeated[outcome.path.name] == 1 else str(outcome.path))
+        if outcome.counts is None:
+            table.add_row(label, "", "[red]failed[/red]")
+        else:
+            cells = [f"{number:,}" for number in (outcome.counts.sum(), *outcome.counts[shown])]
+            table.add_row(label, f"{outcome.mpp:g}", *cells, f"{outcome.seconds:.1f}")
+    if len(counts) > 1:
+        table.add_section()
+        table.add_row("total", "", *(f"{number:,}" for number in (total.sum(), *total[shown])))
+    console.print(table)

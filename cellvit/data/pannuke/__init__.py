@@ -1,0 +1,1 @@
+"""PanNuke: the folds as distributed, as stored by us, and the data module."""

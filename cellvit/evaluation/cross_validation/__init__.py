@@ -1,0 +1,1 @@
+"""Cross-validation: every fold trained and tested, and one report beside the published numbers."""

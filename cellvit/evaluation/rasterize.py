@@ -1,0 +1,131 @@
+"""Outlines and label images as instance maps on one pixel grid, and the nuclei measured in them."""
+
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import skimage.draw
+from numpy.typing import NDArray
+
+from cellvit.errors import DataError
+from cellvit.io.detections import LoadedNuclei, Types
+from cellvit.postprocess.measure import nuclei_from_instances
+from cellvit.types import UNKNOWN_TYPE, IntMap, Nuclei, NucleiPrediction
+
+_SHIFT = 4  # outlines are drawn in steps of 1/16 pixel
+_REACH = 1e6  # pixels; OpenCV draws with 32-bit integers
+_MAX_PIXELS = 2**28
+
+
+def drawn_maps(pred: LoadedNuclei, target: LoadedNuclei, *, corners: bool = False) -> tuple[IntMap, IntMap]:
+    """Return the predicted and the true instance map of one image, on one pixel grid.
+
+    Outlines are drawn onto the grid of the map on the other side. Where both sides are outlines the grid is the
+    smallest that holds them all.
+
+    Args:
+        pred: What the tool says.
+        target: What is true.
+        corners: How predicted outlines count pixels; see :func:`draw_outlines`. True ones count from centres.
+
+    Raises:
+        DataError: If the maps differ in shape, or outlines lie outside the grid or need one that is too large.
+    """
+    if pred.instance_map is not None and target.instance_map is not None:
+        if pred.instance_map.shape != target.instance_map.shape:
+            message = f"'{pred.path}' is {pred.instance_map.shape} and '{target.path}' {target.instance_map.shape}; "
+            raise DataError(message + "both must show the same pixels: resize or crop one of them")
+        return _int32(pred.instance_map), _int32(target.instance_map)
+    grid = pred.instance_map if pred.instance_map is not None else target.instance_map
+    if grid is not None:
+        return _drawn(pred, grid.shape, corners=corners), _drawn(target, grid.shape)
+    shape, origin = _common_grid(pred, target)
+    moved = [
+        replace(side, outlines=side.outlines.transform(shift=(-origin[0], -origin[1])))
+        for side in (pred, target)
+        if side.outlines is not None
+    ]
+    return _drawn(moved[0], shape, corners=corners), _drawn(moved[1], shape)
+
+
+def draw_outlines(nuclei: Nuclei, shape: tuple[int, ...], *, corners: bool = False) -> IntMap:
+    """Return outlines as an instance map; where nuclei overlap, the later one is seen.
+
+    Args:
+        nuclei: The outlines; row ``i`` is drawn with the label ``i + 1``. Parts outside are cut off.
+        shape: ``(H, W)`` of the map.
+        corners: False: the centre of pixel ``i`` is at ``i`` and an outline runs through the centres of the outermost
+            pixels, which belong to the nucleus, as OpenCV and this package write them. True: pixel ``i`` covers
+            ``[i, i + 1)`` and belongs to the nucleus if its centre ``i + 0.5`` lies inside, as QuPath draws them.
+
+    Returns:
+        ``(H, W)`` int32, 0 is background; a label whose pixels are all hidden or outside does not occur.
+
+    Example:
+        >>> square = np.array([[1.0, 0], [3, 0], [3, 2], [1, 2]])
+        >>> nuclei = replace(nuclei_from_instances(np.ones((3, 3), int)).nuclei, contour_points=square)
+        >>> draw_outlines(nuclei, (3, 5)).tolist()
+        [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0]]
+        >>> draw_outlines(nuclei, (3, 5), corners=True).tolist()
+        [[0, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
+    """
+    canvas = np.zeros(shape, np.int32)
+    points, splits = np.clip(nuclei.contour_points, -_REACH, _REACH), nuclei.contour_offsets[1:-1]
+    if not len(nuclei):
+        return canvas
+    if corners:
+        for label, ring in enumerate(np.split(points - 0.5, splits), start=1):
+            canvas[_inside(ring, shape)] = label
+        return canvas
+    fixed = np.rint(points * 2**_SHIFT).astype(np.int32)
+    for label, ring in enumerate(np.split(fixed, splits), start=1):
+        cv2.fillPoly(canvas, [ring], label, cv2.LINE_8, _SHIFT)
+    return canvas
+
+
+def nuclei_from_labels(instance_map: NDArray[Any], types: Types | None) -> NucleiPrediction:
+    """Return an instance map with the table of its nuclei, single pixels too.
+
+    Args:
+        instance_map: ``(H, W)`` integers; labels may have gaps.
+        types: Type of label ``i`` at ``i``; None makes all unknown (-1).
+    """
+    found = nuclei_from_instances(instance_map, min_contour_points=1)
+    label = np.zeros(len(found.nuclei) + 1, np.int64)
+    label[found.instance_map.ravel()] = instance_map.ravel()
+    kinds = np.full(len(label), UNKNOWN_TYPE) if types is None else types[label]
+    return replace(found, nuclei=replace(found.nuclei, type=kinds[1:].astype(np.int32)))
+
+
+def _drawn(stated: LoadedNuclei, shape: tuple[int, ...], *, corners: bool = False) -> IntMap:
+    if stated.outlines is None:
+        return _int32(stated.instance_map)
+    drawn = draw_outlines(stated.outlines, shape, corners=corners)
+    if len(stated.outlines) and not drawn.any():
+        low, high = stated.outlines.contour_points.min(0).tolist(), stated.outlines.contour_points.max(0).tolist()
+        message = f"all outlines of '{stated.path}' lie outside the {shape[1]}x{shape[0]} px of the image: they span "
+        raise DataError(message + f"x, y from {low} to {high}; give coordinates in pixels of the image")
+    return drawn
+
+
+def _common_grid(pred: LoadedNuclei, target: LoadedNuclei) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the shape of the smallest grid that holds both sides' outlines, and its origin ``(x, y)``."""
+    sides = [side.outlines.contour_points for side in (pred, target) if side.outlines is not None]
+    points = np.concatenate([*sides, np.zeros((1, 2))] if not sum(map(len, sides)) else sides)
+    low, high = np.floor(points.min(axis=0)).astype(int), np.ceil(points.max(axis=0)).astype(int) + 1
+    width, height = (high - low).tolist()
+    if width * height > _MAX_PIXELS:
+        message = f"the outlines of '{pred.path}' and '{target.path}' span {width}x{height} px; "
+        raise DataError(message + "score regions, or give one side as an instance map")
+    return (height, width), (int(low[0]), int(low[1]))
+
+
+def _int32(instances: NDArray[Any] | None) -> IntMap:
+    return np.asarray(instances).astype(np.int32)
+
+
+def _inside(ring: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return rows and columns of the pixels whose centres lie inside an outline."""
+    rows, cols = skimage.draw.polygon(ring[:, 1], ring[:, 0], shape)  # type: ignore[no-untyped-call]
+    return rows, cols

@@ -1,0 +1,1 @@
+"""Geometry: polygons, star-convex shapes, the symmetries of the square, regions of interest."""

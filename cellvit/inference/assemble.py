@@ -1,0 +1,142 @@
+"""From finished parts to files: seams, coordinates of the slide, the table, and everything made from the table."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellvit.geometry.regions import Region
+from cellvit.inference.resume import ResumeFolder
+from cellvit.inference.settings import Origin
+from cellvit.io.stream import Patches
+from cellvit.slide.stitching import StreamingStitcher, TileNuclei
+from cellvit.slide.tiling import TileGrid
+from cellvit.slide.view import SlideView
+from cellvit.types import Nuclei, NucleiClasses
+
+TABLE = "nuclei.parquet"
+_MARGIN = 64
+
+
+@dataclass
+class SlideTable:
+    """Makes the table of nuclei of a slide from its parts; only a part and the nuclei at open seams are held.
+
+    Attributes:
+        view: The slide at the model's resolution.
+        grid: The tiles.
+        parts: Number of parts.
+        part: Returns the tiles of a part.
+        classes: Names and colours of the types.
+        region: Nuclei whose centroid lies outside are left out; None keeps all.
+        origin: ``"slide"`` or ``"bounds"``: where coordinates count from.
+        counts: ``(C,)`` nuclei per type, filled while it is iterated.
+        unreadable: Numbers of the tiles that could not be read, filled while it is iterated.
+    """
+
+    view: SlideView
+    grid: TileGrid
+    parts: int
+    part: Callable[[int], NDArray[np.int64]]
+    classes: NucleiClasses
+    region: Region | None = None
+    origin: Origin = "slide"
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    unreadable: list[int] = field(default_factory=list)
+
+    def embedding_dim(self, journal: ResumeFolder) -> int | None:
+        """Return the width of the embeddings, or None if nuclei have none: of the first part that has nuclei."""
+        width = None
+        for number in range(self.parts):
+            found = journal.read_part(number).nuclei
+            width = None if found.embedding is None else found.embedding.shape[1]
+            if len(found):
+                break
+        return width
+
+    def nuclei(self, journal: ResumeFolder) -> Iterator[Nuclei]:
+        """Yield the nuclei in chunks: each once, labelled 1..N, in level-0 pixels.
+
+        Args:
+            journal: Holds the finished parts.
+        """
+        seams, label = StreamingStitcher(self.grid), 0
+        self.counts, self.unreadable = np.zeros(len(self.classes), np.int64), []
+        for number in range(self.parts):
+            tile, found, unreadable = journal.read_part(number)
+            self.unreadable += unreadable
+            last = number + 1 == self.parts
+            done = len(self.grid) if last else int(self.part(number + 1)[0])
+            final = seams.add(self._place(tile, found), done=done)
+            placed = self._on_slide(replace(final, classes=self.classes))
+            self.counts += np.bincount(placed.type, minlength=len(self.classes))
+            yield replace(placed, label=np.arange(label + 1, label + len(placed) + 1, dtype=np.int32))
+            label += len(placed)
+
+    def _place(self, tile: NDArray[np.int64], found: Nuclei) -> TileNuclei:
+        """Return the nuclei of a part in pixels of the view."""
+        limits = np.flatnonzero(np.diff(tile, prepend=-1, append=-1))
+        runs = [(int(tile[a]), np.arange(a, b)) for a, b in pairwise(limits)] or [(0, tile)]
+        return TileNuclei.concatenate([TileNuclei.place(self.grid, index, found.select(rows)) for index, rows in runs])
+
+    def _on_slide(self, nuclei: Nuclei) -> Nuclei:
+        """Return nuclei of the view in level-0 pixels, those of the region only.
+
+        Outlines of a resampled slide are rounded to 0.01 pixels: all digits would nearly double the text files.
+        """
+        placed = self.view.to_level0(nuclei)
+        placed = replace(placed, contour_points=placed.contour_points.round(2))
+        if self.region is not None:
+            placed = placed.select(self.region.contains(placed.centroid))
+        x, y = self.view.slide.bounds[:2] if self.origin == "bounds" else (0, 0)
+        return placed.transform(shift=(-x, -y)) if (x, y) != (0, 0) else placed
+
+    @property
+    def patches(self) -> "PatchLayout":
+        """Return what tells where the tiles of nuclei lie."""
+        shift = (0, 0) if self.origin == "bounds" else self.view.slide.bounds[:2]
+        return PatchLayout(self.grid, self.view.scale, shift)
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """Tells where the tiles of nuclei lie, in the terms of the released layout.
+
+    Attributes:
+        grid: The tiles.
+        scale: ``(x, y)`` pixels of the view per level-0 pixel.
+        shift: ``(x, y)`` of the view's corner in the coordinates of the files.
+    """
+
+    grid: TileGrid
+    scale: tuple[float, float]
+    shift: tuple[int, int]
+
+    def __call__(self, nuclei: Nuclei) -> Patches:
+        """Return the tile of each nucleus.
+
+        Args:
+            nuclei: In the coordinates of the files.
+
+        Returns:
+            Row and column of the tile that owns the centroid; where the nucleus's box lies in it (0 inside, 1 to 8
+            clockwise from the top left corner if it comes within 64 px of an edge); the tile's corner, (row, column).
+        """
+        scale, shift = np.asarray(self.scale), np.asarray(self.shift, np.float64)
+        owner = self.grid.owner((nuclei.centroid - shift + 0.5) * scale - 0.5)
+        row, column = np.divmod(owner, len(self.grid.columns.starts))
+        corner = np.stack([self.grid.columns.starts[column], self.grid.rows.starts[row]], axis=1)
+        local = (nuclei.bbox - np.tile(shift, 2)) * np.tile(scale, 2) - np.tile(corner, 2)
+        size = np.array([self.grid.columns.size, self.grid.rows.size])
+        offset = np.rint(corner / scale + shift)[:, ::-1].astype(np.int64)
+        return Patches(np.stack([row, column], axis=1), _status(local, size), offset)
+
+
+def _status(local: NDArray[np.float64], size: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the status of boxes ``(N, 4)`` in their tile: 0 inside, else 1 to 8 clockwise from the top left."""
+    left, top = (local[:, :2] < _MARGIN).T
+    right, bottom = (local[:, 2:] > size - _MARGIN).T
+    conditions = [top & left, top & right, top, right & bottom, right, bottom & left, bottom, left]
+    return np.select(conditions, [1, 3, 2, 5, 4, 7, 6, 8], default=0).astype(np.int64)

@@ -1,0 +1,169 @@
+"""Short digests by which a resumed run knows that slide, weights and settings are still the same."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cellvit.errors import ImageError
+from cellvit.inference.tta import TestTimeAugmentation
+from cellvit.io.atomic import atomic_text
+from cellvit.slide.open import Slide
+
+_SAMPLES = 64
+_SAMPLE_BYTES = 65_536
+_BLOCK = 2**23
+
+
+def quick_hash(slide: Slide) -> str:
+    """Return a digest of a slide that does not read all of it.
+
+    It covers the size of the file, 64 evenly spaced blocks of 64 KiB, and the hash OpenSlide makes of formats that
+    consist of several files.
+
+    Args:
+        slide: An open slide.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    path, digest = slide.path, hashlib.sha256()
+    try:
+        size = path.stat().st_size
+        digest.update(f"{size} {slide.properties.get('openslide.quickhash-1', '')}".encode())
+        with path.open("rb") as file:
+            for i in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> ImageError:
+    return ImageError(f"slide {str(path)!r} cannot be read ({error.strerror or error}); check the disk")
+
+
+class BackgroundDigest:
+    """The SHA-256 of a slide's file, computed by a thread beside the work. Use it as a context: leaving stops it.
+
+    A run that was stopped has left the digest it saw; if the file has another one now, parts of two slides would mix.
+
+    Args:
+        path: The file.
+        kept: Where the digest is kept for a later run.
+    """
+
+    def __init__(self, path: Path, kept: Path) -> None:
+        self._path, self._kept = path, kept
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="digest")
+
+    def __enter__(self) -> "BackgroundDigest":
+        self._digest = self._pool.submit(self._compute)
+        return self
+
+    def __exit__(self, *stop: object) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True)
+
+    def result(self) -> str:
+        """Wait for the digest.
+
+        Returns:
+            64 hexadecimal digits.
+
+        Raises:
+            ImageError: If the file cannot be read, or is no longer the one that an earlier run has begun.
+        """
+        return self._digest.result()
+
+    def _compute(self) -> str:
+        digest = hashlib.sha256()
+        try:
+            with self._path.open("rb") as file:
+                while not self._stop.is_set() and (block := file.read(_BLOCK)):
+                    digest.update(block)
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+        found = digest.hexdigest()
+        if self._stop.is_set():
+            return found
+        before = self._kept.read_text(encoding="ascii") if self._kept.exists() else found
+        if before != found:
+            raise ImageError(
+                f"slide {str(self._path)!r} was changed since its results were begun; pass --overwrite to start anew"
+            )
+        with atomic_text(self._kept) as file:
+            file.write(found)
+        return found
+
+
+def weights_hash(model: Any) -> str:
+    """Return a digest of all that a model's nuclei depend on: its weights, its types and its post-processing.
+
+    Args:
+        model: A model; one that is no module is known by its class and its post-processing.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    if isinstance(model, TestTimeAugmentation):
+        return hashlib.sha256(f"{weights_hash(model.model)} {model.views}".encode()).hexdigest()
+    postprocessor = getattr(model, "postprocessor", None)
+    facts = [_qualified(model), repr(model.classes), model.mpp, getattr(model, "settings", None), _plain(postprocessor)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode())
+    if isinstance(model, nn.Module):
+        # buffers that are not saved count too: the statistics that pixels are normalised with
+        for name, tensor in sorted({**dict(model.named_buffers()), **model.state_dict()}.items()):
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(memoryview(data))
+    return digest.hexdigest()
+
+
+def _qualified(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value, and what it is made of, as plain data that differs where the value does."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_plain(item) for item in value]
+        return sorted(items, key=repr) if isinstance(value, set | frozenset) else items
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), value.tolist()]
+    if isinstance(value, Tensor):
+        return [str(value.dtype), value.detach().cpu().tolist()]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return [_qualified(value), _plain(getattr(value, "__dict__", {})) or repr(value)]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:
+    """Return one line per value that differs between two nested mappings, such as ``"tile_size was 1024, is 512"``."""
+    found: list[str] = []
+    before, now = (json.loads(json.dumps(values)) for values in (before, now))  # tuples become lists, as in files
+    for name in sorted(set(before) | set(now)):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, prefix=f"{prefix}{name} ")
+        elif old != new:
+            found.append(f"{prefix}{name} was {_short(old)}, is {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"

@@ -1,0 +1,133 @@
+"""Finding the nuclei of one image of any size: resample, tile, predict, post-process, join at the seams."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from cellvit.errors import ConfigError
+from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, evaluation_mode, load_model
+from cellvit.inference.tta import unwrap_tta, with_tta
+from cellvit.io.images import to_rgb
+from cellvit.model.build import image_arrays
+from cellvit.postprocess.base import postprocessor_of
+from cellvit.slide.stitching import merge_tiles
+from cellvit.slide.tiling import TileGrid
+from cellvit.slide.view import SlideView
+from cellvit.types import Nuclei
+
+MIN_OVERLAP = 8
+"""Pixels; with less, two tiles have too little in common to tell that they cut the same nucleus."""
+
+
+def segment_image(
+    image: ArrayLike,
+    *,
+    model: str | Path | NucleiModel = "nano",
+    mpp: float = 0.25,
+    tile_size: int = 1024,
+    overlap: int = 64,
+    batch_size: int = 1,
+    device: str = "auto",
+    precision: str = "32-true",
+    tta: int = 1,
+    progress: Progress | None = None,
+) -> Nuclei:
+    """Find the nuclei of an image of any size.
+
+    An image whose resolution differs from the model's by more than 5 % is resampled; one larger than a tile is
+    cut into overlapping tiles, and each nucleus is kept once. Beyond the image, memory is bounded by one batch of
+    tiles.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, ``(H, W)`` grey, or with alpha; uint8, uint16, or float in [0, 1].
+        model: Name of a model, path of its folder or checkpoint, or the model itself.
+        mpp: Resolution of the image in microns per pixel.
+        tile_size: Side of a tile in pixels at the model's resolution.
+        overlap: Pixels that neighbouring tiles share at least, at the model's resolution. A nucleus longer than
+            that is joined from two pieces if a seam crosses it.
+        batch_size: Tiles that go through the network together; the result does not depend on it.
+        device: ``"auto"`` (CUDA, else MPS, else CPU; a model that is passed in stays where it is), ``"cpu"``,
+            ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
+        tta: Average the maps over 2, 4 or 8 mirrored and turned views, which takes as many times as long; 1 is off. See
+            :class:`cellvit.inference.tta.TestTimeAugmentation`.
+        progress: Called after every batch with the number of tiles done and of all tiles.
+
+    Returns:
+        The nuclei; ``centroid`` and contours in pixels of the given image, the centre of pixel ``i`` being at ``i``
+        (a resampled coordinate ``x`` is mapped back as ``(x + 0.5) / s - 0.5``); ``bbox`` half-open, pixel ``i``
+        covering ``[i, i + 1)``. No nuclei give zero rows with all columns present. ``label`` is 1..N.
+
+    Raises:
+        ImageError: If the image is not of the forms above.
+        ConfigError: If a setting cannot work.
+        UnknownPluginError: If there is no model of that name.
+        WeightsError: If the weights cannot be used.
+    """
+    pixels = to_rgb(image)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size} must be 1 or more")
+    if not (np.isfinite(mpp) and mpp > 0):
+        raise ConfigError(f"mpp {mpp} is not a resolution; give microns per pixel, such as 0.25")
+    network, views = unwrap_tta(load_model(model, device=device), tta)
+    predictor = with_tta(network, views)
+    autocast = autocast_context(precision, network.device)
+    view = SlideView(ArrayImage(pixels), mpp=(mpp, mpp), target_mpp=network.mpp)
+    grid = tile_grid(view.width, view.height, tile_size=tile_size, overlap=overlap)
+    found: list[tuple[int, Nuclei]] = []
+    with evaluation_mode(network):
+        for first in range(0, len(grid), batch_size):
+            indices = range(first, min(first + batch_size, len(grid)))
+            tiles = np.stack([view.read(t.x, t.y, t.width, t.height) for t in map(grid.tile, indices)])
+            with autocast:
+                maps = _predict(predictor, tiles)
+            found += [(index, network.postprocess(item).nuclei) for index, item in zip(indices, maps, strict=True)]
+            if progress is not None:
+                progress(len(found), len(grid))
+    return view.to_level0(replace(merge_tiles(grid, found), classes=network.classes))
+
+
+@dataclass(frozen=True)
+class ArrayImage:
+    """An image in memory as :class:`SlideView` reads a slide.
+
+    Attributes:
+        image: ``(H, W, 3)`` RGB.
+    """
+
+    image: NDArray[np.uint8]
+
+    @property
+    def level_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of the one level."""
+        return ((self.image.shape[1], self.image.shape[0]),)
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """The whole image."""
+        return (0, 0, *self.level_sizes[0])
+
+    def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> NDArray[np.uint8]:
+        """Return a part that lies inside, a view of the image."""
+        return self.image[y : y + height, x : x + width]
+
+
+def tile_grid(width: int, height: int, *, tile_size: int, overlap: int) -> TileGrid:
+    """Return the tiles of an image whose nuclei can be joined at the seams.
+
+    Raises:
+        ConfigError: If tiles of that size and overlap do not work.
+    """
+    if overlap < MIN_OVERLAP:
+        raise ConfigError(f"overlap {overlap} is too small to join nuclei at the seams; use {MIN_OVERLAP} px or more")
+    return TileGrid(width=width, height=height, tile_size=tile_size, overlap=overlap)
+
+
+def _predict(model: NucleiModel, tiles: NDArray[np.uint8]) -> list[dict[str, NDArray[Any]]]:
+    """Return the activated maps of tiles ``(B, H, W, 3)``, one dictionary without batch axis per tile."""
+    batch = torch.from_numpy(tiles).to(model.device).permute(0, 3, 1, 2).float() / 255
+    return image_arrays(model.predict_maps(batch), postprocessor_of(model))

@@ -1,0 +1,132 @@
+"""Files made from the table of a slide: text for other programs, tables for other packages, pictures."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cellvit import io, plotting
+from cellvit.errors import OutputError
+from cellvit.inference.assemble import TABLE, PatchLayout
+from cellvit.inference.settings import FORMATS, Origin, available_cores
+from cellvit.inference.workers import may_have_children, process_pool, submit
+from cellvit.io.images import Rgb8
+from cellvit.io.stream import NucleiStream
+from cellvit.slide.open import Slide
+
+PARALLEL_EXPORT_MIN_NUCLEI = 50_000
+"""Nuclei from which on files that take long are written by processes of their own, beside each other."""
+
+_PROCESSES = 2  # each takes 0.4 GB
+
+_APART = ("geojson", "json", "geojson-plain", "h5ad", "points")  # longest first
+
+
+@dataclass(frozen=True)
+class OutputContext:
+    """What the writers of one slide share.
+
+    Attributes:
+        slide: The slide.
+        thumbnail: ``(h, w, 3)`` uint8 picture of its scanned part.
+        mpp: Microns per level-0 pixel.
+        metadata: Facts for the heads of files.
+        patches: Tells where the tiles of nuclei lie.
+        origin: ``"slide"`` or ``"bounds"``.
+    """
+
+    slide: Slide
+    thumbnail: Rgb8
+    mpp: float
+    metadata: Mapping[str, Any]
+    patches: PatchLayout
+    origin: Origin
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """Return the box of the thumbnail in the coordinates of the files."""
+        x, y, width, height = self.slide.bounds
+        return (x, y, width, height) if self.origin == "slide" else (0, 0, width, height)
+
+
+def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -> None:
+    """Write files from the table of a slide.
+
+    Args:
+        out: The result folder, which holds the table.
+        formats: Keys of :data:`cellvit.inference.settings.FORMATS`.
+        context: What the writers share.
+
+    Raises:
+        OutputError: If a file cannot be written; the table and the files that are complete stay.
+    """
+    several = (
+        len(io.ParquetStream(out / TABLE)) >= PARALLEL_EXPORT_MIN_NUCLEI
+        and available_cores() > 1
+        and may_have_children()
+    )
+    apart = [name for name in _APART if name in formats] if several else []
+    here = [name for name in formats if name not in apart]
+    if not apart:
+        _write_here(out, here, context)
+        return
+    with process_pool(min(len(apart), _PROCESSES)) as pool:
+        started = [submit(pool, _write_table, name, out, context.metadata, context.patches) for name in apart]
+        _write_here(out, here, context)
+        try:
+            for file in started:
+                file.result()
+        except BrokenProcessPool as error:
+            raise OutputError(
+                "a process that wrote a file was killed, most likely for lack of memory; the table is complete: "
+                "run the same command again"
+            ) from error
+
+
+def _write_here(out: Path, formats: list[str], context: OutputContext) -> None:
+    light: NucleiStream = io.ParquetStream(out / TABLE, embedding=False)
+    full: NucleiStream = io.ParquetStream(out / TABLE)
+    facts, bounds, picture = dict(context.metadata), context.bounds, context.thumbnail
+    writers: dict[str, Callable[[Path], object]] = {
+        "spatialdata": lambda path: io.write_spatialdata(full, path, metadata=facts, image=picture, bounds=bounds),
+        "overlay": lambda path: plotting.write_slide_overlay(light, picture, path, bounds=bounds),
+        "density": lambda path: plotting.write_density(light, picture, path, bounds=bounds, mpp=context.mpp),
+        "closeups": lambda path: plotting.write_closeups(light, _Moved(context), path, mpp=context.mpp),
+    }
+    for name in formats:
+        if name in writers:
+            writers[name](out / FORMATS[name])
+        else:
+            _write_table(name, out, facts, context.patches)
+
+
+def _write_table(name: str, out: Path, metadata: Mapping[str, Any], patches: PatchLayout) -> None:
+    """Write a file that needs nothing but the table; in any process."""
+    light: NucleiStream = io.ParquetStream(out / TABLE, embedding=False)
+    path = out / FORMATS[name]
+    if name == "json":
+        io.write_json_stream(light, path, metadata=metadata, patches=patches)
+    elif name == "h5ad":
+        io.write_anndata(io.ParquetStream(out / TABLE), path, metadata=metadata)
+    else:
+        io.write_geojson_stream(light, path, points=name == "points")
+
+
+class _Moved:
+    """The pixels of a slide in the coordinates of the files."""
+
+    def __init__(self, context: OutputContext) -> None:
+        self._slide, self._bounds = context.slide, context.bounds
+        self._shift = context.slide.bounds[:2] if context.origin == "bounds" else (0, 0)
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """The scanned part."""
+        return self._bounds
+
+    def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:
+        """Return pixels of the full resolution."""
+        if level:
+            raise ValueError("only level 0 can be moved")
+        return self._slide.read_region(x + self._shift[0], y + self._shift[1], width, height)

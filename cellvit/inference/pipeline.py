@@ -1,0 +1,212 @@
+"""The stream of tiles: read ahead, through the network, post-processed beside it, written part by part.
+
+Every stage waits when the next one is behind, so memory is bounded by the number of tiles under way, not by the
+slide. The device starts on the next batch before the maps of the last one have left it.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cellvit.errors import ImageError
+from cellvit.inference.prepare import PreparedSlide
+from cellvit.inference.protocol import NucleiModel, Progress
+from cellvit.inference.resume import ResumeFolder
+from cellvit.inference.settings import reading_threads
+from cellvit.inference.workers import PostprocessPool, nuclei_of
+from cellvit.model.build import start_transfer
+from cellvit.postprocess.base import postprocessor_of
+from cellvit.types import EMBEDDING_MAP, Nuclei
+
+Arrays = list[dict[str, NDArray[Any]]]
+
+
+@dataclass
+class StageSeconds:
+    """Seconds of work in each stage; stages run beside each other, so they add up to more than the time that passed.
+
+    Attributes:
+        read: Of all reading threads.
+        forward: The main thread's, for the network and the transfer of its maps; the device is busy meanwhile.
+        postprocess: That the main thread waited for workers.
+        write: That the main thread spent on finished parts.
+        elapsed: From the first tile to the last.
+    """
+
+    read: float = 0.0
+    forward: float = 0.0
+    postprocess: float = 0.0
+    write: float = 0.0
+    elapsed: float = 0.0
+
+
+@dataclass
+class TileStream:
+    """Finds the nuclei of the tiles of a slide that are not finished yet.
+
+    Attributes:
+        prepared: The slide, its tiles and its parts.
+        model: In evaluation mode, on its device.
+        batch_size: Tiles that go through the network together, at most those of one part.
+        autocast: Makes the context in which the network runs.
+        embeddings: Whether nuclei get an embedding.
+        seconds: Filled while it runs.
+        unreadable: Numbers of the tiles whose pixels could not be read, filled while it runs; they hold no nuclei.
+    """
+
+    prepared: PreparedSlide
+    model: NucleiModel
+    batch_size: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+    embeddings: bool
+    seconds: StageSeconds = field(default_factory=StageSeconds)
+
+    def __post_init__(self) -> None:
+        self._reading = threading.Lock()
+        self.unreadable: set[int] = set()
+        self._postprocessor = postprocessor_of(self.model)
+
+    def run(self, journal: ResumeFolder, *, workers: int, progress: Progress | None = None) -> str:
+        """Find the nuclei of every part that is not finished, and write them.
+
+        Args:
+            journal: Knows what is finished and takes the parts.
+            workers: Post-processing processes.
+            progress: Called with the number of finished tiles and of all tiles.
+
+        Returns:
+            Who post-processed: ``"processes"`` or ``"threads"``.
+        """
+        missing = [number for number in range(self.prepared.parts) if not journal.finished(number)]
+        done = len(self.prepared.tiles) - sum(len(self.prepared.part(number)) for number in missing)
+        report = progress or (lambda done, total: None)
+        report(done, len(self.prepared.tiles))
+        started = time.perf_counter()
+        with PostprocessPool(self.model, workers) as pool:
+            under_way: deque[tuple[int, int, Future[Nuclei]]] = deque()
+            collected = _Parts(self, journal)
+            for number, indices, maps in self._predicted(missing):
+                for index, arrays in zip(indices, maps, strict=True):
+                    under_way.append((number, index, pool.submit(arrays)))
+                while len(under_way) > pool.capacity or (under_way and under_way[0][2].done()):
+                    collected.add(*under_way.popleft())
+                    report(done + collected.tiles, len(self.prepared.tiles))
+            while under_way:
+                collected.add(*under_way.popleft())
+                report(done + collected.tiles, len(self.prepared.tiles))
+        self.seconds.elapsed = time.perf_counter() - started
+        return pool.kind
+
+    def _predicted(self, missing: Sequence[int]) -> Iterator[tuple[int, list[int], Arrays]]:
+        """Yield the part, the tiles and the maps of each batch; the next batch is launched before maps are awaited."""
+        launched: tuple[int, list[int], Callable[[], Arrays]] | None = None
+        for number, indices, images in self._batches(missing):
+            with self._timed("forward"):
+                transfer = self._launch(images)
+            if launched is not None:
+                yield self._arrived(*launched)
+            launched = (number, indices, transfer)
+        if launched is not None:
+            yield self._arrived(*launched)
+
+    def _launch(self, images: NDArray[np.uint8]) -> Callable[[], Arrays]:
+        pixels = torch.from_numpy(images)
+        on_gpu = self.model.device.type == "cuda"
+        pixels = (pixels.pin_memory() if on_gpu else pixels).to(self.model.device, non_blocking=on_gpu)
+        with self.autocast():
+            maps = self.model.predict_maps(pixels.permute(0, 3, 1, 2).float() / 255)
+        if not self.embeddings:
+            maps = {name: value for name, value in maps.items() if name != EMBEDDING_MAP}
+        return start_transfer(maps, self._postprocessor)
+
+    def _arrived(
+        self, number: int, indices: list[int], transfer: Callable[[], Arrays]
+    ) -> tuple[int, list[int], Arrays]:
+        with self._timed("forward"):
+            return number, indices, transfer()
+
+    def _batches(self, missing: Sequence[int]) -> Iterator[tuple[int, list[int], NDArray[np.uint8]]]:
+        """Yield batches of tiles, read ahead by threads; a batch never crosses the border of a part."""
+        plan = [
+            (number, rows)
+            for number in missing
+            for rows in _chunks(self.prepared.part(number).tolist(), self.batch_size)
+        ]
+        threads = reading_threads()
+        ahead: deque[Future[NDArray[np.uint8]]] = deque()
+        with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
+            order = iter([index for _, rows in plan for index in rows])
+            try:
+                for number, rows in plan:
+                    while len(ahead) < 2 * len(rows) + threads and (index := next(order, None)) is not None:
+                        ahead.append(pool.submit(self._read, index))
+                    yield number, rows, np.stack([ahead.popleft().result() for _ in rows])
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        started, tile = time.perf_counter(), self.prepared.grid.tile(index)
+        try:
+            pixels = self.prepared.view.read(tile.x, tile.y, tile.width, tile.height)
+        except ImageError:  # one damaged place must not cost the rest of the slide
+            self.unreadable.add(index)
+            pixels = np.full((tile.height, tile.width, 3), 255, np.uint8)
+        with self._reading:
+            self.seconds.read += time.perf_counter() - started
+        return pixels
+
+    def _timed(self, stage: str) -> "_Timer":
+        return _Timer(self.seconds, stage)
+
+
+class _Parts:
+    """Gathers the nuclei of tiles, which come in order, and writes each part when its last tile is there."""
+
+    def __init__(self, stream: TileStream, journal: ResumeFolder) -> None:
+        self._stream, self._journal = stream, journal
+        self._found: list[tuple[int, Nuclei]] = []
+        self.tiles = 0
+
+    def add(self, number: int, index: int, future: "Future[Nuclei]") -> None:
+        """Take one tile, waiting for it if need be."""
+        with _Timer(self._stream.seconds, "postprocess"):
+            nuclei = nuclei_of(future)
+        if index in self._stream.unreadable:
+            nuclei = nuclei.select(np.zeros(0, np.int64))
+        self._found.append((index, nuclei))
+        self.tiles += 1
+        if len(self._found) == len(self._stream.prepared.part(number)):
+            with _Timer(self._stream.seconds, "write"):
+                unreadable = sorted(self._stream.unreadable & {index for index, _ in self._found})
+                self._journal.write_part(number, self._found, unreadable=unreadable)
+            self._found = []
+
+
+@dataclass
+class _Timer:
+    """Adds the time of a block to a stage."""
+
+    seconds: StageSeconds
+    stage: str
+    started: float = 0.0
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *stop: object) -> None:
+        spent = getattr(self.seconds, self.stage) + time.perf_counter() - self.started
+        setattr(self.seconds, self.stage, spent)
+
+
+def _chunks(values: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

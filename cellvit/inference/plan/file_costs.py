@@ -1,0 +1,101 @@
+"""What the files of a slide cost, in seconds and bytes: each is written without and with the nuclei of a sample."""
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cellvit import io
+from cellvit.inference.assemble import TABLE, SlideTable
+from cellvit.inference.outputs import OutputContext, write_formats
+from cellvit.inference.prepare import PreparedSlide
+from cellvit.inference.protocol import NucleiModel
+from cellvit.inference.resume import ResumeFolder
+from cellvit.inference.settings import FORMATS, SlideSettings
+from cellvit.types import Nuclei
+
+PICTURES = ("overlay", "density", "closeups")
+"""Formats whose files have the size of a picture, however many nuclei there are."""
+
+
+class Cost(NamedTuple):
+    """What a file costs: seconds and bytes, those it always takes and those that each nucleus adds."""
+
+    seconds: float
+    seconds_per_nucleus: float
+    size: float
+    size_per_nucleus: float
+
+
+def write_costs(
+    folder: Path,
+    sampled: PreparedSlide,
+    journal: ResumeFolder,
+    model: NucleiModel,
+    settings: SlideSettings,
+    metadata: Mapping[str, Any],
+) -> tuple[dict[str, Cost], int]:
+    """Return what each file costs, and the number of nuclei that were written.
+
+    Args:
+        folder: A temporary folder to write to.
+        sampled: The slide, of which only the tiles of the sample are to be done.
+        journal: Holds them as finished parts.
+        model: The model that found them.
+        settings: Of the run that is planned.
+        metadata: Facts for the heads of files.
+    """
+    table = SlideTable(
+        view=sampled.view,
+        grid=sampled.grid,
+        parts=sampled.parts,
+        part=sampled.part,
+        classes=model.classes,
+        region=sampled.region,
+        origin=settings.origin,
+    )
+    context = OutputContext(
+        slide=sampled.slide,
+        thumbnail=sampled.thumbnail,
+        mpp=sampled.mpp,
+        metadata=metadata,
+        patches=table.patches,
+        origin=settings.origin,
+    )
+    embedding = journal.read_part(0).nuclei.embedding
+    dim, taken, rows = None if embedding is None else embedding.shape[1], {}, 0
+    for name, nuclei in (("empty", iter(())), ("full", table.nuclei(journal))):
+        out = folder / name
+        out.mkdir()
+        started = time.perf_counter()
+        rows = _write_table(nuclei, out, model, dim, metadata)
+        taken[name, "parquet"] = time.perf_counter() - started, (out / TABLE).stat().st_size
+        for format_ in settings.formats:
+            started = time.perf_counter()
+            write_formats(out, (format_,), context)
+            taken[name, format_] = time.perf_counter() - started, _size(out / FORMATS[format_])
+    names = ("parquet", *settings.formats)
+    return {name: _cost(name, taken["empty", name], taken["full", name], rows) for name in names}, rows
+
+
+def _write_table(
+    nuclei: Iterator[Nuclei], out: Path, model: NucleiModel, dim: int | None, metadata: Mapping[str, Any]
+) -> int:
+    return io.write_parquet_stream(
+        nuclei, out / TABLE, classes=model.classes, embedding_dim=dim, metadata=dict(metadata)
+    )
+
+
+def _cost(name: str, empty: tuple[float, int], full: tuple[float, int], rows: int) -> Cost:
+    """Return the cost of a file from that without nuclei and that with ``rows`` of them."""
+    (seconds, size), more = empty, max(0.0, full[0] - empty[0]) / max(1, rows)
+    if name == "closeups":  # four places, whatever their number
+        return Cost(max(seconds, full[0]), 0.0, full[1], 0.0)
+    if name in PICTURES:
+        return Cost(seconds, more, max(size, full[1]), 0.0)
+    return Cost(seconds, more, size, max(0, full[1] - size) / max(1, rows))
+
+
+def _size(path: Path) -> int:
+    inside = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in inside if file.is_file())

@@ -1,0 +1,252 @@
+"""A few tiles of a slide through the real pipeline, into a temporary folder, with the clock running."""
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cellvit.inference.pipeline import TileStream
+from cellvit.inference.plan.file_costs import Cost, write_costs
+from cellvit.inference.prepare import PreparedSlide
+from cellvit.inference.protocol import NucleiModel, autocast_context, evaluation_mode
+from cellvit.inference.resume import ResumeFolder
+from cellvit.inference.settings import SlideSettings
+from cellvit.inference.tta import with_tta
+
+
+def spread(prepared: PreparedSlide, count: int, batch_size: int) -> list[NDArray[np.int64]]:
+    """Return batches of neighbouring tiles, spread over what is searched: where there is more tissue lie more.
+
+    Args:
+        prepared: The slide, with at least one tile to do.
+        count: Batches; a slide with few tiles gives fewer.
+        batch_size: Tiles of each.
+    """
+    tiles = prepared.tiles
+    if len(tiles) <= count * batch_size:
+        return [tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size)]
+    tissue = np.cumsum(prepared.tissue.coverage(tile_boxes(prepared, tiles), prepared.size))
+    wanted = (np.arange(count) + 0.5) / count * tissue[-1]
+    starts = np.searchsorted(tissue, wanted) - (batch_size - 1) // 2
+    first, last = batch_size * np.arange(count), len(tiles) - batch_size * np.arange(count, 0, -1)
+    starts = np.clip(starts, first, last)
+    for i in range(1, count):
+        starts[i] = max(starts[i], starts[i - 1] + batch_size)
+    return [tiles[start : start + batch_size] for start in starts]
+
+
+def tile_boxes(prepared: PreparedSlide, tiles: NDArray[np.int64], *, core: bool = False) -> NDArray[np.float64]:
+    """Return the boxes of tiles ``(N, 4)`` in pixels of the view, or of what they own: cores do not overlap."""
+    rows, columns = np.divmod(tiles, len(prepared.grid.columns.starts))
+    edges = []
+    for axis, numbers in ((prepared.grid.columns, columns), (prepared.grid.rows, rows)):
+        if core:
+            cuts = np.concatenate([[0.0], axis.cuts + 0.5, [axis.length]])
+            edges.append((cuts[numbers], cuts[numbers + 1]))
+        else:
+            edges.append((axis.starts[numbers], axis.starts[numbers] + axis.size))
+    (left, right), (top, bottom) = edges
+    return np.stack([left, top, right, bottom], axis=1).astype(np.float64)
+
+
+def searched_mm2(prepared: PreparedSlide, tiles: NDArray[np.int64]) -> float:
+    """Return the square millimetres of tissue in the cores of tiles."""
+    boxes = tile_boxes(prepared, tiles, core=True)
+    x, y = (mpp / scale / 1000 for mpp, scale in zip(prepared.resolution.mpp, prepared.view.scale, strict=True))
+    area = (boxes[:, 2] - boxes[:, 0]) * x * (boxes[:, 3] - boxes[:, 1]) * y
+    return float((prepared.tissue.coverage(boxes, prepared.size) * area).sum())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a few tiles took.
+
+    Attributes:
+        tiles: ``(T,)`` their numbers in the grid, ascending.
+        groups: Tiles of each batch.
+        read: Seconds of a reading thread per tile, a value per batch.
+        forward: Seconds of the device per tile, a value per batch.
+        postprocess: Seconds of a worker per tile, a value per batch.
+        write: Seconds for the part of each batch.
+        nuclei: Nuclei that belong to the tiles of each batch, those in overlaps once.
+        tissue_mm2: What is searched in the cores of the tiles of each batch.
+        part_bytes: Bytes of finished parts per tile.
+        map_bytes: Bytes of the maps of a tile on the host.
+        rows: Nuclei in the table that was written.
+        costs: Of ``"parquet"`` and each format.
+        device_bytes: Most memory of a graphics card that was in use, or None.
+    """
+
+    tiles: NDArray[np.int64]
+    groups: tuple[int, ...]
+    read: tuple[float, ...]
+    forward: tuple[float, ...]
+    postprocess: tuple[float, ...]
+    write: tuple[float, ...]
+    nuclei: tuple[int, ...]
+    tissue_mm2: tuple[float, ...]
+    part_bytes: float
+    map_bytes: float
+    rows: int
+    costs: Mapping[str, Cost]
+    device_bytes: int | None
+
+
+@dataclass(frozen=True)
+class _Sampled(PreparedSlide):
+    """A slide of which only some batches are done, each as a part of its own."""
+
+    groups: tuple[NDArray[np.int64], ...] = ()
+
+    @property
+    def parts(self) -> int:
+        return len(self.groups)
+
+    def part(self, number: int) -> NDArray[np.int64]:
+        return self.groups[number]
+
+
+def measure(
+    prepared: PreparedSlide,
+    model: NucleiModel,
+    settings: SlideSettings,
+    *,
+    count: int,
+    workers: int,
+    metadata: Mapping[str, Any],
+) -> Sample:
+    """Return what a few batches of tiles take, from reading to files.
+
+    The first batch is done once before the clock runs. The stages follow each other here, so that each is measured
+    alone.
+
+    Args:
+        prepared: The slide.
+        model: On its device.
+        settings: Of the run that is planned.
+        count: Batches.
+        workers: Of the run that is planned; workers post-process with one thread each.
+        metadata: Facts for the heads of files.
+    """
+    groups = spread(prepared, count, settings.batch_size)
+    watched = _Watched(with_tta(model, settings.tta))
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    with (
+        tempfile.TemporaryDirectory(prefix="cellvit-plan-") as temporary,
+        evaluation_mode(model),
+        _cv2_threads(1 if workers else None),
+    ):
+        folder = Path(temporary)
+        first_read = _run(prepared, watched, settings, groups[0], folder / "warm").seconds.read
+        streams = [
+            _run(prepared, watched, settings, group, folder / str(number)) for number, group in enumerate(groups)
+        ]
+        streams[0].seconds.read = first_read  # the second time the reader has the tile in its memory
+        sampled = _restricted(prepared, groups)
+        journal = ResumeFolder(folder / "all")
+        journal.folder.mkdir(parents=True)
+        for number in range(len(groups)):
+            ResumeFolder(folder / str(number)).part_path(0).rename(journal.part_path(number))
+        costs, rows = write_costs(folder, sampled, journal, model, settings, metadata)
+        sizes = [len(group) for group in groups]
+        stages = {
+            name: tuple(getattr(stream.seconds, name) / size for stream, size in zip(streams, sizes, strict=True))
+            for name in ("read", "forward")
+        }
+        return Sample(
+            tiles=np.concatenate(groups),
+            groups=tuple(sizes),
+            **stages,
+            postprocess=watched.seconds_of(sizes),
+            write=tuple(stream.seconds.write for stream in streams),
+            nuclei=tuple(_owned(sampled, journal, number) for number in range(len(groups))),
+            tissue_mm2=tuple(searched_mm2(prepared, group) for group in groups),
+            part_bytes=sum(journal.part_path(i).stat().st_size for i in range(len(groups))) / sum(sizes),
+            map_bytes=max(watched.sizes),
+            rows=rows,
+            costs=costs,
+            device_bytes=_device_bytes(model.device),
+        )
+
+
+@dataclass
+class _Watched:
+    """A model that notes how long post-processing takes and how large the maps are."""
+
+    model: Any
+    seconds: list[float] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def postprocess(self, maps: Mapping[str, NDArray[Any]]) -> Any:
+        started = time.perf_counter()
+        found = self.model.postprocess(maps)
+        self.seconds.append(time.perf_counter() - started)
+        self.sizes.append(sum(array.nbytes for array in maps.values()))
+        return found
+
+    def seconds_of(self, groups: list[int]) -> tuple[float, ...]:
+        """Return the mean per tile of each batch, the warm-up left out."""
+        times = np.split(np.array(self.seconds[groups[0] :]), np.cumsum(groups)[:-1])
+        return tuple(float(values.mean()) for values in times)
+
+
+def _run(
+    prepared: PreparedSlide, model: Any, settings: SlideSettings, tiles: NDArray[np.int64], folder: Path
+) -> TileStream:
+    """Do one batch as the only part of a slide, so that no stage runs beside another."""
+    stream = TileStream(
+        prepared=_restricted(prepared, [tiles]),
+        model=model,
+        batch_size=settings.batch_size,
+        autocast=lambda: autocast_context(settings.precision, model.device),
+        embeddings=settings.embeddings,
+    )
+    journal = ResumeFolder(folder)
+    journal.folder.mkdir(parents=True)
+    stream.run(journal, workers=0)
+    return stream
+
+
+def _restricted(prepared: PreparedSlide, groups: Iterable[NDArray[np.int64]]) -> _Sampled:
+    values = {item.name: getattr(prepared, item.name) for item in fields(PreparedSlide)}
+    chosen = tuple(groups)
+    return _Sampled(**{**values, "tiles": np.concatenate(chosen)}, groups=chosen)
+
+
+def _device_bytes(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def _cv2_threads(number: int | None) -> Iterator[None]:
+    before = cv2.getNumThreads()
+    if number is not None:
+        cv2.setNumThreads(number)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def _owned(sampled: _Sampled, journal: ResumeFolder, number: int) -> int:
+    """Return how many nuclei of a part will be kept: those whose centroid lies in the core of their tile."""
+    tile, found, _ = journal.read_part(number)
+    corner = tile_boxes(sampled, tile)[:, :2]
+    centroid = found.centroid + corner
+    kept = sampled.grid.owner(centroid) == tile
+    if sampled.region is not None:
+        scale, origin = np.asarray(sampled.view.scale), np.asarray(sampled.slide.bounds[:2])
+        kept &= sampled.region.contains((centroid + 0.5) / scale - 0.5 + origin)
+    return int(kept.sum())

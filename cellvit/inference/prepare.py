@@ -1,0 +1,175 @@
+"""What is known of a slide before the network runs: resolution, tissue, tiles, fingerprints."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cellvit.errors import DataError
+from cellvit.geometry.regions import Region
+from cellvit.inference.fingerprints import quick_hash
+from cellvit.inference.image import tile_grid
+from cellvit.inference.resume import TILES_PER_CHUNK
+from cellvit.inference.settings import SlideSettings
+from cellvit.io.images import Rgb8
+from cellvit.slide.open import Slide
+from cellvit.slide.resolution import Resolution, slide_resolution
+from cellvit.slide.tiling import TileGrid
+from cellvit.slide.tissue import TissueMask, find_tissue
+from cellvit.slide.view import SlideView
+
+THUMBNAIL = 2048
+"""Longest side of the picture of a slide, in pixels."""
+
+TISSUE_MPP = 8.0
+"""Microns per pixel at which tissue is looked for; fat needs as much. Slides of more than 33 mm get less."""
+
+_TISSUE_SIDE = 4096
+
+NO_TISSUE = "no tissue was found; look at tissue.png, or search everything with --no-tissue-filter"
+
+
+@dataclass(frozen=True)
+class PreparedSlide:
+    """A slide that is ready to be segmented.
+
+    Attributes:
+        slide: The open slide.
+        resolution: Microns per level-0 pixel, and who says so.
+        warnings: What the user should know about the resolution.
+        view: The slide at the model's resolution.
+        grid: The tiles.
+        tiles: ``(T,)`` numbers of the tiles to do, ascending: those that touch tissue or the region.
+        tissue: What decides on the tiles.
+        tissue_source: ``"found"``, ``"region"``, ``"found within the region"`` or ``"whole slide"``.
+        region: The region of interest, or None.
+        thumbnail: ``(h, w, 3)`` uint8 picture of the scanned part.
+    """
+
+    slide: Slide
+    resolution: Resolution
+    warnings: tuple[str, ...]
+    view: SlideView
+    grid: TileGrid
+    tiles: NDArray[np.int64]
+    tissue: TissueMask
+    tissue_source: str
+    region: Region | None
+    thumbnail: Rgb8
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return width and height of the view."""
+        return self.view.width, self.view.height
+
+    @property
+    def tissue_mm2(self) -> float:
+        """Return the area of what is searched for nuclei, in square millimetres."""
+        x, y = (mpp / scale for mpp, scale in zip(self.resolution.mpp, self.view.scale, strict=True))
+        return self.tissue.area_mm2(self.size, (x, y))
+
+    @property
+    def parts(self) -> int:
+        """Return the number of parts the tiles are done in."""
+        return -(-len(self.tiles) // TILES_PER_CHUNK)
+
+    def part(self, number: int) -> NDArray[np.int64]:
+        """Return the tiles of a part."""
+        return self.tiles[number * TILES_PER_CHUNK : (number + 1) * TILES_PER_CHUNK]
+
+    @property
+    def mpp(self) -> float:
+        """Return the microns per level-0 pixel, the mean of both axes."""
+        return sum(self.resolution.mpp) / 2
+
+    def fingerprints(self, settings: SlideSettings, *, weights: str, version: str) -> dict[str, Any]:
+        """Return all that the nuclei depend on.
+
+        Args:
+            settings: Of this run.
+            weights: Digest of the model.
+            version: Of this package.
+        """
+        facts: Mapping[str, Any] = {
+            **settings.affects_result,
+            "mpp": list(self.resolution.mpp),
+            "region": None if self.region is None else self.region.digest,
+            "tiles": hashlib.sha256(self.tiles.tobytes()).hexdigest(),
+            "cellvit_version": version,
+        }
+        slide = {"quick_hash": quick_hash(self.slide), "reader": self.slide.reader}
+        return {"slide": slide, "model": {"weights": weights}, "settings": dict(facts)}
+
+
+def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) -> PreparedSlide:
+    """Return everything that is decided before the network runs.
+
+    Args:
+        slide: An open slide.
+        settings: Of this run.
+        model_mpp: Microns per pixel the model is made for.
+
+    Raises:
+        ImageError: If no resolution is stated or given, or the slide cannot be read.
+        ConfigError: If the resolution is too far from the model's, or tiles do not work.
+        DataError: If the region of interest cannot be read.
+    """
+    resolution, warnings = slide_resolution(slide, mpp=settings.mpp, magnification=settings.magnification)
+    view = SlideView(slide, mpp=resolution.mpp, target_mpp=model_mpp)
+    grid = tile_grid(view.width, view.height, tile_size=settings.tile_size, overlap=settings.overlap)
+    region = None if settings.roi is None else Region.read(Path(settings.roi))
+    if region is not None and settings.origin == "bounds":  # drawn on the scanned part, as everything then counts
+        region = region.moved(*slide.bounds[:2])
+    thumbnail = view.thumbnail(THUMBNAIL)
+    tissue, source = _tissue(view, thumbnail, region, settings, mpp=resolution.mpp)
+    if not tissue.mask.any():
+        warnings = [*warnings, NO_TISSUE]
+    return PreparedSlide(
+        slide=slide,
+        resolution=resolution,
+        warnings=tuple(warnings),
+        view=view,
+        grid=grid,
+        tiles=np.flatnonzero(tissue.coverage(_boxes(grid), (view.width, view.height)) > 0),
+        tissue=tissue,
+        tissue_source=source,
+        region=region,
+        thumbnail=thumbnail,
+    )
+
+
+def _tissue(
+    view: SlideView, thumbnail: Rgb8, region: Region | None, settings: SlideSettings, *, mpp: tuple[float, float]
+) -> tuple[TissueMask, str]:
+    """Return what is to be searched: tissue, the region, or the tissue in the region."""
+    width, height = view.slide.bounds[2:]
+    side = min(_TISSUE_SIDE, max(THUMBNAIL, round(max(width, height) * mpp[0] / TISSUE_MPP)))
+    if side > THUMBNAIL:  # only large slides need a finer picture for tissue than for the eye
+        thumbnail = view.thumbnail(side)
+    shape = thumbnail.shape[:2]
+    allowed = None if region is None else region.mask(shape, view.slide.bounds)
+    if allowed is not None and not allowed.any():
+        raise DataError(
+            f"region {str(settings.roi)!r} does not touch the slide, whose scanned part is x, y, width, height = "
+            f"{view.slide.bounds}; give polygons in level-0 pixels of this slide"
+        )
+    if not settings.tissue_filter:
+        everything = np.ones(shape, dtype=bool)
+        return TissueMask(everything if allowed is None else allowed), "whole slide" if region is None else "region"
+    tissue = find_tissue(thumbnail, mpp=mpp[0] * view.slide.bounds[2] / shape[1])
+    if allowed is None:
+        return tissue, "found"
+    allowed = cv2.resize(allowed.astype(np.uint8), tissue.mask.shape[::-1], interpolation=cv2.INTER_AREA) > 0
+    return TissueMask(tissue.mask & allowed), "found within the region"
+
+
+def _boxes(grid: TileGrid) -> NDArray[np.float64]:
+    """Return the boxes of all tiles ``(T, 4)``."""
+    x, y = np.meshgrid(grid.columns.starts, grid.rows.starts)
+    corner = np.stack([x.ravel(), y.ravel()], axis=1)
+    return np.concatenate([corner, corner + np.array([grid.columns.size, grid.rows.size])], axis=1).astype(np.float64)

@@ -1,0 +1,135 @@
+"""What inference asks of a model, the devices and precisions it runs at, and how a model is loaded for it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cellvit.errors import ConfigError
+from cellvit.inference.acceleration import accelerated_inference
+from cellvit.model.cellvit import CellViT
+from cellvit.types import NucleiClasses, NucleiPrediction
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+Progress = Callable[[int, int], None]
+"""Called with the number of finished tiles and the number of all tiles."""
+
+
+@runtime_checkable
+class NucleiModel(Protocol):
+    """What inference needs of a model; :class:`cellvit.model.cellvit.CellViT` is one.
+
+    Attributes:
+        classes: Names and colours of the types.
+        mpp: Resolution the model is made for, in microns per pixel.
+        training: Whether it is in training mode.
+    """
+
+    classes: NucleiClasses
+    mpp: float
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move the model."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set or leave training mode."""
+
+    def predict_maps(self, image: Tensor) -> dict[str, Tensor]:
+        """Return activated maps of a batch ``(B, 3, H, W)`` in [0, 1]."""
+
+    def postprocess(self, maps: Mapping[str, NDArray[Any]]) -> NucleiPrediction:
+        """Return the nuclei of one image from its maps."""
+
+
+def load_model(model: str | Path | NucleiModel, *, device: str = "auto") -> NucleiModel:
+    """Return a model on a device.
+
+    Args:
+        model: Name, path, or a model; a model that is passed in stays where it is if ``device`` is ``"auto"``.
+        device: See :func:`segment_image`.
+
+    Raises:
+        ConfigError: If the device does not exist here.
+        UnknownPluginError: If there is no model of that name.
+        WeightsError: If the weights cannot be used.
+    """
+    if isinstance(model, str | Path):
+        target = choose_device(device)
+        loaded: NucleiModel = CellViT.from_pretrained(model).to(target)
+        return loaded
+    if not isinstance(model, NucleiModel):
+        raise ConfigError(f"model {model!r} is neither a name, a path nor a CellViT; pass 'nano' or a path")
+    if device != "auto":
+        model.to(choose_device(device))
+    return model
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Return the device of a name.
+
+    Args:
+        device: ``"auto"`` takes CUDA, else MPS, else the CPU; or the name of one, also with a number (``"cuda:1"``).
+
+    Raises:
+        ConfigError: If the name is unknown or there is no such device.
+    """
+    kind, _, number = device.partition(":")
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if kind not in available or (number and not number.isdecimal()):
+        raise ConfigError(f"device {device!r} is unknown; choose from {', '.join(DEVICES)}")
+    if int(number or 0) >= available[kind]:
+        usable = ", ".join(f"{name!r}" for name, count in available.items() if count)
+        raise ConfigError(f"device {device!r} is not available here; use 'auto' or one of: {usable}")
+    return torch.device(device)
+
+
+def autocast_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which a network runs at a precision.
+
+    Args:
+        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        device: Where it runs.
+
+    Raises:
+        ConfigError: If the precision is unknown, or is ``"16-mixed"`` on the CPU.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    if dtype is torch.float16 and device.type == "cpu":
+        raise ConfigError("precision '16-mixed' needs a GPU; use 'bf16-mixed' or '32-true' on the CPU")
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+@contextmanager
+def evaluation_mode(model: NucleiModel) -> Iterator[None]:
+    """Switch training mode off, and back on afterwards if it was on, also after an error.
+
+    Within it a network runs as :func:`cellvit.inference.acceleration.accelerated_inference` describes.
+
+    Args:
+        model: The model.
+    """
+    if isinstance(model, nn.Module):
+        with accelerated_inference(model):
+            yield
+        return
+    was_training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,113 @@
+"""What can be set for the segmentation of a slide, and what of it decides the nuclei."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from cellvit.errors import ConfigError
+from cellvit.geometry.symmetry import symmetries
+
+Origin = Literal["slide", "bounds"]
+
+FORMATS: Mapping[str, str] = {
+    "geojson": "nuclei.geojson.gz",
+    "geojson-plain": "nuclei.geojson",
+    "points": "points.geojson.gz",
+    "json": "cells.json.gz",
+    "h5ad": "nuclei.h5ad",
+    "spatialdata": "nuclei.zarr",
+    "overlay": "overlay.png",
+    "density": "density.png",
+    "closeups": "closeups.png",
+}
+"""Formats beside the table ``nuclei.parquet``, which is always written, and the file of each."""
+
+DEFAULT_FORMATS = ("geojson", "points", "json", "overlay", "density", "closeups")
+
+_PACKAGES = {"h5ad": ("anndata", "h5py"), "spatialdata": ("anndata", "spatialdata", "geopandas")}
+
+
+@dataclass(frozen=True)
+class SlideSettings:
+    """How a slide is segmented; see :func:`cellvit.inference.slide.segment_slide` for each value.
+
+    Raises:
+        ConfigError: If a value cannot work, or a format needs a package that is not installed.
+    """
+
+    mpp: float | None = None
+    magnification: float | None = None
+    tile_size: int = 1024
+    overlap: int = 64
+    batch_size: int = 1
+    precision: str = "32-true"
+    tta: int = 1
+    workers: int | None = None
+    tissue_filter: bool = True
+    roi: str | Path | None = None
+    embeddings: bool = True
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    origin: Origin = "slide"
+    keep_parts: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.formats, str):
+            raise ConfigError(f"formats {self.formats!r} is text; give a tuple of names, such as ('geojson', 'h5ad')")
+        object.__setattr__(self, "formats", tuple(dict.fromkeys(self.formats)))
+        _check_formats(self.formats)
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size {self.batch_size} must be 1 or more")
+        symmetries(self.tta)  # refuses other numbers
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"workers {self.workers} must be 0 (none: post-process in this process) or more")
+        if self.origin not in ("slide", "bounds"):
+            raise ConfigError(f"origin {self.origin!r} is unknown; use 'slide' or 'bounds'")
+        for name in ("mpp", "magnification"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} {value} must be greater than 0; leave it out to use what the slide states")
+
+    @property
+    def affects_result(self) -> dict[str, Any]:
+        """Return the settings on which the nuclei depend; resuming with others is refused."""
+        names = ("tile_size", "overlap", "precision", "tta", "tissue_filter", "embeddings", "origin")
+        return {name: getattr(self, name) for name in names}
+
+
+def available_cores() -> int:
+    """Return the number of cores this process may use, which on a cluster is less than the machine has."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return max(1, min(allowed, int(given)) if given.isdecimal() and int(given) else allowed)
+
+
+def reading_threads() -> int:
+    """Return the number of threads that read tiles ahead."""
+    return max(2, min(8, available_cores()))
+
+
+def default_workers(device: str) -> int:
+    """Return the number of post-processing workers: all cores beside a GPU, few where the network needs them too.
+
+    Args:
+        device: Kind of the device, such as ``"cuda"``.
+    """
+    cores = available_cores()
+    return max(1, cores // 4) if device == "cpu" else min(16, cores)
+
+
+def _check_formats(formats: tuple[str, ...]) -> None:
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ConfigError(f"formats {unknown} cannot be written; choose from {', '.join(FORMATS)}")
+    for name in formats:
+        missing = [package for package in _PACKAGES.get(name, ()) if find_spec(package) is None]
+        if missing:
+            raise ConfigError(
+                f"format {name!r} needs {', '.join(missing)}; install it with: pip install 'cellvit-lightning[spatial]'"
+            )

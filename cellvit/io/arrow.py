@@ -1,0 +1,143 @@
+"""Nuclei as an Arrow table: every column, sharing memory with the arrays."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cellvit.classes import classes_from_list, classes_to_list
+from cellvit.errors import DataError
+from cellvit.types import Nuclei, NucleiClasses
+
+SCHEMA_VERSION = 1
+_KEY = b"cellvit"
+
+
+def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa.Table:
+    """Return nuclei as an Arrow table that shares memory with them.
+
+    Columns: ``label`` int32, ``type`` int32, ``type_prob`` float32, ``centroid`` 2 doubles ``(x, y)``, ``bbox`` 4
+    doubles ``(xmin, ymin, xmax, ymax)``, ``contour`` list of 2 doubles, and, where there is one, ``embedding`` D
+    floats. The schema metadata hold under ``cellvit`` a JSON object with ``version``, ``classes`` and ``metadata``.
+
+    Args:
+        nuclei: The nuclei. Contiguous columns of the documented dtypes are not copied.
+        metadata: Further facts to keep with the table, plain data.
+
+    Returns:
+        One row per nucleus.
+
+    Raises:
+        DataError: If the metadata are not plain data.
+    """
+    columns = {
+        "label": pa.array(np.ascontiguousarray(nuclei.label, np.int32)),
+        "type": pa.array(np.ascontiguousarray(nuclei.type, np.int32)),
+        "type_prob": pa.array(np.ascontiguousarray(nuclei.type_prob, np.float32)),
+        "centroid": _fixed(nuclei.centroid, np.float64),
+        "bbox": _fixed(nuclei.bbox, np.float64),
+        "contour": pa.LargeListArray.from_arrays(
+            pa.array(np.ascontiguousarray(nuclei.contour_offsets, np.int64)), _fixed(nuclei.contour_points, np.float64)
+        ),
+    }
+    if nuclei.embedding is not None:
+        columns["embedding"] = _fixed(nuclei.embedding, np.float32)
+    return pa.table(columns).replace_schema_metadata({_KEY: _facts_text(nuclei.classes, metadata)})
+
+
+def _facts_text(classes: NucleiClasses | None, metadata: Mapping[str, Any] | None) -> bytes:
+    """Return what :func:`read_facts` reads."""
+    facts = {"version": SCHEMA_VERSION, "classes": classes_to_list(classes), "metadata": dict(metadata or {})}
+    try:
+        return json.dumps(facts).encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"metadata {metadata!r} cannot be stored as JSON ({error}); use plain data") from error
+
+
+def from_arrow(table: pa.Table) -> Nuclei:
+    """Return the nuclei of a table made by :func:`to_arrow`, of a slice of one, or of several concatenated.
+
+    Args:
+        table: Other columns are ignored.
+
+    Returns:
+        The nuclei. Columns share the memory of the table where it holds one chunk, and are then read-only.
+
+    Raises:
+        DataError: If columns are missing or of another type, or the table is of a newer version.
+    """
+    facts = read_facts(table)
+    missing = {"label", "type", "type_prob", "centroid", "bbox", "contour"} - set(table.column_names)
+    if missing:
+        raise DataError(f"the table lacks the columns {sorted(missing)}; write it with cellvit.io.write_parquet")
+    try:
+        contour = _one_chunk(table["contour"])
+        offsets = contour.offsets.to_numpy().astype(np.int64, copy=False)
+        return Nuclei(
+            centroid=_matrix(table["centroid"], np.float64),
+            bbox=_matrix(table["bbox"], np.float64),
+            type=_vector(table["type"], np.int32),
+            type_prob=_vector(table["type_prob"], np.float32),
+            contour_offsets=offsets - offsets[0] if offsets[0] else offsets,
+            contour_points=_matrix(contour.flatten(), np.float64),
+            label=_vector(table["label"], np.int32),
+            embedding=_matrix(table["embedding"], np.float32) if "embedding" in table.column_names else None,
+            classes=classes_from_list(facts["classes"], source="the table"),
+        )
+    except DataError:
+        raise
+    except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"the table's columns are not those of nuclei ({error}); write it again") from error
+
+
+def read_facts(table: pa.Table | pa.Schema) -> dict[str, Any]:
+    """Return the ``version``, ``classes`` and ``metadata`` stored with a table.
+
+    Args:
+        table: Made by :func:`to_arrow`, or read from Parquet; or the schema of such a table.
+
+    Raises:
+        DataError: If there are none, or they are of a newer version.
+    """
+    schema = table if isinstance(table, pa.Schema) else table.schema
+    stored = (schema.metadata or {}).get(_KEY)
+    if stored is None:
+        raise DataError("the table holds no cellvit metadata; write it with cellvit.io.write_parquet")
+    try:
+        facts: dict[str, Any] = json.loads(stored)
+        version = int(facts["version"])
+        facts["classes"], facts["metadata"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"the table's cellvit metadata {stored[:80]!r} are damaged; write it again") from error
+    if version > SCHEMA_VERSION:
+        raise DataError(f"the table is of version {version}, this is for version {SCHEMA_VERSION}; update cellvit")
+    return facts
+
+
+def _fixed(values: NDArray[Any], dtype: Any) -> pa.Array:
+    """Return a matrix ``(K, W)`` as fixed-size lists over its memory."""
+    flat = np.ascontiguousarray(values, dtype).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1])
+
+
+def _one_chunk(column: Any) -> Any:
+    """Return a column as a single array, copying only if it has several chunks."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.null_count:
+        raise ValueError("a column has missing values")
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _vector(column: Any, dtype: Any) -> NDArray[Any]:
+    """Return a column of numbers ``(N,)``."""
+    return np.asarray(_one_chunk(column).to_numpy(zero_copy_only=False).astype(dtype, copy=False))
+
+
+def _matrix(column: Any, dtype: Any) -> NDArray[Any]:
+    """Return a column of fixed-size lists as ``(N, W)``."""
+    array = _one_chunk(column)
+    return _vector(array.flatten(), dtype).reshape(len(array), array.type.list_size)

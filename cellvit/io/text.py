@@ -1,0 +1,231 @@
+"""What the text formats share: a check before writing, chunks while writing, and columns after reading."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellvit.errors import DataError
+from cellvit.geometry.polygons import Floats, Offsets, open_rings, ring_bounds, ring_offsets
+from cellvit.types import Nuclei, NucleiClasses
+
+CHUNK = 4096
+"""Nuclei that are Python objects at the same time while a text file is written."""
+
+encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+"""Compact JSON in ASCII, which also holds file names that are not valid Unicode; refuses NaN, which is not JSON."""
+
+
+def check_finite(nuclei: Nuclei, *, first: int = 0) -> None:
+    """Raise if coordinates are not finite numbers, which no text format can hold.
+
+    Args:
+        nuclei: The nuclei. A probability may be NaN: not known.
+        first: Number of the first row, where the nuclei are a part of more.
+
+    Raises:
+        DataError: If a coordinate is NaN or infinite, or a probability infinite; names column and row.
+    """
+    if np.isinf(nuclei.type_prob).any():
+        row = int(np.flatnonzero(np.isinf(nuclei.type_prob))[0])
+        raise DataError(f"type_prob of nucleus {first + row} is infinite; probabilities lie in [0, 1]")
+    for name in ("centroid", "bbox", "contour_points"):
+        bad = np.flatnonzero(~np.isfinite(getattr(nuclei, name)).all(axis=1))
+        if len(bad):
+            row = int(bad[0])
+            if name == "contour_points":
+                row = int(np.searchsorted(nuclei.contour_offsets, row, side="right")) - 1
+            place = f"{name} of nucleus {first + row}"
+            message = f"{place} holds a coordinate that is not finite; remove the nucleus or repair it"
+            raise DataError(message)
+
+
+def plain_numbers(values: NDArray[Any]) -> NDArray[Any]:
+    """Return whole numbers as integers, which are shorter in a file; other values as they are."""
+    if values.size and np.abs(values).max() < 2**53 and not np.mod(values, 1).any():
+        return values.astype(np.int64)
+    return values
+
+
+def shortest_floats(values: NDArray[np.float32]) -> list[str | None]:
+    """Return float32 values as the shortest decimals that read back the same; None for NaN."""
+    return [None if text == "nan" else repr(float(text)) for text in values.astype(str).tolist()]
+
+
+def ring_texts(points: Floats, offsets: Offsets) -> list[str]:
+    """Return every outline as JSON, ``[[x,y],[x,y]]``.
+
+    Args:
+        points: ``(P, 2)``, finite; see :func:`plain_numbers`.
+        offsets: ``(N + 1,)``.
+
+    Example:
+        >>> ring_texts(np.array([[1.0, 2], [3, 4]]), np.array([0, 2, 2]))
+        ['[[1,2],[3,4]]', '[]']
+    """
+    numbers = plain_numbers(points).reshape(-1).tolist()  # flat: a list for every point would take most of the time
+    return [_ring_form(b - a) % tuple(numbers[2 * a : 2 * b]) for a, b in pairwise(offsets.tolist())]
+
+
+@lru_cache(maxsize=1024)
+def _ring_form(count: int) -> str:
+    """Return what formats the numbers of an outline: ``%r`` writes numbers as JSON does."""
+    return f"[{','.join(['[%r,%r]'] * count)}]"
+
+
+def chunks(count: int) -> Iterator[slice]:
+    """Yield slices that cover ``range(count)``, at most :data:`CHUNK` rows each."""
+    for start in range(0, count, CHUNK):
+        yield slice(start, min(start + CHUNK, count))
+
+
+def write_lines(file: TextIO, lines: Iterable[Iterable[str]]) -> None:
+    """Write the rest of a JSON document: the entries of its last list, one per line, then what closes both.
+
+    Args:
+        file: The stream, after the bracket that opens the list.
+        lines: The entries, some at a time. While some are written, and maybe compressed, in a thread of their own,
+            the next are made.
+    """
+    with ThreadPoolExecutor(1) as writer:
+        written, separator = writer.submit(file.write, ""), "\n"
+        for some in lines:
+            text = separator + ",\n".join(some)
+            written.result()
+            written, separator = writer.submit(file.write, text), ",\n"
+        written.result()
+    file.write("\n]}\n")
+
+
+def load_json(path: str | Path) -> Any:
+    """Return the content of a JSON file, compressed or not.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Plain data.
+
+    Raises:
+        DataError: If the file is missing, damaged or not JSON.
+    """
+    try:
+        data = Path(path).read_bytes()
+        return json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+    except FileNotFoundError as error:
+        raise DataError(f"{str(path)!r} does not exist; check the path") from error
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"{str(path)!r} is not a readable JSON file ({error}); write it again") from error
+
+
+@dataclass
+class Rows:
+    """Columns of nuclei that grow row by row while a text file is read.
+
+    Attributes:
+        contour: One list of ``[x, y]`` per nucleus, open or closed, maybe empty.
+        centroid: ``[x, y]``, or None to compute it from the outline.
+        bbox: ``[xmin, ymin, xmax, ymax]`` half-open, or None to compute it from the outline.
+        type: Class id.
+        type_prob: Probability; NaN if the file does not say.
+        label: Id in the instance map, or None for the number of the row counted from 1.
+    """
+
+    contour: list[Sequence[Sequence[float]]] = field(default_factory=list)
+    centroid: list[Sequence[float] | None] = field(default_factory=list)
+    bbox: list[Sequence[float] | None] = field(default_factory=list)
+    type: list[int] = field(default_factory=list)
+    type_prob: list[float] = field(default_factory=list)
+    label: list[int | None] = field(default_factory=list)
+
+    def add(
+        self,
+        *,
+        contour: Sequence[Sequence[float]] = (),
+        centroid: Sequence[float] | None = None,
+        bbox: Sequence[float] | None = None,
+        type: int = 0,
+        type_prob: float | None = None,
+        label: int | None = None,
+    ) -> None:
+        """Append one nucleus; see the attributes of the class."""
+        if not contour and centroid is None:
+            raise ValueError("a nucleus has neither an outline nor a centroid")
+        self.contour.append(contour)
+        self.centroid.append(centroid)
+        self.bbox.append(bbox)
+        self.type.append(int(type))
+        self.type_prob.append(float("nan") if type_prob is None else float(type_prob))
+        self.label.append(None if label is None else int(label))
+
+    def to_nuclei(self, classes: NucleiClasses | None) -> Nuclei:
+        """Return the rows as a table.
+
+        Args:
+            classes: Names and colours of the types.
+
+        Returns:
+            The nuclei; a centroid or a box that was not given comes from the points of the outline.
+
+        Raises:
+            ValueError: If coordinates are not pairs.
+        """
+        offsets = ring_offsets([len(c) for c in self.contour])
+        points, offsets = open_rings(_pairs(list(chain.from_iterable(self.contour)), 2), offsets)
+        numbered = np.arange(1, len(self.type) + 1).tolist()
+        label = [n if given is None else given for n, given in zip(numbered, self.label, strict=True)]
+        return Nuclei(
+            centroid=_fill(self.centroid, _mean_points(points, offsets)),
+            bbox=_fill(self.bbox, _pixel_boxes(self.centroid, points, offsets)),
+            type=np.asarray(self.type, np.int32),
+            type_prob=np.asarray(self.type_prob, np.float32),
+            contour_offsets=offsets,
+            contour_points=points,
+            label=np.asarray(label, np.int32),
+            classes=classes,
+        )
+
+
+def _pairs(values: Sequence[Any], width: int) -> Floats:
+    """Return rows of coordinates as an array ``(K, width)``."""
+    array = np.asarray(values, np.float64).reshape(len(values), -1) if len(values) else np.zeros((0, width))
+    if array.shape[1] < width:
+        raise ValueError(f"coordinates have {array.shape[1]} numbers, need {width}")
+    return array[:, :width]
+
+
+def _fill(given: Sequence[Sequence[float] | None], computed: Floats) -> Floats:
+    """Return the given rows, and the computed ones where none is given."""
+    known = [i for i, row in enumerate(given) if row is not None]
+    if known:
+        computed[known] = _pairs([given[i] for i in known], computed.shape[1])
+    return computed
+
+
+def _mean_points(points: Floats, offsets: NDArray[np.int64]) -> Floats:
+    """Return the mean of the points of every outline; NaN without points."""
+    lengths = np.diff(offsets)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    sums = [np.bincount(owner, column, minlength=len(lengths)) for column in points.T]
+    mean = np.stack(sums, axis=1) / np.maximum(lengths, 1)[:, None]
+    mean[lengths == 0] = np.nan
+    return np.asarray(mean, np.float64)
+
+
+def _pixel_boxes(centroid: Sequence[Sequence[float] | None], points: Floats, offsets: NDArray[np.int64]) -> Floats:
+    """Return the half-open box of the pixels an outline runs through; of the centroid's pixel without outline."""
+    boxes = ring_bounds(points, offsets)
+    boxes[:, 2:] += 1
+    for row in np.flatnonzero(np.isnan(boxes[:, 0])).tolist():
+        x, y = np.floor(np.asarray(centroid[row], np.float64))
+        boxes[row] = x, y, x + 1, y + 1
+    return boxes

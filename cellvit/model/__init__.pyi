@@ -1,0 +1,1 @@
+from .cellvit import CellViT as CellViT

@@ -1,0 +1,217 @@
+"""Heat maps of nuclei per mm² over grey tissue, as panels with a title and a bar of numbers each."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from cellvit.classes import NO_TYPE, type_name
+from cellvit.errors import ConfigError
+from cellvit.io.stream import NucleiStream
+from cellvit.io.text import check_finite
+from cellvit.plotting.legend import Entries, Picture, arrange, draw_legend, font_of, stack_rows, text_size
+from cellvit.types import Nuclei, NucleiClasses
+
+Counts = NDArray[np.int32]
+"""Nuclei per pixel, ``(h, w)``."""
+
+Bounds = tuple[int, int, int, int]
+"""A rectangle of a slide, ``(x, y, width, height)`` in full-resolution pixels."""
+
+
+def nuclei_chunks(stream: NucleiStream) -> Iterator[Nuclei]:
+    """Yield the chunks that hold nuclei, checked."""
+    for chunk in stream:
+        if len(chunk):
+            check_finite(chunk)
+            yield chunk
+
+
+def scale_of(shape: tuple[int, ...], bounds: Bounds) -> tuple[float, float]:
+    """Return raster pixels per slide pixel, ``(x, y)``."""
+    if bounds[2] <= 0 or bounds[3] <= 0:
+        raise ConfigError(f"bounds {bounds} have no area; give (x, y, width, height) of what the thumbnail shows")
+    return shape[1] / bounds[2], shape[0] / bounds[3]
+
+
+def both_mpp(mpp: float | tuple[float, float]) -> tuple[float, float]:
+    """Return microns per pixel along x and y."""
+    across, down = mpp if isinstance(mpp, tuple) else (mpp, mpp)
+    if not (np.isfinite((across, down)).all() and min(across, down) > 0):
+        raise ConfigError(f"mpp={mpp} is no resolution; give microns per pixel of the full resolution")
+    return across, down
+
+
+def onto_picture(nuclei: Nuclei, origin: tuple[int, ...], scale: tuple[float, float]) -> Nuclei:
+    """Return nuclei in the pixels of a picture; whole coordinates are the centres of pixels in both frames."""
+    shift = [(0.5 - o) * s - 0.5 for o, s in zip(origin, scale, strict=True)]
+    return nuclei.transform(scale=scale, shift=(shift[0], shift[1]))
+
+
+def count_into(
+    counts: dict[int, Counts], nuclei: Nuclei, bounds: Bounds, scale: tuple[float, float], shape: tuple[int, ...]
+) -> None:
+    """Add nuclei to the rasters of their types; those outside are left out."""
+    height, width = shape[:2]
+    pixel = np.floor((nuclei.centroid + 0.5 - bounds[:2]) * scale)
+    inside = ((pixel >= 0) & (pixel < (width, height))).all(axis=1)
+    col, row = pixel[inside].astype(np.int64).T
+    kinds = nuclei.type[inside]
+    for kind in np.unique(kinds).tolist():
+        # in place: a raster may be much larger than a chunk
+        raster = counts.setdefault(kind, np.zeros((height, width), np.int32))
+        np.add.at(raster, (row[kinds == kind], col[kinds == kind]), 1)
+
+
+_SIDE = 720  # pixels of the longer side of the tissue in a panel, at most
+_SMALLEST = 360  # and at least: a smaller one has no room for the text
+_SIGMAS = (50, 100, 200, 500, 1000, 2000, 5000)  # microns
+_MIN_SIGMA = 1.5  # pixels; a narrower Gaussian shows the raster and not the tissue
+_STRENGTH = 0.8  # of the colour over the tissue
+_FADE_IN = 0.12  # share of the scale over which the colour appears, so that the tissue is seen where nuclei are rare
+_PAPER, _INK = (255, 255, 255), (30, 30, 30)
+_UNIT = "per square mm"  # the font of the pictures knows neither a raised two nor a micro sign
+
+
+def panel_shape(thumbnail: Picture) -> tuple[int, int]:
+    """Return ``(height, width)`` in pixels of the tissue in a panel: the thumbnail's form, a size that suits text."""
+    height, width = thumbnail.shape[:2]
+    factor = np.clip(1, _SMALLEST / max(height, width), _SIDE / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def choose_sigma(pixel_um: tuple[float, float]) -> int:
+    """Return the standard deviation in microns of the Gaussian for pixels of a size, ``(x, y)`` microns.
+
+    Example:
+        >>> choose_sigma((4.0, 4.0)), choose_sigma((60.0, 60.0))
+        (50, 100)
+    """
+    return next((s for s in _SIGMAS if s >= _MIN_SIGMA * max(pixel_um)), _SIGMAS[-1])
+
+
+def smooth_density(counts: Counts, pixel_um: tuple[float, float], sigma_um: float) -> NDArray[np.float64]:
+    """Return nuclei per mm².
+
+    Args:
+        counts: ``(h, w)`` nuclei per pixel.
+        pixel_um: Size of a pixel in microns, ``(x, y)``.
+        sigma_um: Standard deviation of the Gaussian in microns; at least one and a half pixels are used. At the
+            border what it would spread beyond is reflected, so that the sum over all pixels stays the number of nuclei.
+
+    Returns:
+        ``(h, w)``.
+    """
+    # the cosine transform holds the reflected picture; there a Gaussian is a product, however wide it is
+    spectrum = scipy.fft.dctn(counts.astype(np.float64), type=2)
+    for axis, pixel in enumerate(reversed(pixel_um)):
+        sigma = max(sigma_um / pixel, _MIN_SIGMA)
+        angle = np.pi * np.arange(counts.shape[axis]) / counts.shape[axis]
+        spectrum *= np.expand_dims(np.exp(-((sigma * angle) ** 2) / 2), 1 - axis)
+    spread = scipy.fft.idctn(spectrum, type=2).clip(0)
+    return np.asarray(spread / (pixel_um[0] * pixel_um[1] / 1e6))
+
+
+def draw_density(
+    counts: Mapping[int, Counts],
+    thumbnail: Picture,
+    *,
+    classes: NucleiClasses | None,
+    pixel_um: tuple[float, float],
+    sigma_um: float,
+) -> Picture:
+    """Draw the density of all nuclei and of each type.
+
+    Args:
+        counts: Type id to nuclei per pixel, ``(h, w)`` of :func:`panel_shape`.
+        thumbnail: ``uint8 (H, W, 3)`` RGB of the same place.
+        classes: Names of the types.
+        pixel_um: Size of a pixel of the counts in microns, ``(x, y)``.
+        sigma_um: See :func:`smooth_density`.
+
+    Returns:
+        ``uint8 (H, W, 3)`` RGB: a grid of panels, and a line that says what they show.
+    """
+    height, width = panel_shape(thumbnail)
+    resized = cv2.resize(thumbnail, (width, height), interpolation=cv2.INTER_AREA)
+    tissue = np.repeat(255 - (255 - cv2.cvtColor(resized, cv2.COLOR_RGB2GRAY)[..., None]) * 0.55, 3, axis=2)
+    total = sum(counts.values(), np.zeros((height, width), np.int32))
+    shown = {f"All nuclei: {total.sum():,}": total}
+    typed = {kind: c for kind, c in sorted(counts.items()) if kind > 0}
+    if typed:
+        shown |= {f"{type_name(classes, kind)}: {c.sum():,}": c for kind, c in typed.items()}
+        untyped = sum((c for kind, c in counts.items() if kind <= 0), np.zeros((height, width), np.int32))
+        shown |= {f"{NO_TYPE}: {untyped.sum():,}": untyped} if untyped.any() else {}
+    size = round(1.3 * text_size(max(width, 512)))  # the page is wider than a panel, and is looked at as a whole
+    panels = [_panel(t, tissue, smooth_density(c, pixel_um, sigma_um), size) for t, c in shown.items()]
+    page = arrange(panels, _columns(len(panels), panels[0].shape), gap=2 * size)
+    note = f"Nuclei {_UNIT}, smoothed with a Gaussian of {sigma_um:g} microns standard deviation."
+    note += " Every panel has its own scale." if len(panels) > 1 else ""
+    lines: Entries = [(None, line) for line in _lines(note, page.shape[1], size)]
+    return stack_rows([page, *(draw_legend([line], page.shape[1], size=size) for line in lines)])
+
+
+def _panel(title: str, tissue: NDArray[Any], density: NDArray[np.float64], size: int) -> Picture:
+    """Return one heat map over the tissue, with its title above and its scale below."""
+    most = _nice_top(float(density.max()))
+    heat = _blend(tissue, density / most)
+    width = heat.shape[1]
+    return stack_rows([draw_legend([(None, title)], width, size=size), heat, _scale(most, width, size)])
+
+
+def _blend(under: NDArray[Any], share: NDArray[np.float64]) -> Picture:
+    """Return colours of values in [0, 1] over a picture."""
+    levels = np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+    # reversed, so that dark means many on white paper; viridis is even in lightness and safe for the colour-blind
+    colors = cv2.cvtColor(cv2.applyColorMap(255 - levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    opacity = (np.clip(share / _FADE_IN, 0, 1) * _STRENGTH)[..., None]
+    return np.asarray(np.rint(under * (1 - opacity) + colors * opacity), np.uint8)
+
+
+def _scale(most: float, width: int, size: int) -> Picture:
+    """Return a bar of the colours from 0 to a density, with numbers below."""
+    pad, height = round(0.7 * size), size
+    font, half, text = font_of(size), f"{most / 2:,.10g}", f"{most:,.10g} {_UNIT}"
+    width = max(width, round(2 * font.getlength(text) + font.getlength(half)) + 3 * pad)
+    panel = Image.new("RGB", (width, 3 * size + pad), _PAPER)
+    ramp = np.tile(np.linspace(0, 1, width - 2 * pad), (height, 1))
+    panel.paste(Image.fromarray(_blend(np.full((*ramp.shape, 3), 235.0), ramp)), (pad, pad))
+    draw = ImageDraw.Draw(panel)
+    draw.rectangle((pad - 1, pad - 1, width - pad, pad + height), outline=(120, 120, 120))
+    below = pad + height + size // 4
+    draw.text((pad, below), "0", fill=_INK, font=font, anchor="lt")
+    draw.text((width / 2, below), half, fill=_INK, font=font, anchor="mt")
+    draw.text((width - pad, below), text, fill=_INK, font=font, anchor="rt")
+    return np.asarray(panel)
+
+
+def _nice_top(value: float) -> float:
+    """Return the smallest of 1, 2, 3, 4, 6, 8 times a power of ten that is not below a value; 1 for none."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(next(step * power for step in (1, 2, 3, 4, 6, 8, 10, 20) if step * power >= value))
+
+
+def _columns(count: int, shape: tuple[int, ...]) -> int:
+    """Return the number of columns that makes a grid of panels about as wide as a screen."""
+    columns = np.arange(1, count + 1)
+    rows = -(-count // columns)
+    ratio = np.log(columns * shape[1] / (rows * shape[0]) / 1.4)
+    return int(np.argmin(np.abs(ratio) + (columns * rows - count) / count)) + 1  # empty cells look like an error
+
+
+def _lines(text: str, width: int, size: int) -> list[str]:
+    """Return a text as lines that fit into a width."""
+    font, lines = font_of(size), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width - 2 * size:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -1,0 +1,158 @@
+"""Where the modules of earlier versions are now, so that saved models, checkpoints and configurations keep loading."""
+
+import re
+
+FORMER_MODULES = {
+    "acceleration": "inference.acceleration",
+    "assembly": "model.build",
+    "atomic": "io.atomic",
+    "catalogue": "weights.catalogue",
+    "catalogue_files": "weights.locate",
+    "data.appearance": "data.augmentation.appearance",
+    "data.consep_folds": "data.datasets.consep",
+    "data.elastic": "data.augmentation.elastic",
+    "data.items": "data.folder",
+    "data.monuseg": "data.datasets.monuseg",
+    "data.pannuke": "data.pannuke.datamodule",
+    "data.pannuke_convert": "data.pannuke.convert",
+    "data.pannuke_folds": "data.pannuke.source",
+    "data.pannuke_names": "data.pannuke.source",
+    "data.pannuke_patches": "data.pannuke.convert",
+    "data.pannuke_prepare": "data.pannuke.prepare",
+    "data.patch_writer": "data.pannuke.storage",
+    "data.patches": "data.pannuke.storage",
+    "data.records": "io.labels",
+    "data.transforms": "data.augmentation.transforms",
+    "decoders.blocks": "decoders.unetr",
+    "encoders.sam_attention": "encoders.sam",
+    "encoders.timm_net": "encoders.timm_network",
+    "encoders.transformers_names": "encoders.timm_network",
+    "encoders.weight_files": "weights.hub",
+    "encoders.weights": "encoders.pretrained",
+    "evaluation.callbacks": "evaluation.cross_validation.callbacks",
+    "evaluation.card": "evaluation.model_card.measure",
+    "evaluation.card_files": "evaluation.model_card.files",
+    "evaluation.card_images": "evaluation.model_card.images",
+    "evaluation.card_pictures": "evaluation.model_card.pictures",
+    "evaluation.card_scores": "evaluation.model_card.scores",
+    "evaluation.card_tables": "evaluation.model_card.tables",
+    "evaluation.cross_validation": "evaluation.cross_validation.run",
+    "evaluation.drawing": "evaluation.rasterize",
+    "evaluation.figures": "evaluation.cross_validation.figures",
+    "evaluation.folds": "evaluation.cross_validation.scores",
+    "evaluation.maps": "io.detections",
+    "evaluation.monuseg_results": "evaluation.monuseg",
+    "evaluation.published": "evaluation.cross_validation.published",
+    "evaluation.report": "evaluation.cross_validation.report",
+    "evaluation.report_text": "evaluation.cross_validation.text",
+    "evaluation.tables": "io.tables",
+    "export.anndata": "io.anndata",
+    "export.arrow": "io.arrow",
+    "export.closeups": "plotting.hotspots",
+    "export.density": "plotting.density",
+    "export.geojson": "io.geojson",
+    "export.json": "io.cells_json",
+    "export.legend": "plotting.legend",
+    "export.overlay": "plotting.overlay",
+    "export.palette": "classes",
+    "export.parquet": "io.parquet",
+    "export.polygons": "io.valid_polygons",
+    "export.rasters": "plotting.density",
+    "export.slide_pictures": "plotting.slides",
+    "export.spatial": "io.spatial",
+    "export.spatialdata": "io.spatialdata",
+    "export.stream": "io.stream",
+    "export.tables": "io.text",
+    "finetuning": "training.finetuning",
+    "freezing": "training.freezing",
+    "geometry": "geometry.polygons",
+    "heads.object_probability": "heads.star",
+    "heads.radial_distances": "heads.star",
+    "licences": "weights.licences",
+    "losses.dice": "losses.overlap",
+    "losses.focal_tversky": "losses.overlap",
+    "model": "model.cellvit",
+    "model_scores": "model.metrics",
+    "optimisation": "model.optimizers",
+    "parts": "plugins.components",
+    "paths": "io.paths",
+    "postprocess.flood": "postprocess.watershed",
+    "postprocess.suppression": "postprocess.nms",
+    "postprocess.table": "postprocess.measure",
+    "pretrained": "model.checkpoint",
+    "registry": "plugins.registry",
+    "released": "model.released",
+    "released_settings": "model.released",
+    "requirements": "model.requirements",
+    "runner.cluster": "inference.cohort.dask",
+    "runner.cluster_task": "inference.cohort.dask",
+    "runner.cohort": "inference.cohort.run",
+    "runner.cohort_list": "inference.cohort.sheet",
+    "runner.cohort_process": "inference.cohort.process",
+    "runner.cohort_table": "inference.cohort.summary",
+    "runner.cohort_task": "inference.cohort.job",
+    "runner.fingerprints": "inference.fingerprints",
+    "runner.formats": "inference.outputs",
+    "runner.journal": "inference.resume",
+    "runner.machine": "inference.resources",
+    "runner.outputs": "inference.assemble",
+    "runner.pipeline": "inference.pipeline",
+    "runner.plan": "inference.plan",
+    "runner.plan_estimate": "inference.plan.estimate",
+    "runner.plan_files": "inference.plan.file_costs",
+    "runner.plan_picture": "inference.plan.picture",
+    "runner.plan_sample": "inference.plan.measure",
+    "runner.plan_started": "inference.plan.progress",
+    "runner.plan_tiles": "inference.plan.measure",
+    "runner.preparation": "inference.prepare",
+    "runner.report": "inference.cohort.report",
+    "runner.report_parts": "inference.cohort.report",
+    "runner.run": "inference.run",
+    "runner.settings": "inference.settings",
+    "runner.slide": "inference.slide",
+    "runner.summary": "inference.summary",
+    "runner.workers": "inference.workers",
+    "safe_loading": "weights.safe_loading",
+    "schedules": "model.schedules",
+    "segment": "inference.image",
+    "slide.chunk_cache": "slide.readers.tiff",
+    "slide.image_slide": "slide.readers.image",
+    "slide.openslide_reader": "slide.readers.openslide",
+    "slide.reader": "io.images",
+    "slide.roi": "geometry.regions",
+    "slide.seams": "slide.stitching",
+    "slide.slide_base": "slide.readers.base",
+    "slide.slides": "slide.open",
+    "slide.tiff_layout": "slide.readers.tiff",
+    "slide.tiff_metadata": "io.tiff_metadata",
+    "slide.tiff_reader": "slide.readers.tiff",
+    "slide.tile_nuclei": "slide.stitching",
+    "star": "geometry.star",
+    "state_dicts": "weights.state_dict",
+    "symmetry": "geometry.symmetry",
+    "tta": "inference.tta",
+}
+"""Module of version 0.1 to the module that has its classes now; both without ``cellvit.``."""
+
+FORMER_CLASSES = {"inference.acceleration.CompiledTraining": "training.compile.CompiledTraining"}
+"""Classes that have not gone with the rest of their module."""
+
+_NAME = re.compile(r"(?<![\w.])cellvit\.([a-z_.]+)\.([A-Z]\w*)")
+
+
+def current_names(text: str) -> str:
+    """Return a text in which dotted paths of classes of earlier versions are today's.
+
+    Args:
+        text: A dotted path, or the text of a configuration.
+
+    Example:
+        >>> current_names("class_path: cellvit.schedules.WarmupCosineLR")
+        'class_path: cellvit.model.schedules.WarmupCosineLR'
+    """
+    return _NAME.sub(_current, text)
+
+
+def _current(found: re.Match[str]) -> str:
+    path = f"{FORMER_MODULES.get(found[1], found[1])}.{found[2]}"
+    return f"cellvit.{FORMER_CLASSES.get(path, path)}"

@@ -1,0 +1,1 @@
+"""Readers of whole slides, one file per family of formats."""

@@ -1,0 +1,111 @@
+"""What the readers of slides share: the checks of a region, white around the slide, closing."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from cellvit.errors import ConfigError, ImageError
+from cellvit.io.images import Rgb8
+
+Size = tuple[int, int]
+Box = tuple[int, int, int, int]
+
+
+class OtherReaderError(ImageError):
+    """A reader cannot read a file that another reader may be able to read."""
+
+
+class SlideReader(ABC):
+    """A slide that is open; subclasses read the part of a region that lies inside.
+
+    Attributes:
+        path: The file.
+        reader: Name of the reader.
+        level_sizes: ``(width, height)`` per level, full resolution first.
+        bounds: ``(x, y, width, height)`` of the scanned part in level-0 pixels.
+        stated_mpp: ``(x, y)`` micrometres per pixel as stated by the file, plausible values only.
+        stated_magnification: Power of the objective as stated by the file.
+        properties: What the file says about itself, for the record; nothing that names a patient or a user.
+    """
+
+    reader: str
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        level_sizes: tuple[Size, ...],
+        bounds: Box | None = None,
+        stated_mpp: tuple[float, float] | None = None,
+        stated_magnification: float | None = None,
+        properties: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        self.level_sizes = level_sizes
+        self.bounds = bounds or (0, 0, *level_sizes[0])
+        self.stated_mpp = stated_mpp
+        self.stated_magnification = stated_magnification
+        self.properties = dict(properties or {})
+        self._closed = False
+
+    def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:
+        """Return a part of a level; what lies outside the slide is white. Threads may read at the same time.
+
+        Args:
+            x: Left edge in pixels of that level; may lie outside.
+            y: Top edge.
+            width: At least 1.
+            height: At least 1.
+            level: Number of the level, 0 is full resolution.
+
+        Returns:
+            ``(height, width, 3)`` uint8, a new array.
+
+        Raises:
+            ConfigError: If there is no such level, or the region is empty.
+            ImageError: If the image data there are damaged, or the slide is closed.
+        """
+        if not 0 <= level < len(self.level_sizes):
+            raise ConfigError(f"level {level} of a slide with {len(self.level_sizes)} levels; count from 0")
+        if width < 1 or height < 1:
+            raise ConfigError(f"a region of {width} x {height} px is empty; ask for 1 x 1 px or more")
+        if self._closed:
+            raise ImageError(f"slide {str(self.path)!r} is closed; open it again")
+        full_width, full_height = self.level_sizes[level]
+        left, top = max(x, 0), max(y, 0)
+        right, bottom = min(x + width, full_width), min(y + height, full_height)
+        if (left, top, right, bottom) == (x, y, x + width, y + height):
+            return self._read(level, x, y, width, height)
+        region = np.full((height, width, 3), 255, np.uint8)
+        if left < right and top < bottom:
+            inside = self._read(level, left, top, right - left, bottom - top)
+            region[top - y : bottom - y, left - x : right - x] = inside
+        return region
+
+    @abstractmethod
+    def _read(self, level: int, x: int, y: int, width: int, height: int) -> Rgb8:
+        """Return a region that lies inside the level, as a new array."""
+
+    def _damaged(self, level: int, box: Box, why: str) -> ImageError:
+        """Return the error for image data that cannot be read, naming the place."""
+        x, y, width, height = box
+        return ImageError(
+            f"slide {str(self.path)!r} is damaged within the {width} x {height} px at x={x}, y={y} of level {level} "
+            f"({why}); copy or export it again"
+        )
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing more."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

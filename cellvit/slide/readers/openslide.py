@@ -1,0 +1,170 @@
+"""Slides in the formats of scanners, read with OpenSlide: Aperio, Hamamatsu, MIRAX, Leica, Ventana, DICOM and more."""
+
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from cellvit.io.images import Rgb8, one_line
+from cellvit.io.tiff_metadata import plausible_mpp, positive
+from cellvit.slide.readers.base import Box, OtherReaderError, Size, SlideReader
+from cellvit.slide.resampling import resize_box
+
+CACHE_BYTES = 2**27
+"""Memory of OpenSlide for decoded tiles of one slide."""
+
+_BLOCK = 256
+_MARGIN = 4
+_KEPT = tuple(
+    f"openslide.{name}" for name in ("vendor", "objective-power", "mpp-x", "mpp-y", "quickhash-1", "level-count")
+)
+
+
+def scanner_format(path: Path) -> str | None:
+    """Return what OpenSlide calls the format of a file, such as "aperio" or "generic-tiff", or None.
+
+    Args:
+        path: The file.
+    """
+    try:
+        found: str | None = openslide.OpenSlide.detect_format(path)
+    except openslide.OpenSlideError:
+        return None
+    return found
+
+
+def bounds_of(properties: Mapping[str, str], size: Size) -> Box:
+    """Return the scanned part ``(x, y, width, height)`` that properties of OpenSlide state, or the whole slide.
+
+    Args:
+        properties: With or without ``openslide.bounds-x`` and its like.
+        size: ``(width, height)`` of the slide.
+
+    Example:
+        >>> bounds_of({f"openslide.bounds-{k}": v for k, v in zip(["x", "y", "width", "height"], "2395")}, (100, 100))
+        (2, 3, 9, 5)
+        >>> bounds_of({}, (100, 80))
+        (0, 0, 100, 80)
+    """
+    try:
+        x, y, width, height = (int(properties[f"openslide.bounds-{key}"]) for key in ("x", "y", "width", "height"))
+    except (KeyError, ValueError):
+        return 0, 0, *size
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, size[0]), min(y + height, size[1])
+    return (left, top, right - left, bottom - top) if left < right and top < bottom else (0, 0, *size)
+
+
+class OpenSlideReader(SlideReader):
+    """A slide read with OpenSlide.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OtherReaderError: If OpenSlide cannot open it.
+    """
+
+    reader = "openslide"
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._handle = _open(path)
+        except openslide.OpenSlideError as error:
+            raise OtherReaderError(one_line(error)) from error
+        stated = self._handle.properties
+        size = self._handle.dimensions
+        mpp = tuple(positive(stated.get(f"openslide.mpp-{axis}")) for axis in "xy")
+        super().__init__(
+            path,
+            level_sizes=tuple(self._handle.level_dimensions),
+            bounds=bounds_of(stated, size),
+            stated_mpp=None if mpp[0] is None or mpp[1] is None else plausible_mpp((mpp[0], mpp[1])),
+            stated_magnification=positive(stated.get("openslide.objective-power")),
+            properties={key: stated[key] for key in _KEPT if key in stated},
+        )
+        self._downsamples = self._handle.level_downsamples
+        self._swap = threading.Lock()
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing more."""
+        if not self._closed:
+            super().close()
+            self._handle.close()
+
+    def _read(self, level: int, x: int, y: int, width: int, height: int) -> Rgb8:
+        downsample = self._downsamples[level]
+        if downsample == int(downsample):
+            return self._pixels(level, (x * int(downsample), y * int(downsample)), width, height)
+        region = np.empty((height, width, 3), np.uint8)
+        for top in range(y - y % _BLOCK, y + height, _BLOCK):
+            for left in range(x - x % _BLOCK, x + width, _BLOCK):
+                block = self._block(level, left, top)
+                x0, y0 = max(left, x), max(top, y)
+                x1, y1 = min(left + block.shape[1], x + width), min(top + block.shape[0], y + height)
+                region[y0 - y : y1 - y, x0 - x : x1 - x] = block[y0 - top : y1 - top, x0 - left : x1 - left]
+        return region
+
+    def _block(self, level: int, left: int, top: int) -> Rgb8:
+        """Return the pixels of a level, in a block of a fixed grid, where level-0 pixels do not divide evenly.
+
+        OpenSlide takes a place in whole level-0 pixels and returns the level moved by the rest. The block is moved
+        back, and always read at the same place, so that a pixel does not depend on the region that is asked for.
+        """
+        downsample = self._downsamples[level]
+        spans = []
+        for start, full in zip((left, top), self.level_sizes[level], strict=True):
+            stop = min(start + _BLOCK, full)
+            low, high = max(start - _MARGIN, 0), min(stop + _MARGIN, full)
+            place = round(low * downsample)
+            spans.append((stop - start, high - low, place, start - place / downsample))
+        (width, read_width, x, x_shift), (height, read_height, y, y_shift) = spans
+        pixels = self._pixels(level, (x, y), read_width, read_height)
+        box = (x_shift, y_shift, x_shift + width, y_shift + height)
+        return resize_box(pixels, (width, height), box, filter=Image.Resampling.LANCZOS)
+
+    def _pixels(self, level: int, place: tuple[int, int], width: int, height: int) -> Rgb8:
+        handle = self._handle
+        try:
+            return _on_white(handle.read_region(place, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            first = error
+        # After an error a handle refuses everything. It may have been another thread's: a fresh one tells.
+        try:
+            fresh = _open(self.path)
+            pixels = _on_white(fresh.read_region(place, level, (width, height)))
+        except openslide.OpenSlideError:
+            self._replace(handle)
+            x, y = (round(value / self._downsamples[level]) for value in place)
+            raise self._damaged(level, (x, y, width, height), one_line(first)) from first
+        with self._swap:
+            self._handle = fresh
+        return pixels
+
+    def _replace(self, broken: openslide.OpenSlide) -> None:
+        """Open the file again for the regions that are sound, unless another thread has done so."""
+        with self._swap, suppress(openslide.OpenSlideError):
+            if self._handle is broken:
+                self._handle = _open(self.path)
+
+
+def _open(path: Path) -> openslide.OpenSlide:
+    handle = openslide.OpenSlide(path)
+    handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+    return handle
+
+
+def _on_white(image: Image.Image) -> Rgb8:
+    """Return pixels as RGB, white where the slide has none.
+
+    A pixel is covered or not: where the edge of a tile covers it in part, its colour counts, without a light rim.
+    """
+    pixels = np.array(image.convert("RGB"))  # a copy: what Pillow holds cannot be written to
+    alpha = image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return pixels
+    return np.where((np.asarray(alpha) >= 128)[..., None], pixels, np.uint8(255))

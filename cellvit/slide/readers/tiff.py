@@ -1,0 +1,382 @@
+"""Slides as TIFF files: OME-TIFF, tiled pyramids, large images in strips; 8 and 16 bits, grey, RGB, with alpha."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from cellvit.errors import ImageError
+from cellvit.io.images import DAMAGE, Rgb8, channels_last, one_line, to_rgb
+from cellvit.io.tiff_metadata import plausible_mpp, quiet_tifffile, stated_magnification, stated_mpp
+from cellvit.slide.readers.base import OtherReaderError, Size, SlideReader
+
+_LOCKS = 64
+
+
+class ChunkCache:
+    """The chunks used last, up to a number of bytes.
+
+    Args:
+        max_bytes: Room for chunks.
+        largest: The room may grow to this, where one region alone needs more than ``max_bytes``.
+    """
+
+    def __init__(self, max_bytes: int, *, largest: int) -> None:
+        self._room, self._largest = max_bytes, largest
+        self._chunks: OrderedDict[Hashable, Rgb8] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._decoding = [threading.Lock() for _ in range(_LOCKS)]
+
+    def reserve(self, needed: int) -> None:
+        """Make room for the chunks of one region, so that the next region in the row finds them.
+
+        Args:
+            needed: Bytes of these chunks.
+        """
+        with self._lock:
+            self._room = max(self._room, min(needed, self._largest))
+
+    def get(self, key: Hashable, decode: Callable[[], Rgb8]) -> Rgb8:
+        """Return a chunk; not to be changed.
+
+        Args:
+            key: Which chunk.
+            decode: Makes it; called by one thread while others that want the same chunk wait.
+        """
+        found = self._look_up(key)
+        if found is not None:
+            return found
+        with self._decoding[hash(key) % _LOCKS]:
+            found = self._look_up(key)
+            if found is None:
+                found = decode()
+                self._keep(key, found)
+            return found
+
+    def clear(self) -> None:
+        """Forget all chunks."""
+        with self._lock:
+            self._chunks.clear()
+            self._bytes = 0
+
+    def _look_up(self, key: Hashable) -> Rgb8 | None:
+        with self._lock:
+            found = self._chunks.get(key)
+            if found is not None:
+                self._chunks.move_to_end(key)
+            return found
+
+    def _keep(self, key: Hashable, chunk: Rgb8) -> None:
+        with self._lock:
+            self._chunks[key] = chunk
+            self._bytes += chunk.nbytes
+            while self._bytes > self._room and len(self._chunks) > 1:
+                self._bytes -= self._chunks.popitem(last=False)[1].nbytes
+
+
+MAX_CHUNK_BYTES = 2**30
+"""Largest strip or tile, decoded."""
+
+_MIN_RATIO = 1.2
+
+
+@dataclass(frozen=True)
+class TiffLevel:
+    """One image of a file: the same strips or tiles in one page, or in three pages or planes of one colour each.
+
+    Attributes:
+        pages: The page, or one page per colour.
+        size: ``(width, height)``.
+        chunk: ``(width, height)`` of a strip or tile.
+        mapped: The pixels as they lie in the file ``(H, W, C)``, where they are one piece without compression.
+        certain: Whether the file says that this is a level; else only the size says so.
+    """
+
+    pages: tuple[Any, ...]
+    size: Size
+    chunk: Size
+    mapped: NDArray[Any] | None = None
+    certain: bool = True
+
+    @property
+    def grid(self) -> Size:
+        """Chunks in a row and in a column."""
+        return -(-self.size[0] // self.chunk[0]), -(-self.size[1] // self.chunk[1])
+
+    @property
+    def planes(self) -> int:
+        """Colour planes that a page holds apart from each other."""
+        page = self.pages[0].keyframe
+        return int(page.samplesperpixel) if int(page.planarconfig) == 2 else 1
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk as 8-bit RGB."""
+        return self.chunk[0] * self.chunk[1] * 3
+
+    @property
+    def end(self) -> int:
+        """Number of bytes the file must have to hold this image."""
+        return max(
+            (offset + count for page in self.pages for offset, count in zip(*_places(page), strict=False)), default=0
+        )
+
+    def decode(self, column: int, row: int, read: Callable[[int, int], bytes]) -> Rgb8:
+        """Return one chunk ``(h, w, 3)``, cut off at the edge of the image; what the file leaves out is white.
+
+        Args:
+            column: Of the grid.
+            row: Of the grid.
+            read: Returns the bytes of the file from an offset on.
+        """
+        width = min(self.chunk[0], self.size[0] - column * self.chunk[0])
+        height = min(self.chunk[1], self.size[1] - row * self.chunk[1])
+        columns, rows = self.grid
+        planes = []
+        for page in self.pages:
+            keyframe = page.keyframe
+            offsets, counts = _places(page)
+            for plane in range(self.planes):
+                index = (plane * rows + row) * columns + column
+                encoded = read(offsets[index], counts[index]) if counts[index] else None
+                tables = getattr(page, "jpegtables", None) or keyframe.jpegtables
+                pixels = keyframe.decode(encoded, index, jpegtables=tables)[0]
+                if pixels is None:
+                    shape = (height, width, 1 if self.planes > 1 else keyframe.samplesperpixel)
+                    planes.append(np.full(shape, np.iinfo(keyframe.dtype).max, keyframe.dtype))
+                else:
+                    planes.append(pixels[0, :height, :width])
+        pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        return to_rgb(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+
+
+def tiff_levels(tiff: tifffile.TiffFile) -> list[TiffLevel]:
+    """Return the levels of the first image of a file, full resolution first.
+
+    Levels are what tifffile knows as a pyramid, pages marked as reduced, and (not certain) further images of an
+    OME-TIFF that have the same proportions.
+
+    Args:
+        tiff: An open file.
+
+    Raises:
+        ImageError: If the image is a stack.
+        OtherReaderError: If its pixels are of a kind that is left to the readers of whole images.
+    """
+    first = tiff.series[0]
+    levels = {(full := _level(first, tiff)).size: full}
+    marked = [series for series in tiff.series[1:] if series.keyframe.is_reduced and not tiff.is_svs]
+    for series in [*first.levels[1:], *marked]:
+        if _is_smaller(series, full.size):
+            level = _level(series, tiff)
+            levels.setdefault(level.size, level)
+    if len(levels) == 1 and tiff.is_ome:
+        for series in tiff.series[1:]:
+            if _is_smaller(series, full.size):
+                level = _level(series, tiff, certain=False)
+                levels.setdefault(level.size, level)
+    return sorted(levels.values(), key=lambda level: -level.size[0] * level.size[1])
+
+
+def _is_smaller(series: Any, full: Size) -> bool:
+    """Tell whether a series has the proportions of an image and is smaller; labels and pictures of a slide have not."""
+    width, height = series.keyframe.imagewidth, series.keyframe.imagelength
+    if full[0] < _MIN_RATIO * width or full[1] < _MIN_RATIO * height:
+        return False
+    # both sides were rounded to pixels: the ratios agree within what a pixel more or less makes
+    low = max(full[0] / (width + 1), full[1] / (height + 1))
+    high = min(full[0] / max(width - 1, 0.5), full[1] / max(height - 1, 0.5))
+    return bool(low <= high)
+
+
+def _level(series: Any, tiff: tifffile.TiffFile, *, certain: bool = True) -> TiffLevel:
+    page, size = series.keyframe, (series.keyframe.imagewidth, series.keyframe.imagelength)
+    # an array of the shape without the memory: whether the axes are those of one image is decided in one place
+    shape = channels_last(np.broadcast_to(np.uint8(0), series.shape), series.axes).shape
+    pages: Sequence[Any] = list(series.pages)
+    expected = 1 if page.samplesperpixel > 1 or len(shape) == 2 else shape[2]
+    if (shape[1], shape[0]) != size or len(pages) != expected:
+        raise OtherReaderError(f"axes {series.axes} {series.shape} in {len(pages)} pages")
+    _require_simple(page)
+    if any(p is None or p.parent is not tiff for p in pages):
+        raise OtherReaderError("its pixels lie in several files")
+    if len(pages) == 1 and page.is_memmappable:
+        return TiffLevel(tuple(pages), size, size, mapped=_mapped(page), certain=certain)
+    chunk = (page.tilewidth, page.tilelength) if page.is_tiled else (size[0], min(page.rowsperstrip, size[1]))
+    return TiffLevel(tuple(pages), size, chunk, certain=certain)
+
+
+def _require_simple(page: Any) -> None:
+    """Leave colour spaces, bit depths and orientations that slides do not have to the readers of whole images."""
+    if page.photometric not in (1, 2, 6):
+        raise OtherReaderError(f"colour space {page.photometric!s}")
+    if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in (8, 16):
+        raise OtherReaderError(f"{page.bitspersample} bits of {page.dtype}")
+    if int(page.tags.valueof("Orientation", default=1)) != 1 or page.imagedepth != 1:
+        raise OtherReaderError("rotated or three-dimensional")
+
+
+def _mapped(page: Any) -> NDArray[Any]:
+    pixels: NDArray[Any] = page.asarray(out="memmap", squeeze=False)[:, 0]
+    return pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels[..., 0], 0, -1)
+
+
+def _places(page: Any) -> tuple[Sequence[int], Sequence[int]]:
+    return page.dataoffsets, page.databytecounts
+
+
+CACHE_BYTES = 2**28
+"""Memory for decoded strips and tiles of one slide; a slide in long strips may take up to ``MAX_CHUNK_BYTES``."""
+
+_PATCH = 32
+_SAME_GREY = 8.0  # mean difference of grey values that compression and another way of shrinking can make
+_Stated = TypeVar("_Stated")
+
+
+class TiffSlide(SlideReader):
+    """A slide read strip by strip or tile by tile.
+
+    Args:
+        path: A TIFF file.
+
+    Raises:
+        OtherReaderError: If it is not a TIFF, or one with unusual pixels that another reader may know.
+        ImageError: If no reader can help: a stack, a file that is cut short, strips that are too large.
+    """
+
+    reader = "tiff"
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with quiet_tifffile():
+                self._tiff = tifffile.TiffFile(path)
+        except DAMAGE as error:
+            raise OtherReaderError(one_line(error)) from error
+        try:
+            with quiet_tifffile():
+                levels = tiff_levels(self._tiff)
+                super().__init__(
+                    path,
+                    level_sizes=tuple(level.size for level in levels),
+                    stated_mpp=plausible_mpp(_or_none(stated_mpp, self._tiff)),
+                    stated_magnification=_or_none(stated_magnification, self._tiff),
+                    properties=_properties(self._tiff),
+                )
+            _require_readable(path, levels)
+            self._file = path.open("rb")
+        except BaseException as error:
+            self._tiff.close()
+            if isinstance(error, DAMAGE) and not isinstance(error, ImageError):
+                raise OtherReaderError(one_line(error)) from error
+            raise
+        self._levels, self._file_lock = levels, threading.Lock()
+        self._cache = ChunkCache(CACHE_BYTES, largest=MAX_CHUNK_BYTES)
+        self._try_first_chunk()
+        self._levels = [level for i, level in enumerate(levels) if level.certain or self._shows_the_same(i)]
+        self.level_sizes = tuple(level.size for level in self._levels)
+        self._cache.clear()  # the numbers of the levels may have changed
+
+    def close(self) -> None:
+        """Close the file and forget what was decoded; closing twice does nothing more."""
+        if not self._closed:
+            super().close()
+            self._cache.clear()
+            self._file.close()
+            self._tiff.close()
+
+    def _read(self, level: int, x: int, y: int, width: int, height: int) -> Rgb8:
+        image = self._levels[level]
+        if image.mapped is not None:
+            part = image.mapped[y : y + height, x : x + width]
+            return to_rgb(np.array(part, dtype=part.dtype.newbyteorder("=")))
+        region = np.empty((height, width, 3), np.uint8)
+        columns = range(x // image.chunk[0], -(-(x + width) // image.chunk[0]))
+        rows = range(y // image.chunk[1], -(-(y + height) // image.chunk[1]))
+        self._cache.reserve(2 * len(columns) * len(rows) * image.chunk_bytes)
+        for row in rows:
+            for column in columns:
+                left, top = column * image.chunk[0], row * image.chunk[1]
+                chunk = self._chunk(level, column, row)
+                x0, y0 = max(left, x), max(top, y)
+                x1, y1 = min(left + chunk.shape[1], x + width), min(top + chunk.shape[0], y + height)
+                region[y0 - y : y1 - y, x0 - x : x1 - x] = chunk[y0 - top : y1 - top, x0 - left : x1 - left]
+        return region
+
+    def _chunk(self, level: int, column: int, row: int) -> Rgb8:
+        image = self._levels[level]
+        try:
+            return self._cache.get((level, column, row), lambda: image.decode(column, row, self._bytes))
+        except DAMAGE as error:
+            place = (column * image.chunk[0], row * image.chunk[1])
+            raise self._damaged(level, (*place, *image.chunk), one_line(error)) from error
+
+    def _bytes(self, offset: int, count: int) -> bytes:
+        with self._file_lock:
+            self._file.seek(offset)
+            found = self._file.read(count)
+        if len(found) < count:
+            raise EOFError("the file ends before")
+        return found
+
+    def _try_first_chunk(self) -> None:
+        """Find out at once whether the compression is one that can be read."""
+        try:
+            if self._levels[0].mapped is None:
+                self._chunk(0, 0, 0)
+        except ImageError as error:
+            self.close()
+            raise OtherReaderError(one_line(error.__cause__)) from error
+
+    def _shows_the_same(self, level: int) -> bool:
+        """Tell whether a level looks like the full image, at nine places; another scan may have its proportions."""
+        (full_width, full_height), (width, height) = self.level_sizes[0], self.level_sizes[level]
+        side = min(_PATCH, width, height)
+        ratio = (full_width / width, full_height / height)
+        for i in range(9):
+            x, y = (width - side) * (i % 3) // 2, (height - side) * (i // 3) // 2
+            part = Image.fromarray(self.read_region(x, y, side, side, level=level))
+            full = [round(value) for value in (x * ratio[0], y * ratio[1], side * ratio[0], side * ratio[1])]
+            whole = Image.fromarray(self.read_region(full[0], full[1], full[2], full[3]))
+            small = [np.asarray(p.resize((8, 8), Image.Resampling.BOX), np.int16) for p in (part, whole)]
+            if np.abs(small[0] - small[1]).mean() > _SAME_GREY:
+                return False
+        return True
+
+
+def _require_readable(path: Path, levels: list[TiffLevel]) -> None:
+    size = path.stat().st_size
+    for number, level in enumerate(levels):
+        if level.mapped is None and level.chunk_bytes > MAX_CHUNK_BYTES:
+            raise ImageError(
+                f"{str(path)!r} holds {level.size[0]} x {level.size[1]} px in pieces of "
+                f"{level.chunk[0]} x {level.chunk[1]} px, too large to decode; convert it to a tiled, pyramidal TIFF"
+            )
+        if level.end > size:
+            raise ImageError(
+                f"{str(path)!r} is cut short: level {number} ends at byte {level.end:,} and the file at {size:,}; "
+                "copy or export it again"
+            )
+
+
+def _properties(tiff: tifffile.TiffFile) -> dict[str, str]:
+    page = tiff.series[0].keyframe
+    return {
+        "tiff.kind": str(tiff.series[0].kind),
+        "tiff.compression": str(getattr(page.compression, "name", "unknown")),
+    }
+
+
+def _or_none(ask: Callable[[tifffile.TiffFile], _Stated | None], tiff: tifffile.TiffFile) -> _Stated | None:
+    """Return what a file states, or None where its statement cannot be understood."""
+    try:
+        return ask(tiff)
+    except DAMAGE:
+        return None

@@ -1,0 +1,1 @@
+"""Training: fine-tuning from other weights, freezing of parts, compiled training steps."""

@@ -1,0 +1,182 @@
+"""SpatialData is imported in processes of its own: its import is slow, and warns of what is not ours."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from export_samples import many, with_embedding
+
+from cellvit.errors import ConfigError, OutputError
+from cellvit.io import write_parquet, write_spatialdata
+from cellvit.io.spatialdata import _atomic_store
+from cellvit.types import Nuclei
+
+READ = """
+    import json, sys, warnings
+    import numpy as np
+    from cellvit.io import ParquetStream, write_spatialdata
+    source, target, picture = sys.argv[1:]
+    if picture == "with":
+        more = {"image": np.arange(600, dtype=np.uint8).reshape(10, 20, 3), "bounds": (100, 200, 200, 50)}
+    else:
+        more = {}
+    import spatialdata
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for _ in range(2):  # the second replaces the first
+            write_spatialdata(ParquetStream(source), target, metadata={"mpp": 0.25}, **more)
+    data = spatialdata.read_zarr(target)
+    table = data["table"]
+    embedding = table.obsm["embedding"]
+    found = {
+        "elements": sorted(name for _, name, _ in data.gen_elements()),
+        "obs": {name: table.obs[name].astype(object).tolist() for name in table.obs},
+        "categories": table.obs["type"].cat.categories.tolist(),
+        "attributes": table.uns.get("spatialdata_attrs"),
+        "colors": table.uns["type_colors"].tolist(),
+        "metadata": table.uns["cellvit"]["metadata"],
+        "spatial": table.obsm["spatial"].tolist(),
+        "embedding": [embedding.shape, str(embedding.dtype), embedding.tolist()],
+    }
+    if "nuclei" in found["elements"]:
+        shapes = data["nuclei"]
+        found["index"] = shapes.index.tolist()
+        found["outlines"] = [list(map(list, shape.exterior.coords)) for shape in shapes.geometry]
+        found["valid"] = bool(shapes.is_valid.all())
+        joined, _ = spatialdata.join_spatialelement_table(
+            sdata=data, spatial_element_names="nuclei", table_name="table", how="inner"
+        )
+        found["joined"] = len(joined["nuclei"])
+    if picture == "with":
+        image = data["thumbnail"]
+        found["pixel"] = np.asarray(image.isel(y=3, x=4)).tolist()
+        matrix = spatialdata.transformations.get_transformation(image).to_affine_matrix(("x", "y"), ("x", "y"))
+        found["matrix"] = matrix.tolist()
+    print(json.dumps(found))
+"""
+
+
+def run(folder, table, picture="without"):
+    write_parquet(table, folder / "a.parquet")
+    code = textwrap.dedent(READ)
+    command = [sys.executable, "-c", code, str(folder / "a.parquet"), str(folder / "a.zarr"), picture]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_polygons_and_their_table_are_read_back(tmp_path):
+    table = with_embedding(many(40, points=8), 3)
+    table.type[7] = 0
+    found = run(tmp_path, table, "with")
+    assert found["elements"] == ["nuclei", "table", "thumbnail"]
+    assert found["index"] == found["obs"]["nucleus"] == list(range(1, 41))
+    assert set(found["obs"]["region"]) == {"nuclei"}
+    assert found["attributes"] == {"region": "nuclei", "region_key": "region", "instance_key": "nucleus"}
+    assert found["joined"] == 40
+    assert found["valid"]
+    assert [outline[:-1] for outline in found["outlines"]] == [table.contour(i).tolist() for i in range(40)]
+    assert found["obs"]["label"] == table.label.tolist()
+    assert found["obs"]["type_id"] == table.type.tolist()
+    names = [table.classes.names[kind] if kind else None for kind in table.type.tolist()]
+    assert [name if isinstance(name, str) else None for name in found["obs"]["type"]] == names
+    assert len(found["colors"]) == len(found["categories"]) == 5
+    assert json.loads(found["metadata"]) == {"mpp": 0.25}
+    assert found["spatial"] == table.centroid.tolist()
+    assert found["embedding"] == [[40, 3], "float32", table.embedding.tolist()]
+    assert found["pixel"] == [(3 * 20 + 4) * 3 % 256 + c for c in range(3)]
+    # 20 x 10 pixels over 200 x 50 units; the centre of the first (0.5, 0.5) lies at (100, 200) + (5, 2.5) - 0.5
+    x, y, _ = np.array(found["matrix"]) @ [0.5, 0.5, 1]
+    assert (x, y) == (104.5, 202)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "a.zarr"]
+
+
+@pytest.mark.slow
+def test_zero_nuclei_have_a_table_with_all_columns(tmp_path):
+    found = run(tmp_path, Nuclei.empty(embedding_dim=3, classes=many(1).classes))
+    assert found["elements"] == ["table"]
+    assert found["embedding"] == [[0, 3], "float32", []]
+    assert {"label", "type", "type_id", "type_prob", "area_px"} < set(found["obs"])
+    assert len(found["categories"]) == 5
+
+
+def make_store(folder, text):
+    folder.mkdir()
+    (folder / "zarr.json").write_text(text)
+
+
+def test_a_store_takes_the_place_of_another_when_complete(tmp_path):
+    target = tmp_path / "a.zarr"
+    for text in ("one", "two"):
+        with _atomic_store(target) as temporary:
+            make_store(temporary, text)
+            assert temporary.parent == tmp_path
+            assert not target.exists() or (target / "zarr.json").read_text() == "one"
+        assert (target / "zarr.json").read_text() == text
+        assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(28, "full")])
+def test_a_failure_leaves_the_old_store_and_no_other(tmp_path, error):
+    target = tmp_path / "a.zarr"
+    make_store(target, "old")
+
+    def fail():
+        with _atomic_store(target) as temporary:
+            make_store(temporary, "half")
+            raise error
+
+    with pytest.raises(OutputError if isinstance(error, OSError) else type(error)):
+        fail()
+    assert (target / "zarr.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_only_stores_are_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("thesis", "file"):
+        with pytest.raises(OutputError, match="choose another name"), _atomic_store(tmp_path / name):
+            pass
+    with pytest.raises(OutputError, match="create it first"), _atomic_store(Path(tmp_path, "missing", "a.zarr")):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "thesis"]
+    assert (tmp_path / "thesis" / "text").read_text() == "mine"
+
+
+def test_a_package_that_is_missing_is_named_with_its_cure(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spatialdata", None)
+    with pytest.raises(ConfigError, match=r"'spatialdata'.*pip install 'cellvit-lightning\[spatial\]'"):
+        write_spatialdata(many(3), tmp_path / "a.zarr")
+    with pytest.raises(ConfigError, match="of no image"):
+        write_spatialdata(many(3), tmp_path / "a.zarr", bounds=(0, 0, 1, 1))
+
+
+@pytest.mark.slow
+def test_what_is_refused_leaves_no_store(tmp_path):
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import numpy as np
+        from export_samples import CutStream, many
+        from cellvit.errors import DataError
+        from cellvit.io import write_spatialdata
+        table = many(9)
+        table.bbox[7, 0] = np.nan
+        for metadata in ({"a": object()}, {}):
+            try:
+                write_spatialdata(CutStream(table, [3]), sys.argv[2], metadata=metadata)
+            except DataError as error:
+                print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(Path(__file__).parent), str(tmp_path / "a.zarr")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "plain data" in done.stdout
+    assert "bbox of nucleus 7 holds" in done.stdout
+    assert list(tmp_path.iterdir()) == []

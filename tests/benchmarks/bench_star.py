@@ -22,7 +22,7 @@ from timing import timed
 
 from cellvit.geometry.star import object_probability, radial_distances
 from cellvit.postprocess import StarPostprocessor
-from cellvit.postprocess.nms import Shapes, suppress
+from cellvit.postprocess.nms import Shapes, non_maximum_suppression
 
 
 def seconds(function, repeats):
@@ -36,7 +36,7 @@ def checked_suppression():
     prob = maps["object_probability"][0]
     y, x = np.nonzero(prob >= 0.5)
     shapes = Shapes(x, y, maps["radial_distances"][:, y, x].T)
-    ours, (kept, _) = seconds(lambda: suppress(shapes, prob[y, x], threshold=0.4), 3)
+    ours, (kept, _) = seconds(lambda: non_maximum_suppression(shapes, prob[y, x], threshold=0.4), 3)
     literal, expected = seconds(lambda: suppress_one_by_one(*shapes, prob[y, x], 0.4), 1)
     assert kept.tolist() == expected
     ratio = round(literal["cpu_seconds"] / ours["cpu_seconds"], 1)

@@ -15,10 +15,10 @@ import torch
 
 from cellvit import cli
 from cellvit.cli import doctor as cli_doctor
-from cellvit.cli import plugins as cli_plugins
 from cellvit.doctor import Finding, examine, machine, models, slides, software, workers
 from cellvit.doctor.finding import first_line, guarded
 from cellvit.inference import resources
+from cellvit.plugins import listing
 
 
 def named(findings):
@@ -95,7 +95,7 @@ def test_a_check_that_fails_is_a_finding():
 
 def test_help_and_start_load_nothing_heavy():
     code = (
-        "import sys; from cellvit import cli_doctor; cli_doctor.main(['--help']); "
+        "import sys; from cellvit.cli import doctor; doctor.main(['--help']); "
         "print([m for m in ('torch', 'numpy', 'cv2', 'lightning') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -153,7 +153,7 @@ def test_plugins_that_cannot_be_used(monkeypatch):
         {**row, "name": "centre", "distribution": "my-lab", "version": "2"},
         {**row, "name": "bad", "distribution": "their-lab", "version": "3", "error": "ImportError: no scipy"},
     ]
-    monkeypatch.setattr(cli_plugins, "plugin_rows", lambda kinds: rows)
+    monkeypatch.setattr(listing, "plugin_rows", lambda kinds: rows)
     found = named(software.check_plugins())
     assert found["bad"].status == "problem"
     assert "their-lab 3 cannot be used: ImportError" in found["bad"].text

@@ -228,7 +228,7 @@ def test_a_killed_process_leaves_nothing_that_hinders_the_next(tmp_path):
     """The process is really killed, so that it cannot clean up; it has written a block when that happens."""
     write_folds(tmp_path, count=5)
     code = (
-        "import sys, time; from pathlib import Path; from cellvit.data import pannuke_patches as p\n"
+        "import sys, time; from pathlib import Path; from cellvit.data.pannuke import convert as p\n"
         "from cellvit.data.pannuke.prepare import prepare_pannuke\n"
         "p._BLOCK_BYTES = 1\n"
         "def report(what, done, total):\n"

@@ -14,9 +14,10 @@ from torch import nn
 from cellvit import CellViT
 from cellvit.errors import ConfigError
 from cellvit.inference import acceleration as module
-from cellvit.inference.acceleration import CompiledTraining, accelerated_inference, compile_for_inference
+from cellvit.inference.acceleration import accelerated_inference, compile_for_inference
 from cellvit.inference.fingerprints import weights_hash
 from cellvit.inference.image import segment_image
+from cellvit.training.compile import CompiledTraining
 
 TOLERANCE = 1e-3
 HYBRID = {

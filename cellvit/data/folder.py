@@ -15,15 +15,8 @@ from cellvit.data.balance import TypeBalance, count_types
 from cellvit.data.sampler import Draw, Repeat, draw_seed, read_key
 from cellvit.data.targets import make_targets, relabel, separate_mirrored, type_map_from_instances
 from cellvit.errors import ConfigError, DataError, ImageError
-from cellvit.io.labels import (
-    ImageRecord,
-    find_records,
-    list_images,
-    raise_problems,
-    read_image,
-    read_label,
-    resample,
-)
+from cellvit.io.images import read_image
+from cellvit.io.labels import ImageRecord, find_records, list_images, raise_problems, read_label, resample
 
 _Loaded = tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.int32] | None]
 

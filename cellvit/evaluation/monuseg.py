@@ -23,7 +23,8 @@ from cellvit.evaluation.results import versions
 from cellvit.evaluation.scoring import RADII, ImageScores, ScoreSettings, pooled_scores, score_nuclei
 from cellvit.inference.protocol import NucleiModel, autocast_context, evaluation_mode
 from cellvit.io.atomic import atomic_path
-from cellvit.io.labels import ImageRecord, nearest, raise_problems, read_image, read_label
+from cellvit.io.images import read_image
+from cellvit.io.labels import ImageRecord, nearest, raise_problems, read_label
 from cellvit.io.tables import Cell, markdown_table, write_csv, write_json, write_text
 from cellvit.model.build import image_arrays
 from cellvit.plotting.overlay import draw_comparison

@@ -14,7 +14,8 @@ from cellvit.errors import DataError
 from cellvit.geometry.polygons import ring_lengths
 from cellvit.io.cells_json import read_json
 from cellvit.io.geojson import read_geojson
-from cellvit.io.labels import LABEL_SUFFIXES, READ_ERRORS, read_label
+from cellvit.io.images import DAMAGE
+from cellvit.io.labels import LABEL_SUFFIXES, read_label
 from cellvit.io.parquet import read_parquet
 from cellvit.types import Nuclei
 
@@ -159,7 +160,7 @@ def _read_mat(path: Path) -> tuple[NDArray[Any], Types | None]:
         instances = np.asarray(content["inst_map"])
         kinds = np.asarray(content["inst_type"]).ravel().astype(np.int64) if "inst_type" in content else None
         uids = np.asarray(content["inst_uid"]).ravel().astype(np.int64) if "inst_uid" in content else None
-    except (*READ_ERRORS, MatReadError, TypeError, IndexError) as error:
+    except (*DAMAGE, MatReadError) as error:
         raise DataError(f"'{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
     whole = instances.dtype.kind in "iuf" and bool((instances == np.round(instances)).all())
     if instances.ndim != 2 or not instances.size or not whole or instances.min() < 0:

@@ -2,13 +2,13 @@
 
 import struct
 import threading
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -23,9 +23,9 @@ Rgb8 = NDArray[np.uint8]
 _PILLOW_LOCK = threading.Lock()
 DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError),
-    *(struct.error, zlib.error, tifffile.TiffFileError, Image.DecompressionBombError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError),
 )
-"""What the libraries raise for a file that is not what it seems."""
+"""What the libraries raise for a file that is not what it seems; the error of tifffile is a ValueError."""
 
 
 def to_rgb(image: ArrayLike) -> Rgb8:
@@ -118,6 +118,8 @@ def read_mpp(path: str | Path) -> float | None:
     Args:
         path: An image file.
     """
+    import tifffile
+
     try:
         with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
             stated = plausible_mpp(stated_mpp(tiff))
@@ -213,6 +215,8 @@ def _plain_depth(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _read_tiff(path: Path) -> NDArray[Any]:
+    import tifffile
+
     with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         page = series.keyframe

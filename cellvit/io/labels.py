@@ -1,9 +1,6 @@
-"""Where the images and labels of a data set lie, and how they are read from disk."""
+"""Where the images and labels of a data set lie, and how labels are read from disk."""
 
 import csv
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +8,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from cellvit.errors import DataError, ImageError
+from cellvit.errors import DataError
+from cellvit.io.images import DAMAGE
 
 MANIFEST = "manifest.csv"
 SPLITS = ("train", "val", "test")
@@ -23,21 +20,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 LABEL_SUFFIXES = (".npz", ".npy", ".png", ".tif", ".tiff")
 _COLUMNS = ("dataset", "image", "split")
 _SHOWN = 20
-
-READ_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    SyntaxError,  # Pillow, on a broken PNG
-    EOFError,
-    RuntimeError,  # the codecs of TIFF
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    tifffile.TiffFileError,
-    Image.DecompressionBombError,
-)
-
 
 @dataclass(frozen=True)
 class ImageRecord:
@@ -162,32 +144,6 @@ def _first_existing(folder: Path, stem: str, suffixes: Sequence[str], *, default
     return next((c for c in candidates if c.is_file()), folder / f"{stem}{default}")
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image as ``(H, W, 3)`` uint8 RGB; grey becomes RGB, alpha is dropped, 16 bits become 8.
-
-    Raises:
-        ImageError: If the file is no image, is truncated, or has another number of channels or type.
-    """
-    try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            array = tifffile.imread(path)
-        else:
-            with Image.open(path) as image:
-                plain = image.mode in ("RGB", "RGBA", "L", "LA", "I", "F") or image.mode.startswith("I;16")
-                array = np.asarray(image if plain else image.convert("RGB"))
-    except READ_ERRORS as error:
-        raise ImageError(f"image '{path}' cannot be read ({error}); replace the file") from error
-    if array.dtype == np.uint16:
-        array = (array // 257).astype(np.uint8)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or array.size == 0:
-        message = f"image '{path}' has shape {array.shape} and type {array.dtype}; give 8 or 16 bit grey or RGB"
-        raise ImageError(message)
-    colour = array[..., :3] if array.shape[2] >= 3 else np.repeat(array[..., :1], 3, axis=2)
-    return np.ascontiguousarray(colour)
-
-
 def read_label(path: Path) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
     """Read an instance map and, where the file has them, the types of its nuclei.
 
@@ -212,8 +168,10 @@ def read_label(path: Path) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
             with Image.open(path) as image:
                 array = np.asarray(image)
         else:
+            import tifffile
+
             array = tifffile.imread(path)
-    except READ_ERRORS as error:
+    except DAMAGE as error:
         raise DataError(f"label '{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
     whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.round(array)).all()))
     if array.ndim != 2 or not whole or array.size == 0 or array.min() < 0 or array.max() > np.iinfo(np.int32).max:

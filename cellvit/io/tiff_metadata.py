@@ -6,11 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import tifffile
+from typing import TYPE_CHECKING, Any
 
 from cellvit.errors import ImageError
+
+if TYPE_CHECKING:  # the library is loaded when the first file is read
+    from tifffile import TiffFile
 
 MIN_MPP, MAX_MPP = 0.01, 20.0
 """A resolution outside says nothing about a microscope, such as the 72 dots per inch that many programs write."""
@@ -68,7 +69,7 @@ def plausible_mpp(stated: tuple[float, float] | None) -> tuple[float, float] | N
     return stated
 
 
-def stated_mpp(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
+def stated_mpp(tiff: "TiffFile") -> tuple[float, float] | None:
     """Return the resolution ``(x, y)`` that OME-XML, the Aperio description or TIFF tags state, plausible or not.
 
     Args:
@@ -82,7 +83,7 @@ def stated_mpp(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
         return None
     page = tiff.series[0].keyframe
     if tiff.is_svs:
-        stated = tifffile.tifffile.svs_description_metadata(page.description).get("MPP")
+        stated = _aperio(tiff).get("MPP")
         return None if stated is None else (float(stated), float(stated))
     unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof("ResolutionUnit", default=2)))
     x_tag, y_tag = page.tags.valueof("XResolution"), page.tags.valueof("YResolution")
@@ -91,7 +92,7 @@ def stated_mpp(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
     return unit * x_tag[1] / x_tag[0], unit * y_tag[1] / y_tag[0]
 
 
-def stated_magnification(tiff: tifffile.TiffFile) -> float | None:
+def stated_magnification(tiff: "TiffFile") -> float | None:
     """Return the power of the objective that OME-XML or the Aperio description state, or None.
 
     Args:
@@ -102,7 +103,7 @@ def stated_magnification(tiff: tifffile.TiffFile) -> float | None:
         objectives = _first(_ome(tiff).get("Instrument", {})).get("Objective", {})
         stated = None if isinstance(objectives, list) else objectives.get("NominalMagnification")
     elif tiff.is_svs:
-        stated = tifffile.tifffile.svs_description_metadata(tiff.series[0].keyframe.description).get("AppMag")
+        stated = _aperio(tiff).get("AppMag")
     return positive(stated)
 
 
@@ -123,8 +124,16 @@ def positive(text: Any) -> float | None:
     return value if math.isfinite(value) and value > 0 else None
 
 
-def _ome(tiff: tifffile.TiffFile) -> dict[str, Any]:
-    ome: dict[str, Any] = tifffile.xml2dict(tiff.ome_metadata or "")["OME"]
+def _aperio(tiff: "TiffFile") -> dict[str, Any]:
+    from tifffile.tifffile import svs_description_metadata
+
+    return svs_description_metadata(tiff.series[0].keyframe.description)
+
+
+def _ome(tiff: "TiffFile") -> dict[str, Any]:
+    from tifffile import xml2dict
+
+    ome: dict[str, Any] = xml2dict(tiff.ome_metadata or "")["OME"]
     return ome
 
 

@@ -17,6 +17,7 @@ REGISTRIES = {
     "head": ("cellvit.heads.base", "HEADS"),
     "postprocessor": ("cellvit.postprocess.base", "POSTPROCESSORS"),
     "metric": ("cellvit.metrics.base", "METRICS"),
+    "reader": ("cellvit.slide.readers.base", "READERS"),
 }
 """Module and name of the registry of each kind, in the order of the data; imported when it is listed."""
 OURS = "cellvit-lightning"

@@ -53,6 +53,7 @@ class Registry(Generic[T]):
         kind: Singular noun used in messages, such as ``"encoder"``.
         base: Class that every entry must derive from.
         package: Package whose import registers our own classes.
+        group: Entry-point group in which packages declare theirs; None is the name of ``package``.
 
     Example:
         >>> shapes = Registry("shape", object, package="cellvit")
@@ -62,10 +63,11 @@ class Registry(Generic[T]):
         'Round'
     """
 
-    def __init__(self, kind: str, base: type[T], *, package: str) -> None:
+    def __init__(self, kind: str, base: type[T], *, package: str, group: str | None = None) -> None:
         self.kind = kind
         self.base = base
-        self.group = package
+        self.package = package
+        self.group = group or package
         self._entries: dict[str, RegistryEntry[T]] = {}
         self._broken: list[RegistryEntry[T]] = []
         self._loaded = False
@@ -139,7 +141,7 @@ class Registry(Generic[T]):
             return
         self._loaded = True  # set first: the import below may ask this registry for names
         try:
-            importlib.import_module(self.group)
+            importlib.import_module(self.package)
         except BaseException:
             self._loaded = False  # the next call shows the same error instead of an empty phone book
             raise

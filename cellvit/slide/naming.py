@@ -14,7 +14,13 @@ SLIDE_SUFFIXES = frozenset(
 )
 """What counts as a slide in a folder, beside images. DICOM is left out: a slide is several files; name one of them."""
 
-_KNOWN = IMAGE_SUFFIXES | SLIDE_SUFFIXES
+
+def known_suffixes() -> frozenset[str]:
+    """Return what counts as an image or a slide in a folder, formats of other packages' readers included."""
+    from cellvit.slide.readers.base import READERS  # not before a folder is given: plug-ins are imported for it
+
+    readers = [entry.cls for entry in READERS.entries() if entry.cls is not None]
+    return IMAGE_SUFFIXES.union(SLIDE_SUFFIXES, *(reader.suffixes for reader in readers))
 
 
 def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str]]]:
@@ -31,7 +37,8 @@ def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str
     for text in texts:
         path = Path(text)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in _KNOWN and p.is_file())
+            known = known_suffixes()
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in known and p.is_file())
             found = [p for p in found if not p.name.startswith(".")]
             reason = f"folder {text!r} holds no images or slides; name the files if their suffix is unusual"
         elif not path.exists() and glob.has_magic(text):

@@ -3,23 +3,16 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
-import tifffile
 from PIL import UnidentifiedImageError
 
 from cellvit.errors import ImageError
-from cellvit.io.images import DAMAGE, Rgb8, open_pillow, require_file
-from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile
+from cellvit.io.images import DAMAGE, Rgb8, require_file
 from cellvit.slide.naming import SLIDE_SUFFIXES
-from cellvit.slide.readers.base import OtherReaderError, SlideReader
-from cellvit.slide.readers.image import ImageSlide
-from cellvit.slide.readers.openslide import OpenSlideReader, scanner_format
-from cellvit.slide.readers.tiff import TiffSlide
+from cellvit.slide.readers.base import READERS, OtherReaderError, SlideReader
 
 _SCANNER_SUFFIXES = (SLIDE_SUFFIXES | {".dcm"}) - {".btf", ".tf8"}
-_LARGE = 2**26
-_GENERIC = "generic-tiff"
 
 
 class Slide(Protocol):
@@ -31,7 +24,7 @@ class Slide(Protocol):
 
     @property
     def reader(self) -> str:
-        """What reads it: "openslide", "tiff" or "pillow"."""
+        """What reads it, such as "openslide", "tiff" or "pillow"."""
 
     @property
     def level_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -71,9 +64,9 @@ class Slide(Protocol):
 def open_slide(path: str | Path) -> Slide:
     """Open a whole slide, or any image as a slide of one level.
 
-    What kind of file it is is found by trying, not by its suffix: the formats of scanners with OpenSlide, then TIFF,
-    then everything that can be read whole. What OpenSlide calls a generic TIFF is left to the reader of TIFF, which
-    sees the levels and the resolution of an OME-TIFF and whether a file is a stack.
+    What kind of file it is is found by asking the readers in :data:`cellvit.slide.readers.base.READERS`, not by its
+    suffix, highest priority first: those of other packages, the formats of scanners with OpenSlide, TIFF, and
+    everything that can be read whole.
 
     Args:
         path: The file; for formats of several files, the one that OpenSlide names.
@@ -83,36 +76,31 @@ def open_slide(path: str | Path) -> Slide:
     """
     path = Path(path)
     require_file(path)
-    knows: dict[str, tuple[bool, Callable[[Path], SlideReader]]] = {
-        "OpenSlide": (scanner_format(path) not in (None, _GENERIC), OpenSlideReader),
-        "TIFF": (is_tiff(path), TiffSlide),
-    }
-    reasons = []
-    for name, (known, reader) in knows.items():
+    refused: list[tuple[str, OtherReaderError]] = []
+    for reader in _readers():
         try:
-            if known:
-                return reader(path)
+            if reader.accepts(path):
+                return cast("Callable[[Path], SlideReader]", reader)(path)
         except OtherReaderError as error:
-            reasons.append(f"{name}: {error}")
+            refused.append((reader.reader, error))
         except ImageError as error:
             raise ImageError(_naming(path, error)) from error
-    try:
-        return ImageSlide(path)
-    except ImageError as error:
-        said = f" ({'; '.join(reasons)})" if reasons else ""
-        if isinstance(error.__cause__, UnidentifiedImageError):
-            raise ImageError(
-                f"{str(path)!r} is not a slide or an image that OpenSlide, tifffile or Pillow can read{said}; copy or "
-                "export it again, or convert it to a tiled, pyramidal TIFF"
-            ) from error
-        raise ImageError(f"{error}{said}") from error
+    *others, (_, last) = refused  # the reader of images takes everything
+    said = f" ({'; '.join(f'{name}: {error}' for name, error in others)})" if others else ""
+    if isinstance(last.__cause__, UnidentifiedImageError):
+        raise ImageError(
+            f"{str(path)!r} is not a slide or an image that OpenSlide, tifffile or Pillow can read{said}; copy or "
+            "export it again, or convert it to a tiled, pyramidal TIFF"
+        ) from last
+    raise ImageError(f"{_naming(path, last)}{said}") from last
 
 
 def is_slide(path: str | Path) -> bool:
     """Tell whether a file is a whole slide rather than an ordinary image.
 
-    Slides are the formats of scanners, pyramids, tiled TIFFs, and images of more than 67 million pixels. A file with
-    a scanner's suffix that cannot be read counts too, so that opening it says why. Nothing is decoded.
+    Slides are the formats of scanners, pyramids, tiled TIFFs, what a reader of another package takes, and images of
+    more than 67 million pixels. A file with a scanner's suffix that cannot be read counts too, so that opening it says
+    why. Nothing is decoded.
 
     Args:
         path: A file; what is missing or a folder is no slide.
@@ -121,25 +109,17 @@ def is_slide(path: str | Path) -> bool:
     try:
         if not path.is_file():
             return False
-        if path.suffix.lower() in _SCANNER_SUFFIXES or scanner_format(path) not in (None, _GENERIC):
+        if path.suffix.lower() in _SCANNER_SUFFIXES:
             return True
-        return _is_large_tiff(path) if is_tiff(path) else _pixels(path) > _LARGE
+        return next(reader.is_slide(path) for reader in _readers() if reader.accepts(path))
     except DAMAGE:
         return False
 
 
-def _is_large_tiff(path: Path) -> bool:
-    with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
-        page = series.keyframe
-        reduced = any(other.keyframe.is_reduced for other in tiff.series[1:])
-        pixels = page.imagewidth * page.imagelength
-        return bool(page.is_tiled or len(series.levels) > 1 or reduced or pixels > _LARGE)
-
-
-def _pixels(path: Path) -> int:
-    with open_pillow(path) as image:
-        return image.width * image.height
+def _readers() -> list[type[SlideReader]]:
+    """Return the readers that can be used, in the order in which they are asked."""
+    found = [entry.cls for entry in READERS.entries() if entry.cls is not None]
+    return sorted(found, key=lambda reader: -reader.priority)
 
 
 def _naming(path: Path, error: ImageError) -> str:

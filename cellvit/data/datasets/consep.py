@@ -17,7 +17,8 @@ from cellvit.data.pannuke.source import FOLDS, NAMES_FILE, SOURCES_FILE
 from cellvit.data.pannuke.storage import npy_stream
 from cellvit.errors import DataError, ImageError, OutputError
 from cellvit.io.atomic import atomic_text
-from cellvit.io.labels import LABEL_SUFFIXES, list_images, raise_problems, read_image, read_label
+from cellvit.io.images import read_image
+from cellvit.io.labels import LABEL_SUFFIXES, list_images, raise_problems, read_label
 
 CLASS_NAMES = ("Background", "Other", "Inflammatory", "Epithelial", "Spindle-shaped")
 TISSUE = "Colon"

@@ -15,7 +15,8 @@ from cellvit.data.pannuke.storage import PREPARED
 from cellvit.data.targets import relabel
 from cellvit.errors import ConfigError, DataError, ImageError, OutputError
 from cellvit.io.atomic import atomic_path
-from cellvit.io.labels import READ_ERRORS, raise_problems, read_image
+from cellvit.io.images import DAMAGE, read_image
+from cellvit.io.labels import raise_problems
 
 IMAGE_SUFFIXES = (".tif", ".tiff")
 OUTLINE_SUFFIX = ".xml"
@@ -201,7 +202,7 @@ def _kept(image: Path, outlines: Path, out: Path) -> PreparedImage | None:
             return None
         with targets[1].open("rb") as file, np.load(file) as arrays:
             return PreparedImage(image.stem, int(arrays["inst_map"].max(initial=0)), kept=True)
-    except READ_ERRORS:
+    except DAMAGE:
         return None
 
 

@@ -1,1 +1,5 @@
-"""Readers of whole slides, one file per family of formats."""
+"""What reads slides, a module for each kind of file. Importing registers them, without the libraries they need."""
+
+from cellvit.slide.readers import image, openslide, tiff
+
+__all__ = ["image", "openslide", "tiff"]

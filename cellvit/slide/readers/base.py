@@ -1,18 +1,27 @@
-"""What the readers of slides share: the checks of a region, white around the slide, closing."""
+"""The base class of what reads slides, and the registry of readers: a new format is one file with one class.
+
+A reader says which files it takes (:meth:`SlideReader.accepts`), opens one, and returns regions that lie inside it;
+the checks of a region, white around the slide and closing are done here. ``READERS.register("name")``, or an entry
+point in the group ``cellvit.readers``, makes :func:`cellvit.slide.open.open_slide` ask it.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from cellvit.errors import ConfigError, ImageError
 from cellvit.io.images import Rgb8
+from cellvit.plugins.registry import Registry
 
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
+
+LARGE = 2**26
+"""Pixels (67 million) above which any image is treated as a slide."""
 
 
 class OtherReaderError(ImageError):
@@ -20,11 +29,14 @@ class OtherReaderError(ImageError):
 
 
 class SlideReader(ABC):
-    """A slide that is open; subclasses read the part of a region that lies inside.
+    """A slide that is open; subclasses are opened with ``Reader(path)`` and read regions that lie inside.
 
     Attributes:
+        reader: Name of the reader, for the record.
+        suffixes: Suffixes by which files of its formats are found in a folder, lower case with the dot; those of
+            :mod:`cellvit.slide.naming` are known anyway.
+        priority: The reader with the highest number is asked first. OpenSlide has 30, TIFF 20, images read whole 10.
         path: The file.
-        reader: Name of the reader.
         level_sizes: ``(width, height)`` per level, full resolution first.
         bounds: ``(x, y, width, height)`` of the scanned part in level-0 pixels.
         stated_mpp: ``(x, y)`` micrometres per pixel as stated by the file, plausible values only.
@@ -33,6 +45,26 @@ class SlideReader(ABC):
     """
 
     reader: str
+    suffixes: ClassVar[frozenset[str]] = frozenset()
+    priority: ClassVar[int] = 100
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Tell whether this reader takes a file; unless overridden, by its suffix. Nothing is decoded.
+
+        Args:
+            path: A file that exists and is not empty.
+        """
+        return path.suffix.lower() in cls.suffixes
+
+    @classmethod
+    def is_slide(cls, path: Path) -> bool:
+        """Tell whether a file that it accepts is a whole slide rather than an ordinary image.
+
+        Args:
+            path: The file.
+        """
+        return True
 
     def __init__(
         self,
@@ -109,3 +141,8 @@ class SlideReader(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+READERS: Registry[SlideReader] = Registry(
+    "reader", SlideReader, package="cellvit.slide.readers", group="cellvit.readers"
+)

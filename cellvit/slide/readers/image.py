@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from cellvit.io.images import Rgb8, read_image, read_mpp
-from cellvit.slide.readers.base import SlideReader
+from cellvit.errors import ImageError
+from cellvit.io.images import Rgb8, open_pillow, read_image, read_mpp
+from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, SlideReader
 
 
+@READERS.register("image")
 class ImageSlide(SlideReader):
     """An image file that is read whole: PNG, JPEG, and TIFF with palettes, CMYK, floats or a rotation.
 
@@ -13,13 +15,32 @@ class ImageSlide(SlideReader):
         path: The file.
 
     Raises:
-        ImageError: As :func:`cellvit.io.images.read_image` does.
+        OtherReaderError: Where :func:`cellvit.io.images.read_image` raises ImageError.
     """
 
     reader = "pillow"
+    priority = 10
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Return True: what no other reader takes is tried."""
+        return True
+
+    @classmethod
+    def is_slide(cls, path: Path) -> bool:
+        """Tell whether an image is large.
+
+        Args:
+            path: The file.
+        """
+        with open_pillow(path) as image:
+            return image.width * image.height > LARGE
 
     def __init__(self, path: Path) -> None:
-        self._pixels = read_image(path)
+        try:
+            self._pixels = read_image(path)
+        except ImageError as error:
+            raise OtherReaderError(str(error)) from error.__cause__
         height, width = self._pixels.shape[:2]
         mpp = read_mpp(path)
         super().__init__(path, level_sizes=((width, height),), stated_mpp=None if mpp is None else (mpp, mpp))

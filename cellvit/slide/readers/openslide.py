@@ -4,19 +4,23 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import openslide
 from PIL import Image
 
 from cellvit.io.images import Rgb8, one_line
 from cellvit.io.tiff_metadata import plausible_mpp, positive
-from cellvit.slide.readers.base import Box, OtherReaderError, Size, SlideReader
+from cellvit.slide.readers.base import READERS, Box, OtherReaderError, Size, SlideReader
 from cellvit.slide.resampling import resize_box
+
+if TYPE_CHECKING:  # the library is loaded when the first slide is opened
+    from openslide import OpenSlide
 
 CACHE_BYTES = 2**27
 """Memory of OpenSlide for decoded tiles of one slide."""
 
+_GENERIC = "generic-tiff"  # left to the reader of TIFF
 _BLOCK = 256
 _MARGIN = 4
 _KEPT = tuple(
@@ -30,9 +34,11 @@ def scanner_format(path: Path) -> str | None:
     Args:
         path: The file.
     """
+    from openslide import OpenSlide, OpenSlideError
+
     try:
-        found: str | None = openslide.OpenSlide.detect_format(path)
-    except openslide.OpenSlideError:
+        found: str | None = OpenSlide.detect_format(path)
+    except OpenSlideError:
         return None
     return found
 
@@ -59,6 +65,7 @@ def bounds_of(properties: Mapping[str, str], size: Size) -> Box:
     return (left, top, right - left, bottom - top) if left < right and top < bottom else (0, 0, *size)
 
 
+@READERS.register("openslide")
 class OpenSlideReader(SlideReader):
     """A slide read with OpenSlide.
 
@@ -70,11 +77,26 @@ class OpenSlideReader(SlideReader):
     """
 
     reader = "openslide"
+    priority = 30
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Tell whether a file is in the format of a scanner.
+
+        What OpenSlide calls a generic TIFF is left to the reader of TIFF, which sees the levels and the resolution of
+        an OME-TIFF and whether a file is a stack.
+
+        Args:
+            path: The file.
+        """
+        return scanner_format(path) not in (None, _GENERIC)
 
     def __init__(self, path: Path) -> None:
+        from openslide import OpenSlideError
+
         try:
             self._handle = _open(path)
-        except openslide.OpenSlideError as error:
+        except OpenSlideError as error:
             raise OtherReaderError(one_line(error)) from error
         stated = self._handle.properties
         size = self._handle.dimensions
@@ -128,16 +150,18 @@ class OpenSlideReader(SlideReader):
         return resize_box(pixels, (width, height), box, filter=Image.Resampling.LANCZOS)
 
     def _pixels(self, level: int, place: tuple[int, int], width: int, height: int) -> Rgb8:
+        from openslide import OpenSlideError
+
         handle = self._handle
         try:
             return _on_white(handle.read_region(place, level, (width, height)))
-        except openslide.OpenSlideError as error:
+        except OpenSlideError as error:
             first = error
         # After an error a handle refuses everything. It may have been another thread's: a fresh one tells.
         try:
             fresh = _open(self.path)
             pixels = _on_white(fresh.read_region(place, level, (width, height)))
-        except openslide.OpenSlideError:
+        except OpenSlideError:
             self._replace(handle)
             x, y = (round(value / self._downsamples[level]) for value in place)
             raise self._damaged(level, (x, y, width, height), one_line(first)) from first
@@ -145,16 +169,20 @@ class OpenSlideReader(SlideReader):
             self._handle = fresh
         return pixels
 
-    def _replace(self, broken: openslide.OpenSlide) -> None:
+    def _replace(self, broken: "OpenSlide") -> None:
         """Open the file again for the regions that are sound, unless another thread has done so."""
-        with self._swap, suppress(openslide.OpenSlideError):
+        from openslide import OpenSlideError
+
+        with self._swap, suppress(OpenSlideError):
             if self._handle is broken:
                 self._handle = _open(self.path)
 
 
-def _open(path: Path) -> openslide.OpenSlide:
-    handle = openslide.OpenSlide(path)
-    handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+def _open(path: Path) -> "OpenSlide":
+    from openslide import OpenSlide, OpenSlideCache
+
+    handle = OpenSlide(path)
+    handle.set_cache(OpenSlideCache(CACHE_BYTES))
     return handle
 
 

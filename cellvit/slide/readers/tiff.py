@@ -1,91 +1,40 @@
-"""Slides as TIFF files: OME-TIFF, tiled pyramids, large images in strips; 8 and 16 bits, grey, RGB, with alpha."""
+"""Slides as TIFF files: OME-TIFF, tiled pyramids, large images in strips; 8 and 16 bits, grey, RGB, with alpha.
+
+Three pieces: which images of a file are the levels of a pyramid and where their strips or tiles lie
+(:class:`TiffLevel`), the strips and tiles that were decoded last (:class:`ChunkCache`), and the slide that is put
+together from them (:class:`TiffSlide`).
+"""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
 from cellvit.errors import ImageError
 from cellvit.io.images import DAMAGE, Rgb8, channels_last, one_line, to_rgb
-from cellvit.io.tiff_metadata import plausible_mpp, quiet_tifffile, stated_magnification, stated_mpp
-from cellvit.slide.readers.base import OtherReaderError, Size, SlideReader
+from cellvit.io.tiff_metadata import is_tiff, plausible_mpp, quiet_tifffile, stated_magnification, stated_mpp
+from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, Size, SlideReader
 
-_LOCKS = 64
+if TYPE_CHECKING:  # the library is loaded when the first file is opened
+    from tifffile import TiffFile
 
-
-class ChunkCache:
-    """The chunks used last, up to a number of bytes.
-
-    Args:
-        max_bytes: Room for chunks.
-        largest: The room may grow to this, where one region alone needs more than ``max_bytes``.
-    """
-
-    def __init__(self, max_bytes: int, *, largest: int) -> None:
-        self._room, self._largest = max_bytes, largest
-        self._chunks: OrderedDict[Hashable, Rgb8] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-        self._decoding = [threading.Lock() for _ in range(_LOCKS)]
-
-    def reserve(self, needed: int) -> None:
-        """Make room for the chunks of one region, so that the next region in the row finds them.
-
-        Args:
-            needed: Bytes of these chunks.
-        """
-        with self._lock:
-            self._room = max(self._room, min(needed, self._largest))
-
-    def get(self, key: Hashable, decode: Callable[[], Rgb8]) -> Rgb8:
-        """Return a chunk; not to be changed.
-
-        Args:
-            key: Which chunk.
-            decode: Makes it; called by one thread while others that want the same chunk wait.
-        """
-        found = self._look_up(key)
-        if found is not None:
-            return found
-        with self._decoding[hash(key) % _LOCKS]:
-            found = self._look_up(key)
-            if found is None:
-                found = decode()
-                self._keep(key, found)
-            return found
-
-    def clear(self) -> None:
-        """Forget all chunks."""
-        with self._lock:
-            self._chunks.clear()
-            self._bytes = 0
-
-    def _look_up(self, key: Hashable) -> Rgb8 | None:
-        with self._lock:
-            found = self._chunks.get(key)
-            if found is not None:
-                self._chunks.move_to_end(key)
-            return found
-
-    def _keep(self, key: Hashable, chunk: Rgb8) -> None:
-        with self._lock:
-            self._chunks[key] = chunk
-            self._bytes += chunk.nbytes
-            while self._bytes > self._room and len(self._chunks) > 1:
-                self._bytes -= self._chunks.popitem(last=False)[1].nbytes
-
+CACHE_BYTES = 2**28
+"""Memory for decoded strips and tiles of one slide; a slide in long strips may take up to ``MAX_CHUNK_BYTES``."""
 
 MAX_CHUNK_BYTES = 2**30
 """Largest strip or tile, decoded."""
 
-_MIN_RATIO = 1.2
+_MIN_RATIO = 1.2  # between the sides of two levels
+_LOCKS = 64
+_PATCH = 32  # side of the places at which an uncertain level is compared with the full image
+_SAME_GREY = 8.0  # mean difference of grey values that compression and another way of shrinking can make
+_Stated = TypeVar("_Stated")
 
 
 @dataclass(frozen=True)
@@ -158,7 +107,7 @@ class TiffLevel:
         return to_rgb(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
 
 
-def tiff_levels(tiff: tifffile.TiffFile) -> list[TiffLevel]:
+def tiff_levels(tiff: "TiffFile") -> list[TiffLevel]:
     """Return the levels of the first image of a file, full resolution first.
 
     Levels are what tifffile knows as a pyramid, pages marked as reduced, and (not certain) further images of an
@@ -197,7 +146,7 @@ def _is_smaller(series: Any, full: Size) -> bool:
     return bool(low <= high)
 
 
-def _level(series: Any, tiff: tifffile.TiffFile, *, certain: bool = True) -> TiffLevel:
+def _level(series: Any, tiff: "TiffFile", *, certain: bool = True) -> TiffLevel:
     page, size = series.keyframe, (series.keyframe.imagewidth, series.keyframe.imagelength)
     # an array of the shape without the memory: whether the axes are those of one image is decided in one place
     shape = channels_last(np.broadcast_to(np.uint8(0), series.shape), series.axes).shape
@@ -233,14 +182,69 @@ def _places(page: Any) -> tuple[Sequence[int], Sequence[int]]:
     return page.dataoffsets, page.databytecounts
 
 
-CACHE_BYTES = 2**28
-"""Memory for decoded strips and tiles of one slide; a slide in long strips may take up to ``MAX_CHUNK_BYTES``."""
+class ChunkCache:
+    """The chunks used last, up to a number of bytes.
 
-_PATCH = 32
-_SAME_GREY = 8.0  # mean difference of grey values that compression and another way of shrinking can make
-_Stated = TypeVar("_Stated")
+    Args:
+        max_bytes: Room for chunks.
+        largest: The room may grow to this, where one region alone needs more than ``max_bytes``.
+    """
+
+    def __init__(self, max_bytes: int, *, largest: int) -> None:
+        self._room, self._largest = max_bytes, largest
+        self._chunks: OrderedDict[Hashable, Rgb8] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._decoding = [threading.Lock() for _ in range(_LOCKS)]
+
+    def reserve(self, needed: int) -> None:
+        """Make room for the chunks of one region, so that the next region in the row finds them.
+
+        Args:
+            needed: Bytes of these chunks.
+        """
+        with self._lock:
+            self._room = max(self._room, min(needed, self._largest))
+
+    def get(self, key: Hashable, decode: Callable[[], Rgb8]) -> Rgb8:
+        """Return a chunk; not to be changed.
+
+        Args:
+            key: Which chunk.
+            decode: Makes it; called by one thread while others that want the same chunk wait.
+        """
+        found = self._look_up(key)
+        if found is not None:
+            return found
+        with self._decoding[hash(key) % _LOCKS]:
+            found = self._look_up(key)
+            if found is None:
+                found = decode()
+                self._keep(key, found)
+            return found
+
+    def clear(self) -> None:
+        """Forget all chunks."""
+        with self._lock:
+            self._chunks.clear()
+            self._bytes = 0
+
+    def _look_up(self, key: Hashable) -> Rgb8 | None:
+        with self._lock:
+            found = self._chunks.get(key)
+            if found is not None:
+                self._chunks.move_to_end(key)
+            return found
+
+    def _keep(self, key: Hashable, chunk: Rgb8) -> None:
+        with self._lock:
+            self._chunks[key] = chunk
+            self._bytes += chunk.nbytes
+            while self._bytes > self._room and len(self._chunks) > 1:
+                self._bytes -= self._chunks.popitem(last=False)[1].nbytes
 
 
+@READERS.register("tiff")
 class TiffSlide(SlideReader):
     """A slide read strip by strip or tile by tile.
 
@@ -253,11 +257,39 @@ class TiffSlide(SlideReader):
     """
 
     reader = "tiff"
+    priority = 20
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Tell whether a file begins like a TIFF.
+
+        Args:
+            path: The file.
+        """
+        return is_tiff(path)
+
+    @classmethod
+    def is_slide(cls, path: Path) -> bool:
+        """Tell whether a TIFF is tiled, a pyramid or large.
+
+        Args:
+            path: The file.
+        """
+        from tifffile import TiffFile
+
+        with quiet_tifffile(), TiffFile(path) as tiff:
+            series = tiff.series[0]
+            page = series.keyframe
+            reduced = any(other.keyframe.is_reduced for other in tiff.series[1:])
+            pixels = page.imagewidth * page.imagelength
+            return bool(page.is_tiled or len(series.levels) > 1 or reduced or pixels > LARGE)
 
     def __init__(self, path: Path) -> None:
+        from tifffile import TiffFile
+
         try:
             with quiet_tifffile():
-                self._tiff = tifffile.TiffFile(path)
+                self._tiff = TiffFile(path)
         except DAMAGE as error:
             raise OtherReaderError(one_line(error)) from error
         try:
@@ -366,7 +398,7 @@ def _require_readable(path: Path, levels: list[TiffLevel]) -> None:
             )
 
 
-def _properties(tiff: tifffile.TiffFile) -> dict[str, str]:
+def _properties(tiff: "TiffFile") -> dict[str, str]:
     page = tiff.series[0].keyframe
     return {
         "tiff.kind": str(tiff.series[0].kind),
@@ -374,7 +406,7 @@ def _properties(tiff: tifffile.TiffFile) -> dict[str, str]:
     }
 
 
-def _or_none(ask: Callable[[tifffile.TiffFile], _Stated | None], tiff: tifffile.TiffFile) -> _Stated | None:
+def _or_none(ask: Callable[["TiffFile"], _Stated | None], tiff: "TiffFile") -> _Stated | None:
     """Return what a file states, or None where its statement cannot be understood."""
     try:
         return ask(tiff)

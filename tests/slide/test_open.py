@@ -11,10 +11,9 @@ from PIL import Image
 
 from cellvit.errors import ConfigError, ImageError
 from cellvit.io.images import to_rgb
-from cellvit.slide import open as slides
 from cellvit.slide.naming import expand_inputs
 from cellvit.slide.open import SLIDE_SUFFIXES, is_slide, open_slide
-from cellvit.slide.readers import tiff as tiff_layout
+from cellvit.slide.readers import image as image_reader
 from cellvit.slide.readers import tiff as tiff_reader
 from cellvit.slide.readers.openslide import bounds_of
 from cellvit.slide.readers.tiff import ChunkCache, TiffSlide
@@ -275,10 +274,10 @@ def test_a_resolution_that_no_microscope_has_is_not_stated(tmp_path):
 def test_a_strip_is_decoded_once_for_a_row_of_tiles(tmp_path, monkeypatch):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, NOISE, photometric="rgb", rowsperstrip=50, compression="zlib")
-    decoded, decode = [], tiff_layout.TiffLevel.decode
+    decoded, decode = [], tiff_reader.TiffLevel.decode
     monkeypatch.setattr(tiff_reader, "CACHE_BYTES", 1000)  # far less than a row of tiles needs
     monkeypatch.setattr(
-        tiff_layout.TiffLevel, "decode", lambda self, c, r, read: (decoded.append(r), decode(self, c, r, read))[1]
+        tiff_reader.TiffLevel, "decode", lambda self, c, r, read: (decoded.append(r), decode(self, c, r, read))[1]
     )
     with open_slide(path) as slide:
         decoded.clear()
@@ -466,7 +465,8 @@ def test_which_files_are_slides(tmp_path, files, monkeypatch):
     assert {kind: is_slide(path) for kind, path in files.items()} == {
         kind: kind not in ("strips", "uncompressed", "png") for kind in KINDS
     }
-    monkeypatch.setattr(slides, "_LARGE", 3001 * 2203 - 1)
+    for module in (tiff_reader, image_reader):
+        monkeypatch.setattr(module, "LARGE", 3001 * 2203 - 1)
     assert all(is_slide(str(path)) for path in files.values())
     aperio = tmp_path / "aperio.tif"
     aperio.write_bytes(files["aperio"].read_bytes())

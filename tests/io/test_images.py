@@ -77,6 +77,7 @@ def saved(tmp_path, name, image, **options):
     [
         ("a.png", "RGB", RGB),
         ("a.tif", "RGB", RGB),
+        ("a.tiff", "RGB", RGB),
         ("a.bmp", "RGB", RGB),
         ("a.png", "L", GREY[..., None].repeat(3, axis=2)),
         ("a.tif", "L", GREY[..., None].repeat(3, axis=2)),
@@ -113,6 +114,34 @@ def test_palette_alpha_bilevel_and_cmyk(tmp_path):
     cmyk = Image.fromarray(np.zeros((4, 4, 4), np.uint8), mode=None).convert("RGB").convert("CMYK")
     for name in ("c.jpg", "c.tif"):
         assert np.abs(read_image(saved(tmp_path, name, cmyk)).astype(int) - np.asarray(cmyk.convert("RGB"))).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "expected"),
+    [
+        ("grey.png", GREY, GREY),
+        ("alpha.png", np.dstack([RGB, GREY]), None),
+        ("grey_alpha.png", np.dstack([GREY, GREY]), None),
+        ("deep.png", GREY.astype(np.uint16) * 257, GREY),
+        ("deep.tif", RGB.astype(np.uint16) * 257, RGB),
+    ],
+)
+def test_other_pixel_formats_become_rgb(tmp_path, name, array, expected):
+    path = tmp_path / name
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, array, photometric="rgb")
+    else:
+        Image.fromarray(array).save(path)
+    if expected is None:  # alpha is laid on white
+        colour, alpha = array[..., :-1].astype(float), array[..., -1:] / 255
+        expected = np.floor(colour * alpha + 255 * (1 - alpha) + 0.5)
+    expected = np.broadcast_to(expected if expected.ndim == 3 else expected[..., None], RGB.shape)
+    np.testing.assert_array_equal(read_image(path), expected)
+
+
+def test_a_palette_of_256_colours_becomes_rgb(tmp_path):
+    image = Image.fromarray(RGB).quantize(256)
+    np.testing.assert_array_equal(read_image(saved(tmp_path, "p.png", image)), np.asarray(image.convert("RGB")))
 
 
 def test_sixteen_bit_files(tmp_path):
@@ -187,6 +216,33 @@ def test_files_that_are_no_images(tmp_path):
     (tmp_path / "empty.png").touch()
     with pytest.raises(ImageError, match="empty file"):
         read_image(tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("truncated", "is damaged or cut short"),
+        ("text", "is not an image"),
+        ("empty", "is an empty file"),
+        ("missing", "does not exist"),
+    ],
+)
+def test_damaged_image_is_named(tmp_path, suffix, damage, words):
+    path = tmp_path / f"bad{suffix}"
+    if damage == "truncated":
+        saved(tmp_path, path.name, RNG.integers(0, 256, (80, 80, 3), dtype=np.uint8))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage != "missing":
+        path.write_text("not an image" if damage == "text" else "")
+    with pytest.raises(ImageError, match=f"bad{suffix}' {words}"):
+        read_image(path)
+
+
+def test_floats_outside_0_to_1_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "float.tif", np.full((8, 8), 200.0, np.float32))
+    with pytest.raises(ImageError, match=r"float\.tif.*from 200 to 200; scale it to"):
+        read_image(tmp_path / "float.tif")
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])

@@ -111,7 +111,7 @@ def test_the_resolution_of_the_file_is_used_and_a_contradiction_named(images, mo
         assert main([*common, "--out", str(tmp_path / source), *extra]) == 0
         head = json.loads((tmp_path / source / "scan.json").read_text())["wsi_metadata"]
         assert (head["base_mpp"], head["mpp_source"]) == (mpp, source)
-    assert "states 0.5 microns per pixel, but 0.25 is used, as asked" in capsys.readouterr().err
+    assert "image 'scan.tif' states 0.5 µm/px; mpp makes it 0.25 µm/px, which is used" in capsys.readouterr().err
 
 
 def test_empty_tissue_gives_valid_empty_files(model, tmp_path, images):

@@ -12,7 +12,7 @@ from cellvit.inference.plan.estimate import Range
 from cellvit.io.format import readable_size
 
 STAGES = {"read": "reading", "network": "network", "postprocess": "post-processing", "write": "writing"}
-SOURCES = {"slide": "stated by the slide", "--mpp": "given by --mpp", "--magnification": "given by --magnification"}
+SOURCES = {"slide": "stated by the slide", "mpp": "given by --mpp", "magnification": "given by --magnification"}
 
 
 def print_plan(console: Console, plan: SlidePlan, picture: Path | None) -> None:

@@ -19,12 +19,10 @@ from cellvit.cli.console import output_console
 from cellvit.errors import CellViTError, OutputError
 from cellvit.inference.image import segment_image
 from cellvit.inference.protocol import NucleiModel
-from cellvit.io.images import read_image, read_mpp
+from cellvit.io.images import read_image
 from cellvit.slide.naming import output_names
+from cellvit.slide.resolution import image_resolution
 from cellvit.types import Nuclei
-
-DEFAULT_MPP = 0.25
-MPP_WARNING = 0.1
 
 SUFFIXES = {"geojson": ".geojson", "json": ".json", "parquet": ".parquet", "overlay": ".png"}
 """Formats of an image and the suffix of each."""
@@ -138,14 +136,10 @@ def _write(targets: dict[str, Path], image: NDArray[np.uint8], nuclei: Nuclei, m
 
 def _resolution(job: Job, path: Path) -> tuple[float, str]:
     """Return the microns per pixel to use for a file and where the value is from; warn if the file disagrees."""
-    stated = read_mpp(path)
-    options = job.options
-    given = 10 / options.magnification if options.mpp is None and options.magnification else options.mpp
-    if given is None:
-        return (DEFAULT_MPP, "default") if stated is None else (stated, "file")
-    if stated is not None and abs(stated / given - 1) > MPP_WARNING:
-        job.say(f"warning: {str(path)!r} states {stated:g} microns per pixel, but {given:g} is used, as asked")
-    return float(given), "argument"
+    found, warnings = image_resolution(path, mpp=job.options.mpp, magnification=job.options.magnification)
+    for text in warnings:
+        job.say(f"warning: {text}")
+    return found.mpp[0], "argument" if found.source in ("mpp", "magnification") else found.source
 
 
 def _fail(job: Job, outcome: Outcome, reason: str) -> None:

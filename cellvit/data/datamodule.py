@@ -97,7 +97,7 @@ class FolderDataModule(LightningDataModule):
             self._sets["test"] = self._evaluation("test" if has_split(self.root, "test") else "val")
         if stage == "predict" and "predict" not in self._sets:
             if self.predict_dir is None:
-                raise ConfigError("predict_dir is not set; give a folder of images, or --data.predict_dir")
+                raise ConfigError("predict_dir is not set; give a folder of images")
             self._sets["predict"] = ImageDataset(self.predict_dir)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:

@@ -99,7 +99,7 @@ class BackgroundDigest:
         before = self._kept.read_text(encoding="ascii") if self._kept.exists() else found
         if before != found:
             raise ImageError(
-                f"slide {str(self._path)!r} was changed since its results were begun; pass --overwrite to start anew"
+                f"slide {str(self._path)!r} was changed since its results were begun; pass overwrite=True to start anew"
             )
         with atomic_text(self._kept) as file:
             file.write(found)
@@ -149,21 +149,3 @@ def _plain(value: Any) -> Any:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return [_qualified(value), _plain(getattr(value, "__dict__", {})) or repr(value)]
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:
-    """Return one line per value that differs between two nested mappings, such as ``"tile_size was 1024, is 512"``."""
-    found: list[str] = []
-    before, now = (json.loads(json.dumps(values)) for values in (before, now))  # tuples become lists, as in files
-    for name in sorted(set(before) | set(now)):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, prefix=f"{prefix}{name} ")
-        elif old != new:
-            found.append(f"{prefix}{name} was {_short(old)}, is {_short(new)}")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"

@@ -31,7 +31,7 @@ TISSUE_MPP = 8.0
 
 _TISSUE_SIDE = 4096
 
-NO_TISSUE = "no tissue was found; look at tissue.png, or search everything with --no-tissue-filter"
+NO_TISSUE = "no tissue was found; look at tissue.png, or search everything with tissue_filter=False"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ A *part* is a run of tiles in reading order. Its nuclei are one file that is eit
 may be killed at any moment and what it had finished is still good.
 """
 
-import json
 import os
 import shutil
 import socket
@@ -19,9 +18,9 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError, OutputError
-from cellvit.inference.fingerprints import differences
 from cellvit.io.arrow import from_arrow, read_facts, to_arrow
-from cellvit.io.atomic import TEMPORARY, atomic_path, atomic_text
+from cellvit.io.atomic import TEMPORARY, atomic_path, make_folder
+from cellvit.io.provenance import differences, read_record, write_record
 from cellvit.types import Nuclei
 
 WORK = ".work"
@@ -30,6 +29,7 @@ TILES_PER_CHUNK = 16
 
 _VERSION = 1
 _JOURNAL = "journal.json"
+_ANEW = "pass overwrite=True to start anew"
 
 
 class TileChunk(NamedTuple):
@@ -61,11 +61,11 @@ class ResumeFolder:
             self._lock.acquire(blocking=False)
         except Timeout as error:
             raise OutputError(
-                f"{str(self._out)!r} is being written by {self._owner()}; wait for it, or choose another --out"
+                f"{str(self._out)!r} is being written by {self._owner()}; wait for it, or choose another out=FOLDER"
             ) from error
         except (OSError, NotImplementedError) as error:  # some network disks have no locks
             reason = getattr(error, "strerror", None) or str(error)
-            raise OutputError(f"cannot write into {str(self._out)!r} ({reason}); choose another --out") from error
+            raise OutputError(f"cannot write into {str(self._out)!r} ({reason}); choose another out=FOLDER") from error
         self._sign()
         self._sweep()
         return self
@@ -92,15 +92,13 @@ class ResumeFolder:
         """
         facts = {"version": _VERSION, "parts": parts, "fingerprints": dict(fingerprints)}
         path = self.folder / _JOURNAL
-        if path.exists():
-            refuse_difference(_read_json(path), facts, self._out)
+        begun = read_record(path, advice=_ANEW)
+        if begun is not None:
+            refuse_difference(begun, facts, self._out)
             return
         shutil.rmtree(self.folder, ignore_errors=True)
-        try:
-            self.folder.mkdir(parents=True)
-        except OSError as error:
-            raise OutputError(f"cannot make {str(self.folder)!r} ({error.strerror}); choose another --out") from error
-        write_json(path, facts)
+        make_folder(self.folder)
+        write_record(path, facts)
 
     def discard(self) -> None:
         """Remove the parts and the journal."""
@@ -193,23 +191,8 @@ def refuse_difference(before: Mapping[str, Any], now: Mapping[str, Any], out: Pa
     if found:
         raise OutputError(
             f"{str(out)!r} holds results of another run: {'; '.join(found)}; "
-            "use the same again, pass --overwrite to start anew, or choose another --out"
+            f"use the same again, {_ANEW}, or choose another out=FOLDER"
         )
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write plain data as indented JSON that appears when complete."""
-    with atomic_text(path) as file:
-        json.dump(data, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{str(path)!r} is damaged ({error}); pass --overwrite to start anew") from error
-    return data if isinstance(data, Mapping) else {}
 
 
 def read_summary(out: Path) -> Mapping[str, Any] | None:
@@ -218,5 +201,4 @@ def read_summary(out: Path) -> Mapping[str, Any] | None:
     Raises:
         OutputError: If it is damaged.
     """
-    path = out / "summary.json"
-    return _read_json(path) if path.exists() else None
+    return read_record(out / "summary.json", advice=_ANEW)

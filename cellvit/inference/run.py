@@ -20,11 +20,12 @@ from cellvit.inference.outputs import OutputContext, write_formats
 from cellvit.inference.pipeline import TileStream
 from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, evaluation_mode
-from cellvit.inference.resume import WORK, ResumeFolder, read_summary, refuse_difference, write_json
+from cellvit.inference.resume import WORK, ResumeFolder, read_summary, refuse_difference
 from cellvit.inference.settings import FORMATS, SlideSettings, default_workers
 from cellvit.inference.summary import SlideFacts, stage_seconds
 from cellvit.inference.tta import with_tta
 from cellvit.io.atomic import atomic_path
+from cellvit.io.provenance import write_record
 
 TISSUE = "tissue.png"
 
@@ -151,7 +152,7 @@ class SlideRun:
         }
         summary = self._facts.summary(table, digest=digest.result(), started=started)
         summary = {**summary, "workers": {"number": workers, "kind": kind}, "seconds": seconds}
-        write_json(self.out / "summary.json", summary)
+        write_record(self.out / "summary.json", summary)
         return summary
 
     def _add_formats(self, summary: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -165,7 +166,7 @@ class SlideRun:
         files = {**summary["files"], **{name: FORMATS[name] for name in missing}}
         formats = [name for name in FORMATS if name in files]
         summary = {**summary, "files": files, "settings": {**summary["settings"], "formats": formats}}
-        write_json(self.out / "summary.json", summary)
+        write_record(self.out / "summary.json", summary)
         return summary
 
     def _write_tissue(self) -> None:

@@ -97,6 +97,22 @@ def atomic_text(path: str | Path) -> Iterator[TextIO]:
                 yield stream
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OutputError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot make the folder {str(folder)!r} ({reason}); choose another out=FOLDER") from error
+
+
 def _refuse_special(target: Path) -> None:
     """Raise where renaming would replace something that is not a plain file, such as a folder or a device."""
     if target.is_dir():

@@ -136,7 +136,7 @@ def translated_types(
     if unknown:
         raise DataError(
             f"'{stated.path}' has the classes {unknown}, which are not among {list(class_names)}; translate each with "
-            "--class-map 'NAME=CLASS', name the truth's types with --class-names, or leave types out with --binary"
+            "class_map, name the truth's types with class_names, or leave types out with binary=True"
         )
     lookup = np.zeros(len(stated.names), np.int64)
     lookup[list(ids)] = [found or 0 for found in ids.values()]
@@ -146,10 +146,10 @@ def translated_types(
 def _numbered_types(path: Path, types: Types, class_names: Sequence[str], *, numbered: bool) -> Types:
     if not numbered and (types > 0).any():
         message = f"'{path}' numbers its types, but only the names {list(class_names)[1:]} are known; "
-        raise DataError(message + "pass --class-names Background ... in the order of the numbers, or --binary")
+        raise DataError(message + "pass class_names, background first, in the order of the numbers, or binary=True")
     if int(types.max(initial=0)) >= len(class_names):
         message = f"'{path}' has the type {types.max()}, but the classes are {list(class_names)}; "
-        raise DataError(message + "pass --class-names with a name for every type, background first")
+        raise DataError(message + "pass class_names with a name for every type, background first")
     return types
 
 

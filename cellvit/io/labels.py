@@ -21,6 +21,7 @@ LABEL_SUFFIXES = (".npz", ".npy", ".png", ".tif", ".tiff")
 _COLUMNS = ("dataset", "image", "split")
 _SHOWN = 20
 
+
 @dataclass(frozen=True)
 class ImageRecord:
     """Files of one image.

@@ -1,4 +1,4 @@
-"""The resolution of a slide: what the file states, or what the user says."""
+"""The resolution of a slide or an image: what the caller says, else what the file states."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Protocol
 
 from cellvit.errors import ConfigError, ImageError
+from cellvit.io.images import read_mpp
 from cellvit.io.tiff_metadata import MAX_MPP, MIN_MPP
 
 _MICRONS = 10.0  # micrometres per pixel times the power of the objective, in the usual scanner
 _CONTRADICTION = 1.10
 _OTHER_OBJECTIVE = 1.5  # a magnification is only nominal: x40 scanners have 0.22 to 0.28 micrometres per pixel
 _SQUARE = 1.01
+
+
+DEFAULT_MPP = 0.25
+"""Micrometres per pixel assumed of an ordinary image of which nobody states any."""
 
 
 class States(Protocol):
@@ -32,11 +37,11 @@ class States(Protocol):
 
 @dataclass(frozen=True)
 class Resolution:
-    """Resolution of a slide and where it is known from.
+    """Resolution of a slide or an image and where it is known from.
 
     Attributes:
         mpp: ``(x, y)`` micrometres per pixel of full resolution.
-        source: "slide", "--mpp" or "--magnification".
+        source: "mpp" or "magnification", what the user said; "slide" or "file", what is stated; or "default".
     """
 
     mpp: tuple[float, float]
@@ -63,35 +68,71 @@ def slide_resolution(
         ConfigError: If a value is no resolution, or the two contradict each other by more than 10 %.
         ImageError: If the slide states no resolution and the user says nothing.
     """
-    given = _given(mpp, magnification)
+    given = given_resolution(mpp, magnification)
     if given is not None:
-        return given, _contradictions(slide, given)
+        return given, _contradictions(f"slide {slide.path.name!r}", slide.stated_mpp, slide.stated_magnification, given)
     if slide.stated_mpp is None:
         raise ImageError(_missing(slide))
     return Resolution(slide.stated_mpp, "slide"), _not_square(slide, slide.stated_mpp)
 
 
-def _given(mpp: float | None, magnification: float | None) -> Resolution | None:
+def image_resolution(
+    path: str | Path, *, mpp: float | None = None, magnification: float | None = None
+) -> tuple[Resolution, list[str]]:
+    """Return the resolution to use for an ordinary image, and warnings: the rule of :func:`slide_resolution`.
+
+    An ordinary image seldom states any. Then :data:`DEFAULT_MPP` is assumed, and ``source`` says so.
+
+    Args:
+        path: The file.
+        mpp: Micrometres per pixel, if the user says so.
+        magnification: Power of the objective, if the user says so; means ``10 / magnification``.
+
+    Returns:
+        The resolution, and one sentence per doubt.
+
+    Raises:
+        ConfigError: If a value is no resolution, or the two contradict each other by more than 10 %.
+    """
+    given = given_resolution(mpp, magnification)
+    stated = read_mpp(path)
+    if given is not None:
+        square = None if stated is None else (stated, stated)
+        return given, _contradictions(f"image {Path(path).name!r}", square, None, given)
+    if stated is None:
+        return Resolution((DEFAULT_MPP, DEFAULT_MPP), "default"), []
+    return Resolution((stated, stated), "file"), []
+
+
+def given_resolution(mpp: float | None, magnification: float | None) -> Resolution | None:
+    """Return the resolution that the caller gives, or None.
+
+    Args:
+        mpp: Micrometres per pixel, or None.
+        magnification: Power of the objective, or None; means ``10 / magnification``.
+
+    Raises:
+        ConfigError: If a value is no resolution, or the two contradict each other by more than 10 %.
+    """
     if mpp is not None and not MIN_MPP <= mpp <= MAX_MPP:  # also refuses nan
-        raise ConfigError(f"mpp {mpp:g} is not a resolution of a microscope; give micrometres per pixel, such as 0.25")
+        raise ConfigError(f"mpp={mpp:g} is not a resolution of a microscope; give micrometres per pixel, such as 0.25")
     if magnification is not None and not _MICRONS / MAX_MPP <= magnification <= _MICRONS / MIN_MPP:
-        raise ConfigError(f"magnification {magnification:g} is not one of a microscope; give a number such as 40")
+        raise ConfigError(f"magnification={magnification:g} is not one of a microscope; give a number such as 40")
     if magnification is None:
-        return None if mpp is None else Resolution((mpp, mpp), "--mpp")
+        return None if mpp is None else Resolution((mpp, mpp), "mpp")
     nominal = _MICRONS / magnification
     if mpp is None:
-        return Resolution((nominal, nominal), "--magnification")
+        return Resolution((nominal, nominal), "magnification")
     if _apart(mpp, nominal) > _CONTRADICTION:
         raise ConfigError(
-            f"mpp {mpp:g} and magnification {magnification:g} (about {nominal:.3g} µm/px) contradict each other; "
+            f"mpp={mpp:g} and magnification={magnification:g} (about {nominal:.3g} µm/px) contradict each other; "
             "give one of them"
         )
-    return Resolution((mpp, mpp), "--mpp")
+    return Resolution((mpp, mpp), "mpp")
 
 
-def _contradictions(slide: States, given: Resolution) -> list[str]:
-    value, stated, power = given.mpp[0], slide.stated_mpp, slide.stated_magnification
-    name = f"slide {slide.path.name!r}"
+def _contradictions(name: str, stated: tuple[float, float] | None, power: float | None, given: Resolution) -> list[str]:
+    value = given.mpp[0]
     if stated is not None:
         if max(_apart(value, axis) for axis in stated) <= _CONTRADICTION:
             return []
@@ -113,12 +154,10 @@ def _not_square(slide: States, mpp: tuple[float, float]) -> list[str]:
 def _missing(slide: States) -> str:
     power, name = slide.stated_magnification, f"slide {slide.path.name!r}"
     if power is None or not MIN_MPP <= _MICRONS / power <= MAX_MPP:
-        return f"{name} states no resolution; pass mpp=0.25 or --mpp 0.25, or magnification=40 or --magnification 40"
-    nominal = f"{_MICRONS / power:.3g}"
+        return f"{name} states no resolution; pass mpp=0.25 or magnification=40"
     return (
         f"{name} states no resolution, only a magnification of {power:g}, which names the objective and not the "
-        f"size of a pixel; pass mpp={nominal} or --mpp {nominal}, or magnification={power:g} or "
-        f"--magnification {power:g}, if that is right"
+        f"size of a pixel; pass mpp={_MICRONS / power:.3g} or magnification={power:g} if that is right"
     )
 
 

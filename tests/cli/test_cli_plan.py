@@ -106,7 +106,7 @@ def test_lists_and_ordinary_images(slides, model, tmp_path, capsys):
     (tmp_path / "list.csv").write_text("path,mpp\nslides/a.tif,0.5\n")
     assert main([str(tmp_path / "list.csv"), "--json", "--sample", "0", *options(model)]) == 0
     (plan,) = data_of(capsys)["slides"]
-    assert plan["resolution"] == {"mpp": [0.5, 0.5], "source": "--mpp"}
+    assert plan["resolution"] == {"mpp": [0.5, 0.5], "source": "mpp"}
     assert "states 0.25" in plan["warnings"][0]
     Image.new("RGB", (200, 150), (180, 90, 180)).save(tmp_path / "plain.png")
     assert main([str(tmp_path / "plain.png"), *options(model)]) == 2

@@ -110,7 +110,7 @@ def test_an_image_as_a_slide_needs_a_resolution(model, tmp_path, capsys):
     assert "--mpp 0.25" in capsys.readouterr().err
     assert main([*command, "--magnification", "20"]) == 0
     summary = json.loads((tmp_path / "out" / "plain" / "summary.json").read_text())
-    assert summary["resolution"] == {"mpp": [0.5, 0.5], "source": "--magnification"}
+    assert summary["resolution"] == {"mpp": [0.5, 0.5], "source": "magnification"}
 
 
 @pytest.mark.parametrize(

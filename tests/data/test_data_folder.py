@@ -135,7 +135,7 @@ def test_all_problems_are_in_one_error(data_folder):
     for part in (
         "0.png' has no label",
         "1.png' is (40, 40) but its label is (40, 48)",
-        "2.png' cannot be read",
+        "2.png' is damaged or cut short",
         "3.npz' has labels up to 1 but inst_type of shape (1,); it needs 2",
         "4.npz' has type 5 but there are 5 classes",
         "5.npz' has a nucleus of type 0",

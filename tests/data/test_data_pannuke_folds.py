@@ -370,7 +370,7 @@ def test_ids_in_two_channels_are_an_error_that_can_be_accepted(tmp_path):
     write_fold(tmp_path, 2, folds[2])
     (line,) = problems_of(tmp_path)
     assert "masks.npy: patches 0, 2: has an id in more than one type channel" in line
-    assert "--accept repeated-ids" in line
+    assert "accept=['repeated-ids']" in line
     result = prepare_pannuke(tmp_path, accept=["repeated-ids"])
     assert result.folds[1].accepted == {"repeated-ids": 2}
     assert result.dataset.about["accepted"] == ["repeated-ids"]
@@ -387,7 +387,7 @@ def test_patches_that_nobody_labelled_are_an_error_that_can_be_accepted(tmp_path
     write_fold(tmp_path, 3, folds[3])
     (line,) = problems_of(tmp_path)
     assert "Fold 3/masks/fold3/masks.npy: patch 2: is zero in all channels" in line
-    assert "--accept empty-masks" in line
+    assert "accept=['empty-masks']" in line
     result = prepare_pannuke(tmp_path, accept=["empty-masks"])
     assert result.folds[2].accepted == {"empty-masks": 1}
     assert result.folds[2].without_nuclei == 1

@@ -215,7 +215,7 @@ def test_names_are_translated_without_regard_to_case(tmp_path):
     classes = ("Background", "Neoplastic", "Immune", "Stroma")
     types = translated_types(read_nuclei(path), classes, class_map={"tumor": "neoplastic"})
     assert types.tolist() == [0, 1, 0, 3, 2]
-    with pytest.raises(DataError, match=r"\['Tumor'\].*'Neoplastic'.*--class-map") as caught:
+    with pytest.raises(DataError, match=r"\['Tumor'\].*'Neoplastic'.*class_map") as caught:
         translated_types(read_nuclei(path), classes)
     assert "a.geojson" in str(caught.value)
     assert translated_types(read_nuclei(path), classes, class_map={"Tumor": "Background"}).tolist() == [0, 0, 0, 3, 2]

@@ -80,7 +80,7 @@ def test_what_is_known_of_a_slide_without_computing(slide, monkeypatch):
 def test_a_slide_of_another_resolution_is_resampled_from_the_level_that_fits(slide):
     found = plan(slide, sample=0, mpp=0.5)
     assert (found.view_size, found.level, found.factor) == ((3000, 2600), 0, 2)
-    assert found.resolution.source == "--mpp"
+    assert found.resolution.source == "mpp"
     assert len(found.warnings) == 1
     assert "states 0.25" in found.warnings[0]
     found = plan(slide, sample=0, mpp=0.05)
@@ -281,9 +281,9 @@ def test_a_real_slide(test_data):
     assert 0.3 < found.tissue_share < 0.7
     assert 0 < found.tiles < found.tiles_total
     without = test_data / "wsi/tcga_pyramid_without_mpp.svs"
-    with pytest.raises(ImageError, match="--mpp"):
+    with pytest.raises(ImageError, match=r"mpp=0\.25"):
         plan_slide(without, model=DrawnModel(), sample=0)
-    assert plan_slide(without, model=DrawnModel(), sample=0, mpp=0.5).resolution.source == "--mpp"
+    assert plan_slide(without, model=DrawnModel(), sample=0, mpp=0.5).resolution.source == "mpp"
 
 
 # The choice of tiles, and the arithmetic

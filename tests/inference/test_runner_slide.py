@@ -496,7 +496,7 @@ def test_a_contradiction_is_a_warning_and_kept(slide, tmp_path):
         result = run(
             slide, tmp_path / "out", mpp=0.5, roi=polygon_file(tmp_path / "r.json", [[0, 0], [99, 0], [99, 99]])
         )
-    assert result.summary["resolution"] == {"mpp": [0.5, 0.5], "source": "--mpp"}
+    assert result.summary["resolution"] == {"mpp": [0.5, 0.5], "source": "mpp"}
     assert len(result.summary["warnings"]) == 1
 
 

@@ -1,7 +1,6 @@
 """CoNSeP in PanNuke's layout: real, typed patches in three folds, cut from images without rescaling them."""
 
 import csv
-import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,15 +15,17 @@ from numpy.typing import NDArray
 from cellvit.data.pannuke.source import FOLDS, NAMES_FILE, SOURCES_FILE
 from cellvit.data.pannuke.storage import npy_stream
 from cellvit.errors import DataError, ImageError, OutputError
-from cellvit.io.atomic import atomic_text
+from cellvit.io.atomic import atomic_text, make_folder
 from cellvit.io.images import read_image
 from cellvit.io.labels import LABEL_SUFFIXES, list_images, raise_problems, read_label
+from cellvit.io.provenance import differences, file_state, read_record, write_record
 
 CLASS_NAMES = ("Background", "Other", "Inflammatory", "Epithelial", "Spindle-shaped")
 TISSUE = "Colon"
 MPP = 0.25
 PATCH_SIZE = 256
 _UNFINISHED = ".unfinished"
+_SHOWN = 5  # differences in a message
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,7 @@ def cut_folds(root: Path, out: Path, *, report: Callable[[int, int], None] = lam
         for number in FOLDS:
             places = [(one.image.stem, *corner) for one in folds[number] for corner in patch_corners(one.shape)]
             writer.writerows((number, index, *place) for index, place in enumerate(places))
-    with atomic_text(out / NAMES_FILE) as file:
-        json.dump(_names(images), file, indent=1)
-        file.write("\n")
+    write_record(out / NAMES_FILE, _names(images))
     (out / _UNFINISHED).unlink(missing_ok=True)
     return cut
 
@@ -202,10 +201,7 @@ def _write_fold(
     """Write the arrays of one fold; ``tick`` is called after each image."""
     places = {kind: out / f"Fold {number}" / kind / f"fold{number}" for kind in ("images", "masks")}
     for place in places.values():
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make '{place}' ({error.strerror}); choose another --out") from error
+        make_folder(place)
     shape = (patches, PATCH_SIZE, PATCH_SIZE)
     with ExitStack() as stack:
         add = stack.enter_context
@@ -228,8 +224,7 @@ def _names(images: Sequence[TypedImage]) -> dict[str, Any]:
     fingerprints = {}
     for one in images:
         for path in (one.image, one.label):
-            status = path.stat()
-            fingerprints[f"{path.parent.name}/{path.name}"] = [status.st_size, status.st_mtime_ns]
+            fingerprints[f"{path.parent.name}/{path.name}"] = list(file_state(path).values())
     about = {
         "data": "CoNSeP cut into patches in the layout of PanNuke",
         "licence": "not stated by the authors of CoNSeP",
@@ -247,10 +242,7 @@ def _names(images: Sequence[TypedImage]) -> dict[str, Any]:
 
 def _mark(out: Path) -> None:
     """Say that the folds that follow are ours, for a later call to go on with if this one is stopped."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write into '{out}' ({error.strerror or error}); choose another --out") from error
+    make_folder(out)
     with atomic_text(out / _UNFINISHED) as file:
         file.write("cellvit prepare pannuke-like is writing folds here\n")
 
@@ -260,7 +252,7 @@ def _refuse_foreign(out: Path) -> None:
         return
     foreign = sorted(path.name for path in out.iterdir() if re.fullmatch(r"fold ?\d+", path.name, re.IGNORECASE))
     if foreign:
-        raise OutputError(f"'{out}' holds the folds {foreign} of another data set; choose another --out")
+        raise OutputError(f"'{out}' holds the folds {foreign} of another data set; choose another out=FOLDER")
 
 
 def _is_current(out: Path, images: Sequence[TypedImage]) -> bool:
@@ -273,10 +265,11 @@ def _is_current(out: Path, images: Sequence[TypedImage]) -> bool:
     if not path.is_file():
         _refuse_foreign(out)
         return False
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        stored = None
-    if stored != _names(images):
-        raise OutputError(f"'{out}' holds folds made from other files; remove the folder or choose another --out")
+    stored = read_record(path, advice="remove the folder or choose another out=FOLDER")
+    changed = differences(stored or {}, _names(images))
+    if changed:
+        raise OutputError(
+            f"'{out}' holds folds made from other files ({'; '.join(changed[:_SHOWN])}); remove the folder or choose "
+            "another out=FOLDER"
+        )
     return True

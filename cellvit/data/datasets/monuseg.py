@@ -13,8 +13,8 @@ from PIL import Image
 
 from cellvit.data.pannuke.storage import PREPARED
 from cellvit.data.targets import relabel
-from cellvit.errors import ConfigError, DataError, ImageError, OutputError
-from cellvit.io.atomic import atomic_path
+from cellvit.errors import ConfigError, DataError, ImageError
+from cellvit.io.atomic import atomic_path, make_folder
 from cellvit.io.images import DAMAGE, read_image
 from cellvit.io.labels import raise_problems
 
@@ -241,10 +241,7 @@ def _is_outside(points: NDArray[np.float64], height: int, width: int) -> bool:
 
 def _write(pixels: NDArray[np.uint8], labels: NDArray[Any], targets: tuple[Path, Path]) -> None:
     for target in targets:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make '{target.parent}' ({error.strerror}); choose another --out") from error
+        make_folder(target.parent)
     with atomic_path(targets[0]) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
     with atomic_path(targets[1]) as temporary:

@@ -269,7 +269,7 @@ class FoldConverter:
             lines.append(f"{images}: no value is above 1 in any patch; give 0..255, as in np.save(path, 255 * images)")
         for name, where in self._doubtful.items():
             if where and name not in accept:
-                lines.append(f"{masks}: {listed(where)}: {ACCEPTABLE[name]} (--accept {name} allows it)")
+                lines.append(f"{masks}: {listed(where)}: {ACCEPTABLE[name]} (accept=[{name!r}] allows it)")
         self.summary.accepted = {name: len(where) for name, where in self._doubtful.items() if where}
         return lines
 

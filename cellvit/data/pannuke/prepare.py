@@ -21,6 +21,7 @@ from cellvit.data.pannuke.storage import (
 )
 from cellvit.errors import ConfigError, OutputError
 from cellvit.io.labels import raise_problems
+from cellvit.io.provenance import file_state
 
 Report = Callable[[str, int, int], None]
 """Takes what was done last, and how many patches of how many are done."""
@@ -161,7 +162,7 @@ def _find(root: Path, out: Path, folds: Sequence[int] | None) -> tuple[list[Fold
 def _check_out(out: Path, root: Path, files: Sequence[FoldFiles]) -> None:
     """Refuse a folder in which prepared folds would replace or mix with the source."""
     if out.exists() and not out.is_dir():
-        raise OutputError(f"the folder to write, '{out}', is a file; choose another --out")
+        raise OutputError(f"the folder to write, '{out}', is a file; choose another out=FOLDER")
     target = out.resolve()
     sources = [path.resolve().parent for one in files for path in one.paths.values()]
     if target == root.resolve() or any(source == target or source.is_relative_to(target) for source in sources):
@@ -192,8 +193,7 @@ def _made_with(fold: SourceFold, job: _Job) -> dict[str, Any]:
     """Return what decides the bytes of a prepared fold."""
     made_with = _settings(job)
     for kind, path in fold.files.paths.items():
-        status = path.stat()
-        made_with[kind] = {"file": fold.label(kind), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+        made_with[kind] = {"file": fold.label(kind), **file_state(path)}
     cut_from = hashlib.blake2b("\n".join(fold.sources).encode(), digest_size=16).hexdigest()
     return {**made_with, "sources": cut_from}
 
@@ -208,7 +208,7 @@ def _take_over(known: dict[str, Any], job: _Job) -> tuple[FoldSummary, list[str]
     job.advance(f"fold {summary.number} is finished", summary.patches)
     images, masks = (known["made_with"][kind]["file"] for kind in ("images", "masks"))
     problems = [
-        f"{masks}: accepted before, {count} patch(es): {ACCEPTABLE[name]} (--accept {name} allows it)"
+        f"{masks}: accepted before, {count} patch(es): {ACCEPTABLE[name]} (accept=[{name!r}] allows it)"
         for name, count in summary.accepted.items()
         if name not in job.accept
     ]
@@ -244,6 +244,6 @@ def _share(label: str, digests: Sequence[str], summary: FoldSummary, job: _Job) 
         summary.accepted = {**summary.accepted, SHARED_IMAGES: len(shared)}
         return []
     return [
-        f"{label}: patch {index} has the same image as {other} (--accept {SHARED_IMAGES} allows it)"
+        f"{label}: patch {index} has the same image as {other} (accept=[{SHARED_IMAGES!r}] allows it)"
         for index, other in shared
     ]

@@ -205,7 +205,7 @@ def find_folds(root: Path, *, numbers: Sequence[int] | None = None) -> tuple[lis
             problems.append(f"{places[0].name if places else number}: folds are numbered from 1; rename the folders")
         elif not places:
             others = sorted(n for n in folders if n > 0)
-            problems.append(f"fold {number} is missing; there are {others}: name those wanted, as in --folds 1 2")
+            problems.append(f"fold {number} is missing; there are {others}: name those wanted, as in folds=[1, 2]")
         elif len(places) > 1:
             names = " and ".join(f"'{p.name}'" for p in places)
             problems.append(f"fold {number} is there twice: {names}; keep one")

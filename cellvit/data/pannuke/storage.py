@@ -1,9 +1,18 @@
-"""Write the compact form of a patch data set, one fold at a time, and know which folds are finished."""
+"""The compact form of a patch data set on disk: what a prepared folder says of itself, its folds, and their writing.
+
+::
+
+    prepared/dataset.json           PatchDataset; written last, makes the folder complete
+    prepared/fold1/images.npy       (N, S, S, 3) uint8
+    prepared/fold1/instance_maps.npy, type_maps.npy
+    prepared/fold1/patches.csv      name, source, tissue and number of nuclei per type of each patch
+    prepared/fold1/source.json      what the fold was made from; written last, makes the fold finished
+"""
 
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError, OutputError
-from cellvit.io.atomic import atomic_path, atomic_text
+from cellvit.io.atomic import TEMPORARY, atomic_path, atomic_text, make_folder
+from cellvit.io.provenance import differences, read_record, write_record
 
-DATASET_FILE = "dataset.json"
 PREPARED = "prepared"
+DATASET_FILE = "dataset.json"
 FORMAT = "cellvit-patches"
 FORMAT_VERSION = 1
 IMAGES, INSTANCE_MAPS, TYPE_MAPS, PATCHES = "images.npy", "instance_maps.npy", "type_maps.npy", "patches.csv"
 DTYPES = {IMAGES: np.uint8, INSTANCE_MAPS: np.uint16, TYPE_MAPS: np.uint8}
 ROW_COLUMNS = ("name", "source", "tissue")
+MADE_FROM = "source.json"
+
+AppendArray = Callable[[NDArray[Any]], None]
+AppendPatches = Callable[[NDArray[np.uint8], NDArray[Any], NDArray[Any], Sequence[Mapping[str, Any]]], None]
 
 
 @dataclass(frozen=True)
@@ -168,36 +182,65 @@ def read_fold(root: Path, number: int, *, dataset: PatchDataset) -> PatchFold:
     )
 
 
-def _read_rows(path: Path, dataset: PatchDataset) -> list[dict[str, str]]:
-    needed = [*ROW_COLUMNS, *dataset.class_names[1:]]
+def write_dataset(out: Path, dataset: PatchDataset) -> None:
+    """Write ``dataset.json``, which makes a prepared folder complete.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    write_record(out / DATASET_FILE, {"format": FORMAT, "version": FORMAT_VERSION, **asdict(dataset)})
+
+
+@contextmanager
+def fold_stream(
+    out: Path, number: int, *, shape: tuple[int, int], class_names: Sequence[str]
+) -> Iterator[AppendPatches]:
+    """Return a context that yields a function which appends patches to a new fold.
+
+    The function takes images ``(B, S, S, 3)``, instance maps and type maps ``(B, S, S)`` and one row per patch with
+    ``name``, ``source``, ``tissue`` and the number of nuclei under the name of each type. What an interrupted run left
+    behind is removed; the fold counts as finished only after :func:`finish_fold`. A ``dataset.json`` that names the
+    fold is removed first, so that nobody opens a fold of which some files are new and some are not.
+
+    Args:
+        out: Folder of the data set; made if missing.
+        number: Number of the fold.
+        shape: Number of patches, and their side in pixels.
+        class_names: Names of the types, background first.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    folder = fold_folder(out, number)
+    make_folder(folder)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in needed if c not in (reader.fieldnames or ())]
-            rows = list(reader)
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"'{path}' cannot be read ({error}); prepare the data again") from error
-    if missing:
-        raise DataError(f"'{path}' lacks the columns {missing}; prepare the data again")
-    return rows
+        unlisted = [out / DATASET_FILE] if _is_listed(out, number) else []
+        for left in (*unlisted, folder / MADE_FROM, *folder.glob(f"{TEMPORARY}*")):
+            left.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write into '{folder}' ({reason}); choose another out=FOLDER") from error
+    count, size = shape
+    with ExitStack() as stack:
+        images = stack.enter_context(npy_stream(folder / IMAGES, (count, size, size, 3), DTYPES[IMAGES]))
+        labels = stack.enter_context(npy_stream(folder / INSTANCE_MAPS, (count, size, size), DTYPES[INSTANCE_MAPS]))
+        types = stack.enter_context(npy_stream(folder / TYPE_MAPS, (count, size, size), DTYPES[TYPE_MAPS]))
+        table = stack.enter_context(atomic_text(folder / PATCHES))
+        writer = csv.DictWriter(table, [*ROW_COLUMNS, *class_names[1:]], lineterminator="\n")
+        writer.writeheader()
 
+        def append(
+            image: NDArray[np.uint8],
+            instance_map: NDArray[Any],
+            type_map: NDArray[Any],
+            rows: Sequence[Mapping[str, Any]],
+        ) -> None:
+            images(image)
+            labels(instance_map)
+            types(type_map)
+            writer.writerows(rows)
 
-def _open(path: Path, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"'{path}' cannot be read ({error}); prepare the data again") from error
-    if array.shape != shape or array.dtype != dtype:
-        found = f"shape {array.shape} and type {array.dtype}"
-        raise DataError(f"'{path}' has {found} where {shape} {np.dtype(dtype)} is due; prepare the data again")
-    return array
-
-
-MADE_FROM = "source.json"
-_TEMPORARY = ".cellvit-*"
-
-AppendArray = Callable[[NDArray[Any]], None]
-AppendPatches = Callable[[NDArray[np.uint8], NDArray[Any], NDArray[Any], Sequence[Mapping[str, Any]]], None]
+        yield append
 
 
 @contextmanager
@@ -231,57 +274,6 @@ def npy_stream(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[Appen
         assert rows == shape[0], (rows, shape)
 
 
-@contextmanager
-def fold_stream(
-    out: Path, number: int, *, shape: tuple[int, int], class_names: Sequence[str]
-) -> Iterator[AppendPatches]:
-    """Return a context that yields a function which appends patches to a new fold.
-
-    The function takes images ``(B, S, S, 3)``, instance maps and type maps ``(B, S, S)`` and one row per patch with
-    ``name``, ``source``, ``tissue`` and the number of nuclei under the name of each type. What an interrupted run left
-    behind is removed; the fold counts as finished only after :func:`finish_fold`. A ``dataset.json`` that names the
-    fold is removed first, so that nobody opens a fold of which some files are new and some are not.
-
-    Args:
-        out: Folder of the data set; made if missing.
-        number: Number of the fold.
-        shape: Number of patches, and their side in pixels.
-        class_names: Names of the types, background first.
-
-    Raises:
-        OutputError: If a file cannot be written.
-    """
-    folder = fold_folder(out, number)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unlisted = [out / DATASET_FILE] if _is_listed(out, number) else []
-        for left in (*unlisted, folder / MADE_FROM, *folder.glob(_TEMPORARY)):
-            left.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write into '{folder}' ({error.strerror or error}); choose another --out") from error
-    count, size = shape
-    with ExitStack() as stack:
-        images = stack.enter_context(npy_stream(folder / IMAGES, (count, size, size, 3), DTYPES[IMAGES]))
-        labels = stack.enter_context(npy_stream(folder / INSTANCE_MAPS, (count, size, size), DTYPES[INSTANCE_MAPS]))
-        types = stack.enter_context(npy_stream(folder / TYPE_MAPS, (count, size, size), DTYPES[TYPE_MAPS]))
-        table = stack.enter_context(atomic_text(folder / PATCHES))
-        writer = csv.DictWriter(table, [*ROW_COLUMNS, *class_names[1:]], lineterminator="\n")
-        writer.writeheader()
-
-        def append(
-            image: NDArray[np.uint8],
-            instance_map: NDArray[Any],
-            type_map: NDArray[Any],
-            rows: Sequence[Mapping[str, Any]],
-        ) -> None:
-            images(image)
-            labels(instance_map)
-            types(type_map)
-            writer.writerows(rows)
-
-        yield append
-
-
 def finish_fold(out: Path, number: int, made_from: Mapping[str, Any]) -> None:
     """Mark a fold as finished.
 
@@ -293,9 +285,7 @@ def finish_fold(out: Path, number: int, made_from: Mapping[str, Any]) -> None:
     Raises:
         OutputError: If the file cannot be written.
     """
-    with atomic_text(fold_folder(out, number) / MADE_FROM) as file:
-        json.dump(made_from, file, indent=1)
-        file.write("\n")
+    write_record(fold_folder(out, number) / MADE_FROM, made_from)
 
 
 def finished_fold(
@@ -315,7 +305,7 @@ def finished_fold(
     stored = _stored(fold_folder(out, number))
     if stored is None:
         return None
-    _refuse_other(fold_folder(out, number), stored["made_with"], made_with, keys={**stored["made_with"], **made_with})
+    _refuse_other(fold_folder(out, number), stored["made_with"], made_with)
     try:
         read_fold(out, number, dataset=dataset)
     except DataError:  # files of a finished fold were removed or damaged
@@ -340,11 +330,11 @@ def earlier_fold(out: Path, number: int, *, made_with: Mapping[str, Any], datase
         stored = _stored(folder)
         if stored is None:
             raise DataError(f"'{folder / MADE_FROM}' is gone")
-        _refuse_other(folder, stored["made_with"], made_with, keys=made_with)
+        _refuse_other(folder, {name: stored["made_with"].get(name) for name in made_with}, made_with)
         read_fold(out, number, dataset=dataset)
     except DataError as error:
         message = f"'{folder}' was finished before but does not fit, and its source is not there: {error}"
-        raise OutputError(f"{message}. Put the source back, remove the folder, or choose another --out") from error
+        raise OutputError(f"{message}. Put the source back, remove the folder, or choose another out=FOLDER") from error
     return stored
 
 
@@ -352,6 +342,31 @@ def finished_numbers(out: Path) -> list[int]:
     """Return the numbers of the folds that are finished in a folder, ascending."""
     found = (re.fullmatch(r"fold([1-9]\d*)", path.parent.name) for path in out.glob(f"fold*/{MADE_FROM}"))
     return sorted(int(match[1]) for match in found if match)
+
+
+def _read_rows(path: Path, dataset: PatchDataset) -> list[dict[str, str]]:
+    needed = [*ROW_COLUMNS, *dataset.class_names[1:]]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = [c for c in needed if c not in (reader.fieldnames or ())]
+            rows = list(reader)
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"'{path}' cannot be read ({error}); prepare the data again") from error
+    if missing:
+        raise DataError(f"'{path}' lacks the columns {missing}; prepare the data again")
+    return rows
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"'{path}' cannot be read ({error}); prepare the data again") from error
+    if array.shape != shape or array.dtype != dtype:
+        found = f"shape {array.shape} and type {array.dtype}"
+        raise DataError(f"'{path}' has {found} where {shape} {np.dtype(dtype)} is due; prepare the data again")
+    return array
 
 
 def _is_listed(out: Path, number: int) -> bool:
@@ -363,33 +378,17 @@ def _is_listed(out: Path, number: int) -> bool:
 
 def _stored(folder: Path) -> dict[str, Any] | None:
     """Return what :func:`finish_fold` stored in the folder of a fold, or None if the fold is not finished."""
-    try:
-        stored = dict(json.loads((folder / MADE_FROM).read_text(encoding="utf-8")))
-        return {**stored, "made_with": dict(stored["made_with"])}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"'{folder / MADE_FROM}' cannot be read ({error!r}); remove the folder '{folder}'") from error
+    path, advice = folder / MADE_FROM, f"remove the folder '{folder}'"
+    stored = read_record(path, advice=advice)
+    if stored is not None and not isinstance(stored.get("made_with"), dict):
+        raise OutputError(f"{str(path)!r} does not say what the fold was made with; {advice}")
+    return stored
 
 
-def _refuse_other(
-    folder: Path, before: Mapping[str, Any], made_with: Mapping[str, Any], *, keys: Iterable[str]
-) -> None:
-    wanted = json.loads(json.dumps(made_with))
-    changed = [f"{k} was {before.get(k)}, is {wanted.get(k)}" for k in keys if before.get(k) != wanted.get(k)]
+def _refuse_other(folder: Path, before: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+    changed = differences(before, made_with)
     if changed:
         raise OutputError(
             f"'{folder}' was made with other settings or from other files: {'; '.join(changed)}. "
-            "Remove the folder to make it anew, or choose another --out"
+            "Remove the folder to make it anew, or choose another out=FOLDER"
         )
-
-
-def write_dataset(out: Path, dataset: PatchDataset) -> None:
-    """Write ``dataset.json``, which makes a prepared folder complete.
-
-    Raises:
-        OutputError: If the file cannot be written.
-    """
-    with atomic_text(out / DATASET_FILE) as file:
-        json.dump({"format": FORMAT, "version": FORMAT_VERSION, **asdict(dataset)}, file, indent=1)
-        file.write("\n")

@@ -24,6 +24,7 @@ from cellvit.evaluation.cross_validation.callbacks import LAST
 from cellvit.evaluation.cross_validation.scores import FILE_NAME as SCORES
 from cellvit.evaluation.cross_validation.scores import DatasetFacts, Fold, FoldScores, write_scores
 from cellvit.io.atomic import atomic_text
+from cellvit.io.provenance import differences, read_record, write_record
 
 PLAN = "cross-validation.json"
 SUPERVISED = "CELLVIT_SUPERVISED"
@@ -171,22 +172,17 @@ def _check_plan(plan: CrossValidation) -> None:
     }
     started = any(plan.out.glob(f"run-*/checkpoints/{LAST}"))
     if not path.is_file() or not started:  # what failed before its first epoch binds nobody
-        _write_json(path, told)
+        write_record(path, told)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name in told if told[name] != before.get(name)]
+    before = read_record(path, advice="choose another --out") or {}
+    changed = differences(before, told | {"layers": before.get("layers")})
+    if told["layers"] != before.get("layers"):
+        changed.append("the text of the configuration has changed")
     if changed:
-        what = "; ".join(_change(name, before.get(name), told[name]) for name in changed)
         raise ConfigError(
-            f"'{plan.out}' holds a cross-validation with other settings ({what}); choose another --out, or repeat the "
-            f"command it was made with, see {path.name}"
+            f"'{plan.out}' holds a cross-validation with other settings ({'; '.join(changed)}); choose another --out, "
+            f"or repeat the command it was made with, see {path.name}"
         )
-
-
-def _change(name: str, before: Any, now: Any) -> str:
-    if name == "layers":
-        return "the text of the configuration has changed"
-    return f"{name} was {json.dumps(before)}, is {json.dumps(now)}"
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cellvit.inference.assemble import TABLE
-from cellvit.inference.fingerprints import differences
 from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import FORMATS
+from cellvit.io.provenance import differences
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""What something was made from: facts kept beside a result, and what differs when it is asked for again."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cellvit.errors import OutputError
+from cellvit.io.atomic import atomic_text
+
+_TEXT, _LIST = 40, 200  # longest values that are shown whole
+
+
+def file_state(path: Path) -> dict[str, int]:
+    """Return size and time of a file, which change when it is replaced.
+
+    Args:
+        path: A file that exists.
+    """
+    status = path.stat()
+    return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return one line per value that differs between two nested mappings of plain data.
+
+    Args:
+        before: Facts of what is there.
+        now: Facts of what is asked for; None stands for a fact that is missing.
+
+    Example:
+        >>> differences({"mpp": 0.5, "tile": {"size": 1024}}, {"mpp": 0.5, "tile": {"size": 512}})
+        ['tile size was 1024, is 512']
+    """
+    before, now = (json.loads(json.dumps(facts)) for facts in (before, now))  # tuples become lists, as in files
+    return _differences(before, now, "")
+
+
+def read_record(path: Path, *, advice: str) -> dict[str, Any] | None:
+    """Return the facts that a file holds, or None if there is no such file.
+
+    Args:
+        path: A JSON file.
+        advice: What to do if it is damaged, for the message.
+
+    Raises:
+        OutputError: If it is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(f"{str(path)!r} is damaged ({error}); {advice}") from error
+
+
+def write_record(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts as indented JSON that appears when complete.
+
+    Args:
+        path: The file.
+        facts: Plain data.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    with atomic_text(path) as file:
+        json.dump(facts, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
+    found: list[str] = []
+    for name in sorted(set(before) | set(now)):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{prefix}{name} ")
+        elif old != new:
+            found.append(f"{prefix}{name} was {_short(old)}, is {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        text = json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= _LIST else f"{text[: _LIST - 20]}…"
+    text = str(value)
+    return text if len(text) <= _TEXT else f"{text[:12]}…"

@@ -114,6 +114,13 @@ def test_the_resolution_of_the_file_is_used_and_a_contradiction_named(images, mo
     assert "image 'scan.tif' states 0.5 µm/px; mpp makes it 0.25 µm/px, which is used" in capsys.readouterr().err
 
 
+def test_mpp_and_magnification_that_contradict_each_other_are_refused(images, model, tmp_path, capsys):
+    arguments = [str(images / "a.png"), "--out", str(tmp_path / "out"), "--model", model, "--device", "cpu"]
+    for kind in ("image", "slide"):
+        assert main([*arguments, "--as", kind, "--mpp", "0.25", "--magnification", "20"]) != 0
+        assert "contradict each other; give one of them" in capsys.readouterr().err
+
+
 def test_empty_tissue_gives_valid_empty_files(model, tmp_path, images):
     Image.new("RGB", (1, 1), "white").save(images / "dot.png")
     out = tmp_path / "out"

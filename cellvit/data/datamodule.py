@@ -29,7 +29,7 @@ class FolderDataModule(LightningDataModule):
         crop_size: Side of training patches in pixels.
         batch_size: Training patches per batch and process.
         samples_per_epoch: Training patches per epoch, over all processes.
-        dataset_weights: How often each training data set is drawn; None draws in proportion to the area of images.
+        dataset_weights: Share of the draws, from 0, by name of each training data set; None draws by area of images.
         type_balance: Share of the training patches, in [0, 1], around a nucleus of a type drawn evenly among all types.
         augmentation: Names and arguments, see
             :func:`cellvit.data.augmentation.transforms.build_augmentation`; None is the published one, ``{}`` none.

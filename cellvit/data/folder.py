@@ -18,6 +18,7 @@ from cellvit.errors import ConfigError, DataError, ImageError
 from cellvit.io.images import read_image
 from cellvit.io.labels import ImageRecord, find_records, list_images, raise_problems, read_label, resample
 
+_MAX_INT16 = 2**15 - 1
 _Loaded = tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.int32] | None]
 
 
@@ -42,7 +43,7 @@ class FolderDataset(Dataset[dict[str, Any]]):
         augmentation: Names and arguments, see
             :func:`cellvit.data.augmentation.transforms.build_augmentation`; None is the published one. Whole
             images are never augmented.
-        dataset_weights: How often each data set is drawn, see :meth:`draw_weights`.
+        dataset_weights: Share of the draws, from 0, by name of each data set; None draws in proportion to area.
         type_balance: Share of the patches, in [0, 1], that lie around a nucleus of a type drawn evenly among all types
             of the data sets that are drawn, so that rare types are seen as often as common ones.
         num_nuclei_classes: Number of types with background; a larger type id is an error. None checks nothing.
@@ -238,9 +239,6 @@ def _pad(
     real = np.pad(np.ones(instance_map.shape, bool), widths)
     mirrored = separate_mirrored(np.pad(instance_map, widths, "reflect"), real)
     return np.pad(image, [*widths, (0, 0)], "reflect"), mirrored, np.pad(type_map, widths, "reflect")
-
-
-_MAX_INT16 = 2**15 - 1
 
 
 def short_labels(instance_map: NDArray[Any]) -> NDArray[np.int16]:

@@ -46,30 +46,30 @@ class SlideTable:
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     unreadable: list[int] = field(default_factory=list)
 
-    def embedding_dim(self, journal: ResumeFolder) -> int | None:
+    def embedding_dim(self, resume: ResumeFolder) -> int | None:
         """Return the width of the embeddings, or None if nuclei have none: of the first part that has nuclei."""
         width = None
         for number in range(self.parts):
-            found = journal.read_part(number).nuclei
+            found = resume.read_part(number).nuclei
             width = None if found.embedding is None else found.embedding.shape[1]
             if len(found):
                 break
         return width
 
-    def nuclei(self, journal: ResumeFolder) -> Iterator[Nuclei]:
+    def nuclei(self, resume: ResumeFolder) -> Iterator[Nuclei]:
         """Yield the nuclei in chunks: each once, labelled 1..N, in level-0 pixels.
 
         Args:
-            journal: Holds the finished parts.
+            resume: Holds the finished parts.
         """
-        seams, label = StreamingStitcher(self.grid), 0
+        stitcher, label = StreamingStitcher(self.grid), 0
         self.counts, self.unreadable = np.zeros(len(self.classes), np.int64), []
         for number in range(self.parts):
-            tile, found, unreadable = journal.read_part(number)
+            tile, found, unreadable = resume.read_part(number)
             self.unreadable += unreadable
             last = number + 1 == self.parts
             done = len(self.grid) if last else int(self.part(number + 1)[0])
-            final = seams.add(self._place(tile, found), done=done)
+            final = stitcher.add(self._place(tile, found), done=done)
             placed = self._on_slide(replace(final, classes=self.classes))
             self.counts += np.bincount(placed.type, minlength=len(self.classes))
             yield replace(placed, label=np.arange(label + 1, label + len(placed) + 1, dtype=np.int32))

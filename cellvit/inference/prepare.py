@@ -91,9 +91,9 @@ class PreparedSlide:
         """Return all that the nuclei depend on.
 
         Args:
-            settings: Of this run.
-            weights: Digest of the model.
-            version: Of this package.
+            settings: Settings of this run.
+            weights: Digest of the model, 64 hexadecimal digits.
+            version: Version of this package.
         """
         facts: Mapping[str, Any] = {
             **settings.affects_result,
@@ -111,7 +111,7 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
 
     Args:
         slide: An open slide.
-        settings: Of this run.
+        settings: Settings of this run.
         model_mpp: Microns per pixel the model is made for.
 
     Raises:

@@ -36,7 +36,7 @@ class SlideRun:
 
     Attributes:
         prepared: The slide.
-        settings: Of this run.
+        settings: Settings of this run; ``tta`` is that of the model where it has one.
         model: The model; views that the settings ask for are averaged here.
         out: The result folder.
         model_name: What the model is called; None for one that was passed in.
@@ -60,32 +60,32 @@ class SlideRun:
         return summary if self.settings.keep_parts or not (self.out / WORK).exists() else None
 
     def finish(
-        self, journal: ResumeFolder, progress: Progress | None, *, clock: float, started: datetime
+        self, resume: ResumeFolder, progress: Progress | None, *, clock: float, started: datetime
     ) -> Mapping[str, Any]:
         """Do what is left to do.
 
         Args:
-            journal: The folder, locked.
+            resume: The folder, locked.
             progress: Called with the number of finished tiles and of all tiles.
             clock: When the run began, in seconds of ``time.perf_counter``.
-            started: The same as a time of day.
+            started: When the run began, as a time of day.
 
         Returns:
             The summary.
         """
         if self.settings.overwrite:
-            clear_results(self.out, journal)
+            clear_results(self.out, resume)
         summary = self._earlier()
         if summary is not None:
             summary = self._add_formats(summary)
         else:
-            if not journal.begun:
-                clear_results(self.out, journal)
-            journal.open(self._fingerprints, self.prepared.parts)
-            with BackgroundDigest(self.prepared.slide.path, journal.folder / "sha256") as digest:
-                summary = self._segment(journal, digest, progress, clock=clock, started=started)
+            if not resume.begun:
+                clear_results(self.out, resume)
+            resume.open(self._fingerprints, self.prepared.parts)
+            with BackgroundDigest(self.prepared.slide.path, resume.folder / "sha256") as digest:
+                summary = self._segment(resume, digest, progress, clock=clock, started=started)
         if not self.settings.keep_parts:
-            journal.discard()
+            resume.discard()
         return summary
 
     @cached_property
@@ -112,7 +112,7 @@ class SlideRun:
 
     def _segment(
         self,
-        journal: ResumeFolder,
+        resume: ResumeFolder,
         digest: BackgroundDigest,
         progress: Progress | None,
         *,
@@ -130,14 +130,14 @@ class SlideRun:
         )
         workers = default_workers(self.model.device.type) if settings.workers is None else settings.workers
         with evaluation_mode(self.model):
-            kind = stream.run(journal, workers=workers, progress=progress)
+            kind = stream.run(resume, workers=workers, progress=progress)
         at_table = time.perf_counter()
         table = self._table()
         io.write_parquet_stream(
-            table.nuclei(journal),
+            table.nuclei(resume),
             self.out / TABLE,
             classes=self.model.classes,
-            embedding_dim=table.embedding_dim(journal),
+            embedding_dim=table.embedding_dim(resume),
             metadata=self._facts.metadata(),
         )
         if table.unreadable and len(table.unreadable) == len(self.prepared.tiles):
@@ -196,10 +196,10 @@ class SlideRun:
         )
 
 
-def clear_results(out: Path, journal: ResumeFolder) -> None:
+def clear_results(out: Path, resume: ResumeFolder) -> None:
     """Remove what an earlier run wrote into a result folder, and nothing else."""
     (out / "summary.json").unlink(missing_ok=True)
-    journal.discard()
+    resume.discard()
     for name in (TABLE, TISSUE, *FORMATS.values()):
         path = out / name
         if path.is_dir() and not path.is_symlink():

@@ -185,8 +185,8 @@ class Resampled:
         Args:
             x: Left edge in pixels of the picture.
             y: Top edge.
-            width: The part lies inside the picture.
-            height: The same.
+            width: Pixels of the picture, from 1; the part lies inside.
+            height: Pixels of the picture, from 1; the part lies inside.
         """
         left, top = self._x.offset, self._y.offset
         if left is not None and top is not None:

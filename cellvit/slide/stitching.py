@@ -20,6 +20,12 @@ from cellvit.types import Nuclei
 CUT_MARGIN = 1.0
 """Pixels: a nucleus that ends this close to its tile's edge may go on beyond it."""
 
+SAME_NUCLEUS_SHARE = 0.1
+"""Two nuclei of different tiles are one if their intersection exceeds this share of the smaller."""
+
+JOIN_IOU = 0.5
+"""Two pieces of a nucleus longer than the overlap are joined if they agree this well where both tiles see."""
+
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]
 
@@ -69,13 +75,6 @@ class TileNuclei:
         )
 
 
-SAME_NUCLEUS_SHARE = 0.1
-"""Two nuclei of different tiles are one if their intersection exceeds this share of the smaller."""
-
-JOIN_IOU = 0.5
-"""Two pieces of a nucleus longer than the overlap are joined if they agree this well where both tiles see."""
-
-
 def merge_tiles(grid: TileGrid, found: Iterable[tuple[int, Nuclei]]) -> Nuclei:
     """Join the nuclei of all tiles of an image.
 
@@ -110,16 +109,16 @@ def resolve_seams(grid: TileGrid, found: TileNuclei) -> Nuclei:
         The nuclei in the order given, overlapping across tiles by at most ``SAME_NUCLEUS_SHARE`` of the smaller.
     """
     rows = np.flatnonzero(found.shared)
-    kept, settled = _finalise(grid, _Overlaps.find(found.select(rows)))
+    kept, finalised = _finalise(grid, _Overlaps.find(found.select(rows)))
     final = np.flatnonzero(~found.shared)
     order = np.argsort(np.concatenate([final, rows[kept]]), kind="stable")
-    return Nuclei.concatenate([found.nuclei.select(final), settled.nuclei]).select(order)
+    return Nuclei.concatenate([found.nuclei.select(final), finalised.nuclei]).select(order)
 
 
 class StreamingStitcher:
     """Joins tiles that arrive one after the other, and holds only what a later tile can still change.
 
-    Nuclei of different tiles that overlap form groups. A group is settled as soon as none of its members reaches into
+    Nuclei of different tiles that overlap form groups. A group is final as soon as none of its members reaches into
     a tile that is still to come, so the result is that of :func:`resolve_seams` on all tiles together.
 
     Args:
@@ -150,9 +149,9 @@ class StreamingStitcher:
         overlaps = _Overlaps.find(pool)
         still_open = overlaps.groups_with(self._grid.reaches(done, pool.nuclei.bbox))
         self._open = pool.select(np.flatnonzero(still_open))
-        settled = _finalise(self._grid, overlaps.select(np.flatnonzero(~still_open)))[1]
-        order = np.argsort(np.concatenate([settled.tile, found.tile[inner]]), kind="stable")
-        return Nuclei.concatenate([settled.nuclei, found.nuclei.select(inner)]).select(order)
+        finalised = _finalise(self._grid, overlaps.select(np.flatnonzero(~still_open)))[1]
+        order = np.argsort(np.concatenate([finalised.tile, found.tile[inner]]), kind="stable")
+        return Nuclei.concatenate([finalised.nuclei, found.nuclei.select(inner)]).select(order)
 
     @property
     def held(self) -> int:

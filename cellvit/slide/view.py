@@ -51,8 +51,8 @@ class SlideView:
         Args:
             x: Left edge in pixels of the view.
             y: Top edge.
-            width: The part lies inside the view.
-            height: The same.
+            width: Pixels of the view, from 1; the part lies inside.
+            height: Pixels of the view, from 1; the part lies inside.
 
         Returns:
             ``(height, width, 3)`` uint8.

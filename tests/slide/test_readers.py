@@ -1,14 +1,15 @@
 """A reader of a new format is one class that is registered; the readers' libraries wait until a slide is opened."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cellvit.errors import ConfigError, ImageError
-from cellvit.plugins import registry
 from cellvit.plugins.listing import plugin_rows
 from cellvit.slide.naming import expand_inputs
 from cellvit.slide.open import is_slide, open_slide
@@ -106,22 +107,25 @@ def test_the_priority_decides_who_is_asked_first(readers, tmp_path):
         assert slide.reader == "text"
 
 
-def test_a_reader_that_a_package_declares_is_used(monkeypatch, grey):
-    class Point:
-        name, value, dist = "text", "somewhere:TextSlide", None
-
-        @staticmethod
-        def load():
-            return TextSlide
-
-    asked = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: (asked.append(group), [Point])[1])
-    monkeypatch.setattr(READERS, "_entries", {})
-    monkeypatch.setattr(READERS, "_loaded", False)
-    READERS.load()
-    assert asked == ["cellvit.readers"]
-    with open_slide(grey) as slide:
-        assert slide.reader == "text"
+def test_a_reader_that_a_package_declares_is_used(tmp_path, grey):
+    site = tmp_path / "site"
+    info = site / "grey_slides-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: grey-slides\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[cellvit.readers]\ntext = grey_slides:TextSlide\n")
+    source = Path(__file__).read_text(encoding="utf-8")
+    start, stop = (source.index(words) for words in ("class TextSlide", "@pytest.fixture"))
+    imports = "import numpy as np\nfrom cellvit.errors import ImageError\nfrom cellvit.slide.readers.base import *\n"
+    (site / "grey_slides.py").write_text(imports + source[start:stop])
+    script = (
+        "import sys; from cellvit.slide.open import open_slide; from cellvit.plugins.listing import plugin_rows\n"
+        "print(open_slide(sys.argv[1]).reader, [row['distribution'] for row in plugin_rows(['reader'])])\n"
+    )
+    paths = os.pathsep.join([str(site), *sys.path])
+    command = [sys.executable, "-c", script, str(grey)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("text ['cellvit-lightning', "), done.stderr
+    assert "'grey-slides'" in done.stdout
 
 
 def test_what_is_no_reader_is_refused(readers):

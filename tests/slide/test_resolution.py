@@ -1,9 +1,10 @@
 import drawn_pyramids as drawn
 import numpy as np
 import pytest
+from PIL import Image
 
 from cellvit.errors import ConfigError, ImageError
-from cellvit.slide.resolution import Resolution, slide_resolution
+from cellvit.slide.resolution import Resolution, image_resolution, slide_resolution
 
 PIXEL = np.zeros((1, 1, 3), np.uint8)
 
@@ -79,6 +80,40 @@ def test_values_that_are_no_resolution(mpp):
 def test_values_that_are_no_magnification(magnification):
     with pytest.raises(ConfigError, match="give a number such as 40"):
         slide_resolution(slide((0.25, 0.25)), magnification=magnification)
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """Return the file of an image that states 0.5 µm/px."""
+    path = tmp_path / "scan.tif"
+    Image.new("RGB", (6, 5)).save(path, resolution=20_000, resolution_unit=3)
+    return path
+
+
+def test_an_image_follows_the_rule_of_slides_but_may_state_nothing(scan, tmp_path):
+    assert image_resolution(scan) == (Resolution((0.5, 0.5), "file"), [])
+    assert image_resolution(scan, mpp=0.52) == (Resolution((0.52, 0.52), "mpp"), [])
+    assert image_resolution(scan, magnification=20) == (Resolution((0.5, 0.5), "magnification"), [])
+    found, warnings = image_resolution(scan, mpp=0.25)
+    assert found == Resolution((0.25, 0.25), "mpp")
+    assert warnings == ["image 'scan.tif' states 0.5 µm/px; mpp makes it 0.25 µm/px, which is used"]
+    Image.new("RGB", (6, 5)).save(tmp_path / "plain.png")
+    assert image_resolution(tmp_path / "plain.png") == (Resolution((0.25, 0.25), "default"), [])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"mpp": 0.25, "magnification": 20}, r"mpp=0\.25 and magnification=20 .* contradict each other; give one"),
+        ({"mpp": 250.0}, "mpp=250 is not a resolution of a microscope"),
+        ({"magnification": -40.0}, "magnification=-40 is not one of a microscope"),
+    ],
+)
+def test_slides_and_images_refuse_the_same(scan, given, words):
+    with pytest.raises(ConfigError, match=words):
+        image_resolution(scan, **given)
+    with pytest.raises(ConfigError, match=words):
+        slide_resolution(slide((0.5, 0.5)), **given)
 
 
 def test_real_slides(test_data):

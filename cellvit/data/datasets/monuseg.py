@@ -34,7 +34,7 @@ class PreparedImage:
         nuclei: Number of nuclei in the instance map.
         dropped: Outlines of fewer than three points.
         occluded: Nuclei that lie wholly under later ones.
-        kept: Whether an earlier run had made it; the numbers of dropped and hidden outlines are then 0.
+        kept: Whether an earlier run had made it; the numbers of dropped and occluded outlines are then 0.
     """
 
     name: str

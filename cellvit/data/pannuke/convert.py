@@ -1,4 +1,8 @@
-"""Turn one fold of PanNuke into compact patches, block by block, and say what it holds and what is wrong with it."""
+"""One fold of PanNuke made compact, block by block: what it holds, and what is wrong with it.
+
+Single patches come first (checks, the merging of type channels, resampling), the fold as a whole after them
+(:class:`FoldConverter`), and images that several folds share last.
+"""
 
 import hashlib
 from collections import Counter
@@ -11,6 +15,14 @@ from numpy.typing import NDArray
 
 from cellvit.data.pannuke.source import SourceFold, SourceNames, listed, patch_name
 from cellvit.io.labels import resample
+
+REPEATED_IDS, EMPTY_MASKS, SHARED_IMAGES = "repeated-ids", "empty-masks", "shared-images"
+ACCEPTABLE = {
+    REPEATED_IDS: "has an id in more than one type channel; each channel's part counts as a nucleus of its own",
+    EMPTY_MASKS: "is zero in all channels, background too, so nobody labelled it; it counts as without nuclei",
+    SHARED_IMAGES: "has the same image as a patch of another fold",
+}
+"""Faults that a user can accept, and what they say of a patch."""
 
 MAX_NUCLEI = int(np.iinfo(np.uint16).max)
 _MAX_ID = 2**31 - 1
@@ -166,15 +178,6 @@ def _ranges(block: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[Any], NDArr
 def _note(faults: dict[str, list[int]], what: str, which: NDArray[np.bool_], first: int) -> None:
     if which.any():
         faults.setdefault(what, []).extend((np.flatnonzero(which) + first).tolist())
-
-
-REPEATED_IDS, EMPTY_MASKS, SHARED_IMAGES = "repeated-ids", "empty-masks", "shared-images"
-ACCEPTABLE = {
-    REPEATED_IDS: "has an id in more than one type channel; each channel's part counts as a nucleus of its own",
-    EMPTY_MASKS: "is zero in all channels, background too, so nobody labelled it; it counts as without nuclei",
-    SHARED_IMAGES: "has the same image as a patch of another fold",
-}
-"""Faults that a user can accept, and what they say of a patch."""
 
 
 @dataclass

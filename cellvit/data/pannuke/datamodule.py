@@ -45,7 +45,8 @@ class PanNukeDataset(Dataset[dict[str, Any]]):
         root: Prepared folder, or the folder with ``prepared`` in it.
         folds: Numbers of the folds.
         train: Augment the patches.
-        augmentation: See :func:`cellvit.data.augmentation.transforms.build_augmentation`; None is the published one.
+        augmentation: Transforms by name with their arguments, for
+            :func:`cellvit.data.augmentation.transforms.build_augmentation`; None is the published set.
 
     Attributes:
         info: What the data set says of itself.

@@ -1,4 +1,4 @@
-"""PanNuke's folds as they are distributed: where their files lie, and arrays that are read block by block."""
+"""PanNuke's folds as they are distributed: names of types and tissues, where files lie, arrays read by block."""
 
 import csv
 import json
@@ -16,6 +16,12 @@ from cellvit.data.pannuke.storage import ROW_COLUMNS
 from cellvit.errors import DataError
 
 NAMES_FILE = "names.json"
+SOURCES_FILE = "sources.csv"
+FOLDS = (1, 2, 3)
+KINDS = ("images", "masks", "types")
+_SHOWN = 10
+_FOLD = re.compile(r"fold[ _-]?(\d+)", re.IGNORECASE)
+_SEARCHED = ("", "images", "masks", "types")
 _MAX_TYPES = 255
 
 
@@ -79,14 +85,6 @@ def read_names(root: Path) -> SourceNames:
     if not 0 < names.mpp < float("inf"):
         raise DataError(f"'{path}' says mpp {names.mpp}; give microns per pixel above 0")
     return names
-
-
-SOURCES_FILE = "sources.csv"
-FOLDS = (1, 2, 3)
-KINDS = ("images", "masks", "types")
-_SHOWN = 10
-_FOLD = re.compile(r"fold[ _-]?(\d+)", re.IGNORECASE)
-_SEARCHED = ("", "images", "masks", "types")
 
 
 @dataclass(frozen=True)

@@ -252,8 +252,8 @@ def npy_stream(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[Appen
 
     Args:
         path: The file.
-        shape: Of the whole array.
-        dtype: Of the whole array.
+        shape: Shape of the whole array, rows first.
+        dtype: Its type, as numpy names it.
 
     Raises:
         OutputError: If the file cannot be written.

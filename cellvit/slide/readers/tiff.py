@@ -82,8 +82,8 @@ class TiffLevel:
         """Return one chunk ``(h, w, 3)``, cut off at the edge of the image; what the file leaves out is white.
 
         Args:
-            column: Of the grid.
-            row: Of the grid.
+            column: Number of the chunk in its row, from 0.
+            row: Number of its row, from 0.
             read: Returns the bytes of the file from an offset on.
         """
         width = min(self.chunk[0], self.size[0] - column * self.chunk[0])

@@ -16,7 +16,7 @@ from cellvit.io.stream import NucleiStream
 from cellvit.slide.open import Slide
 
 PARALLEL_EXPORT_MIN_NUCLEI = 50_000
-"""Nuclei from which on files that take long are written by processes of their own, beside each other."""
+"""Number of nuclei from which on the files that take long are each written by a process of their own."""
 
 _PROCESSES = 2  # each takes 0.4 GB
 

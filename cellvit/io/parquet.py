@@ -82,7 +82,7 @@ def write_parquet_stream(
         classes: Names and colours of the types, as the chunks have them.
         embedding_dim: Width of the embedding column; None leaves embeddings out.
         metadata: Further facts to keep with the table, plain data.
-        geometry: See :func:`write_parquet`.
+        geometry: Add a column of polygons that GeoPandas, QGIS and DuckDB read.
 
     Returns:
         Number of rows.

@@ -125,6 +125,8 @@ def _join(held: list[Nuclei]) -> Nuclei:
 
 def _checked(chunk: Nuclei, row: int, classes: NucleiClasses | None, embedding_dim: int | None) -> Nuclei:
     """Return a chunk with the classes and the embedding of its stream; raise if it has others."""
+    if not isinstance(chunk, Nuclei):
+        raise DataError(f"the chunk at nucleus {row} is no table of nuclei but {chunk!r}; pass a list of tables")
     if len(chunk) and chunk.classes != classes:
         names = [None if c is None else c.names for c in (chunk.classes, classes)]
         raise DataError(

@@ -1,3 +1,28 @@
+from . import callbacks as callbacks
+from . import classes as classes
+from . import cli as cli
+from . import data as data
+from . import decoders as decoders
+from . import doctor as doctor
+from . import encoders as encoders
+from . import errors as errors
+from . import evaluation as evaluation
+from . import geometry as geometry
+from . import heads as heads
+from . import inference as inference
+from . import io as io
+from . import losses as losses
+from . import metrics as metrics
+from . import model as model
+from . import plotting as plotting
+from . import plugins as plugins
+from . import postprocess as postprocess
+from . import slide as slide
+from . import testing as testing
+from . import training as training
+from . import types as types
+from . import weights as weights
+from .classes import NucleiClasses as NucleiClasses
 from .data import FolderDataModule as FolderDataModule
 from .data import PanNukeDataModule as PanNukeDataModule
 from .decoders.base import DECODERS as DECODERS
@@ -9,7 +34,12 @@ from .heads.base import HEADS as HEADS
 from .heads.base import Head as Head
 from .heads.base import HeadSizes as HeadSizes
 from .inference.image import segment_image as segment_image
+from .inference.protocol import load_model as load_model
+from .inference.settings import SlideSettings as SlideSettings
+from .inference.slide import SlideResult as SlideResult
 from .inference.slide import segment_slide as segment_slide
+from .io.images import read_image as read_image
+from .io.nuclei import read_nuclei as read_nuclei
 from .metrics.base import METRICS as METRICS
 from .metrics.base import NucleiMetric as NucleiMetric
 from .metrics.detection import CentroidDetection as CentroidDetection
@@ -18,10 +48,13 @@ from .model.cellvit import CellViT as CellViT
 from .postprocess.base import POSTPROCESSORS as POSTPROCESSORS
 from .postprocess.base import Postprocessor as Postprocessor
 from .postprocess.hv import HVPostprocessor as HVPostprocessor
+from .slide.open import open_slide as open_slide
 from .training.finetuning import init_from as init_from
 from .types import Batch as Batch
 from .types import EncoderOutput as EncoderOutput
 from .types import FeatureInfo as FeatureInfo
 from .types import Nuclei as Nuclei
-from .types import NucleiClasses as NucleiClasses
 from .types import NucleiPrediction as NucleiPrediction
+from .weights.locate import list_models as list_models
+
+__version__: str

@@ -1,10 +1,34 @@
-"""Names and colours of nucleus types, names of tissues."""
+"""Nucleus types with their names and colours, and names of tissues; those of PanNuke where a model states none."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.types import NucleiClasses, Rgb
+
+Rgb = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
+
+@dataclass(frozen=True)
+class NucleiClasses:
+    """Names and colours of the nucleus types; index 0 is background.
+
+    Attributes:
+        names: One name per type id.
+        colors: One RGB triple per type id, 0..255.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[Rgb, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.colors):
+            raise ConfigError(f"{len(self.names)} class names but {len(self.colors)} colours; give one colour per name")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
 
 PANNUKE_COLORS: dict[str, Rgb] = {
     "Neoplastic": (255, 0, 0),
@@ -16,9 +40,7 @@ PANNUKE_COLORS: dict[str, Rgb] = {
 """Colours of the PanNuke types, in the order of their ids 1 to 5."""
 
 PANNUKE = NucleiClasses(("Background", *PANNUKE_COLORS), ((0, 0, 0), *PANNUKE_COLORS.values()))
-
-NO_TYPE = "No type"
-"""What nuclei of type 0 are called: background is no type of a nucleus."""
+"""The types of PanNuke."""
 
 PANNUKE_TISSUES: tuple[str, ...] = (
     "Adrenal_gland",
@@ -43,6 +65,12 @@ PANNUKE_TISSUES: tuple[str, ...] = (
 )
 """The tissues of PanNuke as its files spell them, in the order of their ids 0 to 18."""
 
+NO_TYPE = "No type"
+"""What nuclei of type 0 are called: background is no type of a nucleus."""
+
+BACKGROUND_COLOR: Rgb = (128, 128, 128)
+"""Colour of nuclei without a known type."""
+
 PALETTE: tuple[Rgb, ...] = (
     *PANNUKE_COLORS.values(),
     (0, 200, 210),
@@ -54,6 +82,41 @@ PALETTE: tuple[Rgb, ...] = (
     (20, 20, 120),
 )
 """Colours of types without a colour of their own, by id from 1 on."""
+
+
+def type_name(classes: NucleiClasses | None, type_id: int) -> str | None:
+    """Return the name of a type.
+
+    Args:
+        classes: Known names, or None.
+        type_id: Class id.
+
+    Returns:
+        The name, ``"Type k"`` where none is known, None for 0 and below: no type.
+
+    Example:
+        >>> type_name(None, 3)
+        'Type 3'
+    """
+    if type_id <= 0:
+        return None
+    if classes is not None and type_id < len(classes):
+        return classes.names[type_id]
+    return f"Type {type_id}"
+
+
+def type_label(classes: NucleiClasses | None, type_id: int) -> str:
+    """Return the name of a type as :func:`type_name` does, and :data:`NO_TYPE` for 0 and below."""
+    return type_name(classes, type_id) or NO_TYPE
+
+
+def type_color(classes: NucleiClasses | None, type_id: int) -> Rgb:
+    """Return the colour of a type: the stated one, or one that depends on the id alone; grey for no type."""
+    if type_id <= 0:
+        return BACKGROUND_COLOR
+    if classes is not None and type_id < len(classes):
+        return classes.colors[type_id]
+    return palette_color(type_id)
 
 
 def palette_color(type_id: int) -> Rgb:
@@ -119,40 +182,6 @@ def default_tissues(count: int, *, names: Sequence[str] | None = None) -> tuple[
     if count and names and len(names) != count:
         raise ConfigError(f"{len(names)} tissue_names for num_tissue_classes {count}; give one per tissue")
     return tuple(names)
-
-
-BACKGROUND_COLOR: Rgb = (128, 128, 128)
-"""Colour of nuclei without a known type."""
-
-
-def type_name(classes: NucleiClasses | None, type_id: int) -> str | None:
-    """Return the name of a type.
-
-    Args:
-        classes: Known names, or None.
-        type_id: Class id.
-
-    Returns:
-        The name, ``"Type k"`` where none is known, None for 0 and below: no type.
-
-    Example:
-        >>> type_name(None, 3)
-        'Type 3'
-    """
-    if type_id <= 0:
-        return None
-    if classes is not None and type_id < len(classes):
-        return classes.names[type_id]
-    return f"Type {type_id}"
-
-
-def type_color(classes: NucleiClasses | None, type_id: int) -> Rgb:
-    """Return the colour of a type: the stated one, or one that depends on the id alone; grey for no type."""
-    if type_id <= 0:
-        return BACKGROUND_COLOR
-    if classes is not None and type_id < len(classes):
-        return classes.colors[type_id]
-    return palette_color(type_id)
 
 
 def classes_from_map(names: Mapping[int, str]) -> NucleiClasses | None:

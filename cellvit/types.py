@@ -1,15 +1,22 @@
 """Names of the maps and the closed result types that every package shares."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict, overload
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
-from cellvit.errors import ConfigError, DataError
+from cellvit.classes import NucleiClasses as NucleiClasses
+from cellvit.classes import Rgb as Rgb
+from cellvit.classes import type_label
+from cellvit.errors import DataError
 from cellvit.geometry.polygons import ring_lengths, ring_offsets, select_rings
+
+if TYPE_CHECKING:  # whoever reads a table of nuclei needs no torch, which takes a second to import
+    from torch import Tensor
 
 NUCLEI_BINARY_MAP = "nuclei_binary_map"
 HV_MAP = "hv_map"
@@ -27,7 +34,6 @@ UNKNOWN_TYPE = -1
 
 IntMap = NDArray[np.int32]
 FloatMap = NDArray[np.float32]
-Rgb = tuple[int, int, int]
 
 
 class FeatureInfo(NamedTuple):
@@ -45,8 +51,8 @@ class EncoderOutput(NamedTuple):
         pooled: One vector per image ``(B, P)`` for image-level heads.
     """
 
-    features: list[Tensor]
-    pooled: Tensor
+    features: "list[Tensor]"
+    pooled: "Tensor"
 
 
 class Batch(TypedDict):
@@ -59,39 +65,48 @@ class Batch(TypedDict):
     fill up the share of a process and are left out of metrics. Without ``valid`` all count.
     """
 
-    image: Tensor
-    instance_map: Tensor
-    nuclei_binary_map: Tensor
-    hv_map: Tensor
-    nuclei_type_map: Tensor
-    tissue_types: Tensor
+    image: "Tensor"
+    instance_map: "Tensor"
+    nuclei_binary_map: "Tensor"
+    hv_map: "Tensor"
+    nuclei_type_map: "Tensor"
+    tissue_types: "Tensor"
     name: list[str]
-    valid: NotRequired[Tensor]
+    valid: NotRequired["Tensor"]
 
 
-@dataclass(frozen=True)
-class NucleiClasses:
-    """Names and colours of the nucleus types; index 0 is background.
+@dataclass(frozen=True, eq=False)
+class Nucleus:
+    """One nucleus: a row of :class:`Nuclei`. Its arrays are views into the columns.
 
     Attributes:
-        names: One name per type id.
-        colors: One RGB triple per type id, 0..255.
+        label: Id in the instance map it came from.
+        type: Class id; 0 only where no type is known.
+        type_name: Name of the type; ``"No type"`` where none is known.
+        type_prob: In [0, 1]; NaN where not known.
+        centroid: ``(2,)`` float64, ``(x, y)`` centre of mass in pixels.
+        bbox: ``(4,)`` float64, ``(xmin, ymin, xmax, ymax)``, half-open.
+        contour: ``(K, 2)`` float64, ``(x, y)``, open ring.
+        embedding: ``(D,)`` float32, or None.
     """
 
-    names: tuple[str, ...]
-    colors: tuple[Rgb, ...]
+    label: int
+    type: int
+    type_name: str
+    type_prob: float
+    centroid: NDArray[np.float64]
+    bbox: NDArray[np.float64]
+    contour: NDArray[np.float64] = field(repr=False)
+    embedding: NDArray[np.float32] | None = field(default=None, repr=False)
 
-    def __post_init__(self) -> None:
-        if len(self.names) != len(self.colors):
-            raise ConfigError(f"{len(self.names)} class names but {len(self.colors)} colours; give one colour per name")
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Nuclei:
     """Nuclei of one image as columns; row ``i`` of every column is nucleus ``i``.
+
+    Indexing chooses rows. An integer gives one :class:`Nucleus`; a slice, a mask ``(N,)``, indices ``(K,)`` or the
+    name of a type give :class:`Nuclei` again. Iteration gives one :class:`Nucleus` after the other; for many of them
+    work on the columns, which is faster. Two tables are equal only if they are the same object: compare columns.
 
     Attributes:
         centroid: ``(N, 2)`` float64, ``(x, y)`` centre of mass in pixels.
@@ -103,6 +118,23 @@ class Nuclei:
         embedding: ``(N, D)`` float32, or None where the model gave no tokens.
         label: ``(N,)`` int32, the nucleus's id in the instance map it came from.
         classes: Names and colours of the types, or None if unnamed.
+
+    Example:
+        >>> from cellvit.classes import PANNUKE
+        >>> nuclei = Nuclei(
+        ...     centroid=np.array([[5.0, 4.0], [9.0, 1.0], [2.0, 7.0]]), bbox=np.zeros((3, 4)),
+        ...     type=np.array([1, 5, 5]), type_prob=np.array([0.9, 0.8, 0.5]), label=np.array([1, 2, 3]),
+        ...     contour_offsets=np.zeros(4, int), contour_points=np.zeros((0, 2)), classes=PANNUKE)
+        >>> nuclei
+        Nuclei(3: 2 Epithelial, 1 Neoplastic)
+        >>> nuclei[0].type_name, nuclei[0].centroid.tolist()
+        ('Neoplastic', [5.0, 4.0])
+        >>> nuclei["Epithelial"].label.tolist(), nuclei[:2].label.tolist(), nuclei[[2, 0]].label.tolist()
+        ([2, 3], [1, 2], [3, 1])
+        >>> nuclei[nuclei.type_prob > 0.6]
+        Nuclei(2: 1 Neoplastic, 1 Epithelial)
+        >>> [nucleus.label for nucleus in nuclei]
+        [1, 2, 3]
     """
 
     centroid: NDArray[np.float64]
@@ -181,31 +213,131 @@ class Nuclei:
             classes=named[0] if named else None,
         )
 
+    @overload
+    def __getitem__(self, rows: int | np.integer[Any]) -> Nucleus: ...
+
+    @overload
+    def __getitem__(self, rows: slice | str | ArrayLike) -> "Nuclei": ...
+
+    def __getitem__(self, rows: Any) -> "Nucleus | Nuclei":
+        if isinstance(rows, str):
+            return self.select(self._is_of(rows))
+        if isinstance(rows, slice):
+            return self._cut(*rows.indices(len(self)))
+        if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
+            return self._row(self._position(rows))
+        return self.select(np.asarray(rows))
+
+    def __iter__(self) -> Iterator[Nucleus]:
+        return (self._row(index) for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        counts = [f"{count} {' '.join(name.split())}" for name, count in self.counts().items()]
+        text = ", ".join(counts[:_REPR_TYPES] + ["…"] * (len(counts) > _REPR_TYPES))
+        width = "" if self.embedding is None else f"; embeddings {self.embedding.shape[1]}"
+        return f"Nuclei({len(self)}{': ' * bool(text)}{text}{width})"
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the number of nuclei of every type, and the first rows."""
+        first = [
+            (
+                n.label,
+                n.type_name,
+                f"{n.type_prob:.3f}",
+                *(" ".join(f"{v:.1f}" for v in xy) for xy in (n.centroid, n.bbox)),
+            )
+            for n in self[:_HTML_ROWS]
+        ]
+        heading = ("label", "type", "type_prob", "centroid (x y)", "bbox (xmin ymin xmax ymax)")
+        more = f"<p>… and {len(self) - len(first)} more</p>" if len(self) > len(first) else ""
+        counts = _html_table(("type", "nuclei"), self.counts().items())
+        return f"<p>{escape(repr(self))}</p>{counts}{_html_table(heading, first)}{more}"
+
+    def counts(self) -> dict[str, int]:
+        """Count the nuclei of each type that occurs.
+
+        Returns:
+            Number by name of the type, the most frequent first; nuclei without a type are under ``"No type"``.
+        """
+        total: Counter[str] = Counter()
+        for kind, count in zip(*np.unique(self.type, return_counts=True), strict=True):
+            total[type_label(self.classes, int(kind))] += int(count)
+        return dict(total.most_common())
+
     def contour(self, index: int) -> NDArray[np.float64]:
-        """Return the outline of one nucleus, ``(K, 2)`` ``(x, y)``; a negative index counts from the end."""
-        index = range(len(self))[index]
-        return self.contour_points[self.contour_offsets[index] : self.contour_offsets[index + 1]]
-
-    def select(self, rows: NDArray[Any]) -> "Nuclei":
-        """Return some of the nuclei.
-
-        Args:
-            rows: Boolean mask ``(N,)`` or integer indices ``(K,)``.
+        """Return the outline of one nucleus, ``(K, 2)`` ``(x, y)``; a negative index counts from the end.
 
         Raises:
-            DataError: If a mask has another length than the table.
+            IndexError: If there is no such row.
         """
+        start = self._position(index)
+        return self.contour_points[self.contour_offsets[start] : self.contour_offsets[start + 1]]
+
+    def select(self, rows: NDArray[Any]) -> "Nuclei":
+        """Return a copy of some of the nuclei.
+
+        Args:
+            rows: Boolean mask ``(N,)`` or integer indices ``(K,)``, in any order and as often as named; negative ones
+                count from the end.
+
+        Raises:
+            DataError: If a mask has another length than the table, or the rows are neither mask nor indices.
+            IndexError: If there is no such row.
+        """
+        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "biu"):
+            raise DataError(
+                f"rows of shape {rows.shape} and type {rows.dtype}; give a mask of {len(self)} values, whole numbers, "
+                "a slice or the name of a type"
+            )
         if rows.dtype == bool and len(rows) != len(self):
             raise DataError(f"mask of {len(rows)} rows for {len(self)} nuclei; give one value per nucleus")
-        index = np.flatnonzero(rows) if rows.dtype == bool else rows
-        points, offsets = select_rings(self.contour_points, self.contour_offsets, index)
+        index = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        return self._take(index, *select_rings(self.contour_points, self.contour_offsets, index))
+
+    def _take(self, rows: Any, points: NDArray[np.float64], offsets: NDArray[np.int64]) -> "Nuclei":
+        """Return the nuclei of some rows, with their outlines."""
         return replace(
             self,
-            **{name: getattr(self, name)[index] for name in _PLAIN_COLUMNS},
+            **{name: getattr(self, name)[rows] for name in _PLAIN_COLUMNS},
             contour_offsets=offsets,
             contour_points=points,
+            embedding=None if self.embedding is None else self.embedding[rows],
+        )
+
+    def _cut(self, start: int, stop: int, step: int) -> "Nuclei":
+        """Return the rows of a slice; without a step nothing is copied but the offsets."""
+        if step != 1:
+            return self.select(np.arange(start, stop, step))
+        stop = max(start, stop)
+        offsets = self.contour_offsets[start : stop + 1]
+        return self._take(slice(start, stop), self.contour_points[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def _position(self, index: int | np.integer[Any]) -> int:
+        """Return the number of a row, counted from 0, from one that may be negative."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)} nuclei; rows count from 0, or from -1 at the end")
+        return int(index) % len(self)
+
+    def _row(self, index: int) -> Nucleus:
+        kind = int(self.type[index])
+        return Nucleus(
+            label=int(self.label[index]),
+            type=kind,
+            type_name=type_label(self.classes, kind),
+            type_prob=float(self.type_prob[index]),
+            centroid=self.centroid[index],
+            bbox=self.bbox[index],
+            contour=self.contour(index),
             embedding=None if self.embedding is None else self.embedding[index],
         )
+
+    def _is_of(self, name: str) -> NDArray[np.bool_]:
+        """Return which nuclei are of a type, ``(N,)``, from its name."""
+        ids = {0, *range(1, len(self.classes or ())), *np.unique(self.type).tolist()}
+        names = {kind: type_label(self.classes, kind) for kind in sorted(ids)}
+        if name not in names.values():
+            raise DataError(f"no type {name!r}; choose from {', '.join(map(repr, dict.fromkeys(names.values())))}")
+        return np.isin(self.type, [kind for kind, known in names.items() if known == name])
 
     def transform(
         self, *, scale: tuple[float, float] = (1.0, 1.0), shift: tuple[float, float] = (0.0, 0.0)
@@ -220,6 +352,15 @@ class Nuclei:
         )
 
 
+def _html_table(heading: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a table of HTML; everything in it is escaped."""
+    lines = [("th", heading), *(("td", row) for row in rows)]
+    cells = ("".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in line) for tag, line in lines)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+_REPR_TYPES = 4
+_HTML_ROWS = 5
 _PLAIN_COLUMNS = ("centroid", "bbox", "type", "type_prob", "label")
 
 

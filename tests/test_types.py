@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import FrozenInstanceError, replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -300,3 +301,136 @@ def test_pickle_round_trip():
     twin = pickle.loads(pickle.dumps(nuclei))
     assert rows(twin) == rows(nuclei)
     assert twin.classes == nuclei.classes
+
+
+# Indexing
+
+
+def same(one, two):
+    """Return whether two tables hold the same rows, types included."""
+    assert_sound(one)
+    return rows(one) == rows(two) and one.classes == two.classes
+
+
+@given(tables(), st.data())
+def test_slices_masks_and_indices_agree(nuclei, data):
+    n = len(nuclei)
+    cut = data.draw(st.slices(n))
+    wanted = np.arange(n)[cut]
+    mask = np.isin(np.arange(n), wanted)
+    assert same(nuclei[cut], nuclei.select(wanted))
+    assert same(nuclei[wanted], nuclei.select(wanted))
+    assert same(nuclei[wanted.tolist()], nuclei.select(wanted))
+    assert same(nuclei[wanted - n], nuclei.select(wanted))
+    assert same(nuclei[mask], nuclei.select(np.sort(wanted)))
+    assert same(nuclei[mask.tolist()] if n else nuclei, nuclei[mask])
+
+
+@given(tables(), st.integers(-20, 20), st.integers(-20, 20))
+def test_a_slice_beyond_the_table_is_that_of_a_list(nuclei, start, stop):
+    assert rows(nuclei[start:stop]) == rows(nuclei)[start:stop]
+
+
+def test_a_slice_shares_the_memory_of_the_columns():
+    nuclei = make([3, 4, 5])
+    for name in (*PLAIN, "contour_points", "embedding"):
+        assert np.shares_memory(getattr(nuclei[1:], name), getattr(nuclei, name))
+
+
+@given(tables(min_size=1), st.data())
+def test_a_row_holds_what_the_columns_do(nuclei, data):
+    index = data.draw(st.integers(-len(nuclei), len(nuclei) - 1))
+    for position in (index, np.int64(index)):
+        row = nuclei[position]
+        assert [getattr(row, name) for name in ("type", "label")] == [nuclei.type[index], nuclei.label[index]]
+        assert row.type_prob == nuclei.type_prob[index]
+        assert row.centroid.tolist() == nuclei.centroid[index].tolist()
+        assert row.bbox.tolist() == nuclei.bbox[index].tolist()
+        assert row.contour.tolist() == nuclei.contour(index).tolist()
+        assert row.embedding.tolist() == nuclei.embedding[index].tolist()
+
+
+@given(tables())
+def test_iteration_gives_every_row_once(nuclei):
+    assert [row.label for row in nuclei] == nuclei.label.tolist()
+    assert [row.contour.tolist() for row in nuclei] == [nuclei.contour(i).tolist() for i in range(len(nuclei))]
+
+
+@given(st.lists(st.integers(0, 3), max_size=12))
+def test_the_names_of_types_part_the_table(types):
+    classes = NucleiClasses(("Background", "Round", "Long"), ((0, 0, 0),) * 3)
+    nuclei = replace(make([3] * len(types), classes=classes), type=np.array(types, np.int32))
+    names = ["No type", "Round", "Long", *(["Type 3"] if 3 in types else [])]
+    found = {name: nuclei[name] for name in names}
+    for kind, name in enumerate(names):
+        assert same(found[name], nuclei[nuclei.type == kind])
+        assert {row.type_name for row in found[name]} <= {name}
+    assert sum(map(len, found.values())) == len(nuclei)
+    assert nuclei.counts() == {name: len(part) for name, part in found.items() if len(part)}
+    assert list(nuclei.counts().values()) == sorted(nuclei.counts().values(), reverse=True)
+
+
+def test_two_types_of_one_name_are_one():
+    classes = NucleiClasses(("Background", "Round", "Round"), ((0, 0, 0),) * 3)
+    nuclei = replace(make([3, 3, 3], classes=classes), type=np.array([1, 2, 2], np.int32))
+    assert len(nuclei["Round"]) == 3
+    assert nuclei.counts() == {"Round": 3}
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        (2, IndexError, "row 2 of 2 nuclei; rows count from 0"),
+        (-3, IndexError, "row -3 of 2 nuclei"),
+        (np.array([5]), IndexError, "5"),
+        ("round", DataError, "no type 'round'; choose from 'No type', 'Round'"),
+        ("Background", DataError, "no type 'Background'; choose from"),
+        ([True], DataError, "mask of 1 rows for 2 nuclei"),
+        (True, DataError, "rows of shape"),
+        (0.5, DataError, "rows of shape"),
+        (None, DataError, "rows of shape"),
+        ([0.0, 1.0], DataError, "rows of shape .* type float64; give a mask of 2 values"),
+        (np.zeros((2, 2), int), DataError, r"rows of shape \(2, 2\)"),
+        (["Round"], DataError, "or the name of a type"),
+    ],
+)
+def test_rows_that_are_none_are_told(rows, error, message):
+    nuclei = replace(make([3, 4]), type=np.array([0, 1], np.int32))
+    with pytest.raises(error, match=message):
+        nuclei[rows]
+
+
+# What a user sees
+
+
+def test_repr_is_one_line_of_counts():
+    names = ("Background", "Spindle\nshaped", "Round", "A", "B", "C")
+    classes = NucleiClasses(names, ((0, 0, 0),) * 6)
+    types = np.repeat(np.arange(6), [1, 6, 5, 4, 3, 2]).astype(np.int32)
+    nuclei = replace(make([3] * len(types), classes=classes), type=types)
+    assert repr(nuclei) == "Nuclei(21: 6 Spindle shaped, 5 Round, 4 A, 3 B, …; embeddings 3)"
+    assert repr(nuclei["No type"]) == "Nuclei(1: 1 No type; embeddings 3)"
+    assert repr(Nuclei.empty()) == "Nuclei(0)"
+    assert repr(make([], embedding_dim=5)) == "Nuclei(0; embeddings 5)"
+    assert "array([[" not in repr(nuclei[0])
+    assert len(repr(nuclei[0]).splitlines()) == 1
+
+
+def test_html_is_escaped_and_short():
+    classes = NucleiClasses(("Background", "<script>alert(1)</script>"), ((0, 0, 0),) * 2)
+    nuclei = replace(make([3] * 1000, classes=classes), type=np.ones(1000, np.int32))
+    page = nuclei._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("<tr>") == 2 + 6  # a heading and a type; a heading and the first rows
+    assert "and 995 more" in page
+    assert "more" not in make([3])._repr_html_()
+    ElementTree.fromstring(f"<div>{page}</div>")
+    ElementTree.fromstring(f"<div>{Nuclei.empty()._repr_html_()}</div>")
+
+
+def test_tables_are_equal_and_hashable_by_identity():
+    nuclei = make([3])
+    assert nuclei == nuclei
+    assert nuclei != make([3])
+    assert {nuclei: 1}[nuclei] == 1

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from itertools import product
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from cellvit.errors import ConfigError
+
+if TYPE_CHECKING:  # the command line asks for the numbers of views long before it needs torch
+    from torch import Tensor
 
 VIEWS = (1, 2, 4, 8)
 """How many symmetries can be asked for, see :func:`symmetries`."""
@@ -24,6 +25,7 @@ class Symmetry:
         flip_y: Whether top and bottom change places.
 
     Example:
+        >>> import torch
         >>> view = Symmetry(transpose=True, flip_x=True)
         >>> view.apply(torch.tensor([[1, 2, 3], [4, 5, 6]])).tolist()
         [[3, 6], [2, 5], [1, 4]]
@@ -35,29 +37,32 @@ class Symmetry:
     flip_x: bool = False
     flip_y: bool = False
 
-    def apply(self, image: Tensor) -> Tensor:
+    def apply(self, image: "Tensor") -> "Tensor":
         """Return the view of images ``(..., H, W)``; ``(..., W, H)`` if it is transposed."""
         flipped = self._flip(image)
         return flipped.mT if self.transpose else flipped
 
-    def undo(self, view: Tensor) -> Tensor:
+    def undo(self, view: "Tensor") -> "Tensor":
         """Return maps of the image from maps of its view, on the last two axes."""
         return self._flip(view.mT if self.transpose else view)
 
-    def undo_vectors(self, view: Tensor) -> Tensor:
+    def undo_vectors(self, view: "Tensor") -> "Tensor":
         """Return a vector per pixel of the image, ``(..., 2, H, W)``, x before y, from those of its view.
 
         Example:
-            >>> pointing_right = torch.tensor([1.0, 0.0]).view(2, 1, 1)
+            >>> import torch
+        >>> pointing_right = torch.tensor([1.0, 0.0]).view(2, 1, 1)
             >>> Symmetry(flip_x=True).undo_vectors(pointing_right).flatten().tolist()
             [-1.0, 0.0]
         """
+        import torch
+
         x, y = self.undo(view).unbind(-3)
         if self.transpose:
             x, y = y, x
         return torch.stack([-x if self.flip_x else x, -y if self.flip_y else y], dim=-3)
 
-    def directions(self, count: int) -> Tensor:
+    def directions(self, count: int) -> "Tensor":
         """Return the direction in the view that each direction of the image becomes.
 
         Args:
@@ -80,6 +85,8 @@ class Symmetry:
                 f"{count} rays do not fall onto each other in a {turned} view; use a head with a multiple of 4, such "
                 f"as 32, or average fewer views: tta {2 if count % 4 == 2 else 1}"
             )
+        import torch
+
         index = torch.arange(count)
         if self.flip_x:
             index = count // 2 - index
@@ -89,7 +96,7 @@ class Symmetry:
             index = count // 4 - index
         return index % count
 
-    def _flip(self, tensor: Tensor) -> Tensor:
+    def _flip(self, tensor: "Tensor") -> "Tensor":
         axes = [axis for axis, flipped in ((-1, self.flip_x), (-2, self.flip_y)) if flipped]
         return tensor.flip(axes) if axes else tensor
 

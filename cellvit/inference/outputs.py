@@ -16,11 +16,11 @@ from cellvit.io.stream import NucleiStream
 from cellvit.slide.open import Slide
 
 PARALLEL_EXPORT_MIN_NUCLEI = 50_000
-"""Nuclei from which on files that take long are written by processes of their own, beside each other."""
+"""Number of nuclei from which on the files that take long are each written by a process of their own."""
 
 _PROCESSES = 2  # each takes 0.4 GB
 
-_APART = ("geojson", "json", "geojson-plain", "h5ad", "points")  # longest first
+_SLOW_FORMATS = ("geojson", "json", "geojson-plain", "h5ad", "points")  # longest first
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,18 @@ def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -
     Raises:
         OutputError: If a file cannot be written; the table and the files that are complete stay.
     """
-    several = (
+    parallel = (
         len(io.ParquetStream(out / TABLE)) >= PARALLEL_EXPORT_MIN_NUCLEI
         and available_cores() > 1
         and may_have_children()
     )
-    apart = [name for name in _APART if name in formats] if several else []
-    here = [name for name in formats if name not in apart]
-    if not apart:
+    separate = [name for name in _SLOW_FORMATS if name in formats] if parallel else []
+    here = [name for name in formats if name not in separate]
+    if not separate:
         _write_here(out, here, context)
         return
-    with process_pool(min(len(apart), _PROCESSES)) as pool:
-        started = [submit(pool, _write_table, name, out, context.metadata, context.patches) for name in apart]
+    with process_pool(min(len(separate), _PROCESSES)) as pool:
+        started = [submit(pool, _write_table, name, out, context.metadata, context.patches) for name in separate]
         _write_here(out, here, context)
         try:
             for file in started:
@@ -92,7 +92,7 @@ def _write_here(out: Path, formats: list[str], context: OutputContext) -> None:
         "spatialdata": lambda path: io.write_spatialdata(full, path, metadata=facts, image=picture, bounds=bounds),
         "overlay": lambda path: plotting.write_slide_overlay(light, picture, path, bounds=bounds),
         "density": lambda path: plotting.write_density(light, picture, path, bounds=bounds, mpp=context.mpp),
-        "closeups": lambda path: plotting.write_closeups(light, _Moved(context), path, mpp=context.mpp),
+        "closeups": lambda path: plotting.write_closeups(light, _ShiftedSlide(context), path, mpp=context.mpp),
     }
     for name in formats:
         if name in writers:
@@ -113,7 +113,7 @@ def _write_table(name: str, out: Path, metadata: Mapping[str, Any], patches: Pat
         io.write_geojson_stream(light, path, points=name == "points")
 
 
-class _Moved:
+class _ShiftedSlide:
     """The pixels of a slide in the coordinates of the files."""
 
     def __init__(self, context: OutputContext) -> None:
@@ -128,5 +128,5 @@ class _Moved:
     def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:
         """Return pixels of the full resolution."""
         if level:
-            raise ValueError("only level 0 can be moved")
+            raise ValueError(f"level {level}: only level 0 can be shifted; read level 0")
         return self._slide.read_region(x + self._shift[0], y + self._shift[1], width, height)

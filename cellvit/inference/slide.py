@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from cellvit import io
 from cellvit.errors import ConfigError
@@ -17,7 +17,7 @@ from cellvit.inference.prepare import prepare_slide
 from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, load_model
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.run import SlideRun
-from cellvit.inference.settings import SlideSettings
+from cellvit.inference.settings import DEFAULT_FORMATS, Origin, SlideSettings
 from cellvit.inference.tta import unwrap_tta, with_tta
 from cellvit.slide.open import open_slide
 from cellvit.slide.resolution import slide_resolution
@@ -57,7 +57,22 @@ def segment_slide(
     model: str | Path | NucleiModel = "nano",
     device: str = "auto",
     progress: Progress | None = None,
-    **settings: Any,
+    mpp: float | None = None,
+    magnification: float | None = None,
+    tile_size: int = 1024,
+    overlap: int = 64,
+    batch_size: int = 1,
+    precision: str = "32-true",
+    tta: int = 1,
+    workers: int | None = None,
+    tissue_filter: bool = True,
+    roi: str | Path | None = None,
+    embeddings: bool = True,
+    formats: tuple[str, ...] = DEFAULT_FORMATS,
+    origin: Origin = "slide",
+    keep_parts: bool = False,
+    overwrite: bool = False,
+    **unknown: Never,
 ) -> SlideResult:
     """Find the nuclei of a whole slide and write them to a folder.
 
@@ -70,25 +85,28 @@ def segment_slide(
         out: The result folder of this slide, made if missing. It gets ``nuclei.parquet``, ``tissue.png``, the formats
             asked for and, last, ``summary.json``.
         model: Name of a model, path of its folder or checkpoint, or the model itself.
-        device: See :func:`cellvit.inference.image.segment_image`.
+        device: ``"auto"`` (CUDA, else MPS, else CPU; a model that is passed in stays where it is), ``"cpu"``,
+            ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
         progress: Called with the number of finished tiles and of all tiles.
-        **settings: Fields of :class:`cellvit.inference.settings.SlideSettings`:
-
-            * ``mpp``, ``magnification``: resolution of the slide (µm per pixel; objective power, 40 is 0.25 µm); left
-              out, the slide must state its own. Only what is given or stated is used, nothing is guessed.
-            * ``tile_size``, ``overlap``: in pixels at the model's resolution (1024, 64).
-            * ``batch_size``: tiles that go through the network together (1); at most 16 do.
-            * ``precision``: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``.
-            * ``tta``: average the maps over 2, 4 or 8 mirrored and turned views (1: off), which takes as many times as
-              long; see :class:`cellvit.inference.tta.TestTimeAugmentation`.
-            * ``workers``: post-processing processes; None chooses, 0 works in this process.
-            * ``tissue_filter``: search tissue only (True).
-            * ``roi``: GeoJSON file; only nuclei with their centroid in its polygons are kept. With
-              ``tissue_filter=False`` it replaces the tissue, else both must agree.
-            * ``embeddings``: store the embedding of every nucleus (True).
-            * ``formats``: keys of :data:`cellvit.inference.settings.FORMATS`.
-            * ``origin``: ``"slide"``: coordinates are level-0 pixels of the file; ``"bounds"``: of its scanned part.
-            * ``keep_parts``: keep the working folder. ``overwrite``: start anew whatever is there.
+        mpp: Resolution of the slide in microns per pixel. Without it and ``magnification`` the slide must state its
+            own; nothing is guessed.
+        magnification: The same as objective power: 40 is 0.25 µm per pixel.
+        tile_size: Side of a tile in pixels at the model's resolution.
+        overlap: Pixels that neighbouring tiles share at least, at the model's resolution.
+        batch_size: Tiles that go through the network together; at most 16 do.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
+        tta: Average the maps over 2, 4 or 8 flips and rotations, which takes as many times as long; 1 is off. See
+            :class:`cellvit.inference.tta.TestTimeAugmentation`.
+        workers: Post-processing processes; None chooses, 0 works in this process.
+        tissue_filter: Search tissue only.
+        roi: GeoJSON file; only nuclei with their centroid in its polygons are kept. With ``tissue_filter=False`` it
+            replaces the tissue, else both must agree.
+        embeddings: Store the embedding of every nucleus.
+        formats: Files beside the table, keys of :data:`cellvit.inference.settings.FORMATS`.
+        origin: ``"slide"``: coordinates are level-0 pixels of the file; ``"bounds"``: of its scanned part.
+        keep_parts: Keep the working folder.
+        overwrite: Start anew whatever is there.
+        **unknown: Takes nothing; a misspelt name is told with what may be meant.
 
     Returns:
         The folder and the summary.
@@ -102,9 +120,27 @@ def segment_slide(
         WeightsError: If the weights cannot be used.
     """
     named = model if isinstance(model, str | Path) else None
-    result = run_slide(
-        Path(path), Path(out), _settings(settings), lambda: load_model(model, device=device), named, progress
+    settings = _settings(
+        dict(
+            mpp=mpp,
+            magnification=magnification,
+            tile_size=tile_size,
+            overlap=overlap,
+            batch_size=batch_size,
+            precision=precision,
+            tta=tta,
+            workers=workers,
+            tissue_filter=tissue_filter,
+            roi=roi,
+            embeddings=embeddings,
+            formats=formats,
+            origin=origin,
+            keep_parts=keep_parts,
+            overwrite=overwrite,
+            **unknown,
+        )
     )
+    result = run_slide(Path(path), Path(out), settings, lambda: load_model(model, device=device), named, progress)
     for text in result.summary["warnings"]:
         warnings.warn(f"{str(path)!r}: {text}", stacklevel=2)
     return result
@@ -125,9 +161,9 @@ def slide_task(
         path: The slide.
         out: Its result folder.
         model: Name or path of a model.
-        device: See :func:`segment_slide`.
-        progress: See :func:`segment_slide`.
-        **settings: See :func:`segment_slide`.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
+        progress: Called with the number of finished tiles and of all tiles.
+        **settings: Fields of :class:`cellvit.inference.settings.SlideSettings`.
 
     Returns:
         The folder and the summary.

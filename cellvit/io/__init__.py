@@ -1,20 +1,24 @@
-"""Nuclei as files: QuPath GeoJSON, the released JSON layout, Parquet and Arrow, AnnData and SpatialData.
+"""Reading and writing: nuclei in every format, images, label maps.
 
-Every writer takes a :class:`cellvit.types.Nuclei` and a path, writes beside the place and renames when complete, so
-a file is either whole or not there. Every reader gives :class:`~cellvit.types.Nuclei` back. Writers of whole slides
-take nuclei in chunks, a :class:`~cellvit.io.stream.NucleiStream` such as :class:`ParquetStream`, and hold few of
-them in memory; the same nuclei give the same bytes either way.
+=============  ==================================  ============================================================
+what           functions                           keeps
+=============  ==================================  ============================================================
+any of these   read_nuclei                         what its format does; the content says which one it is
+Parquet        write_parquet, read_parquet         everything
+Arrow          to_arrow, from_arrow                everything, without copying
+GeoJSON        write_geojson, read_geojson         all but embeddings; broken outlines are repaired (QuPath)
+cells JSON     write_json, read_json               all but embeddings; the layout of the released tools
+AnnData        write_anndata, read_anndata         all but outlines
+SpatialData    write_spatialdata                   everything; broken outlines are repaired
+images         read_image, read_mpp, to_rgb        RGB as ``uint8 (H, W, 3)``, microns per pixel
+label maps     read_label                          nuclei of a data set as a map of instances
+any file       atomic_path, atomic_text            a file that is whole or not there
+=============  ==================================  ============================================================
 
-===========  ==========================================  =========================================================
-format       functions                                   keeps
-===========  ==========================================  =========================================================
-GeoJSON      write_geojson(_stream), read_geojson        all but embeddings; broken outlines are repaired
-JSON         write_json(_stream), read_json              all but embeddings
-Parquet      write_parquet(_stream), read_parquet        everything
-Arrow        to_arrow, from_arrow                        everything, without copying
-AnnData      write_anndata, read_anndata                 all but outlines
-SpatialData  write_spatialdata                           everything; broken outlines are repaired
-===========  ==========================================  =========================================================
+A writer takes :class:`cellvit.types.Nuclei` and a path, writes beside the place and renames when complete. A reader
+gives :class:`~cellvit.types.Nuclei` back. For a slide that does not fit into memory, ``write_parquet_stream``,
+``write_geojson_stream``, ``write_json_stream``, ``write_anndata`` and ``write_spatialdata`` take nuclei in chunks, a
+:class:`~cellvit.io.stream.NucleiStream` such as :class:`ParquetStream`; the same nuclei give the same bytes either way.
 
 The packages that AnnData and SpatialData need come with ``pip install 'cellvit-lightning[spatial]'``.
 """

@@ -12,6 +12,7 @@ from .images import read_image as read_image
 from .images import read_mpp as read_mpp
 from .images import to_rgb as to_rgb
 from .labels import read_label as read_label
+from .nuclei import read_nuclei as read_nuclei
 from .parquet import ParquetStream as ParquetStream
 from .parquet import from_arrow as from_arrow
 from .parquet import read_parquet as read_parquet

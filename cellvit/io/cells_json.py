@@ -125,7 +125,19 @@ def read_json(path: str | Path) -> Nuclei:
     Raises:
         DataError: If the file is not of this layout.
     """
-    data = load_json(path)
+    return nuclei_of_cells(load_json(path), path)
+
+
+def nuclei_of_cells(data: Any, path: str | Path) -> Nuclei:
+    """Return the nuclei of the released layout as :func:`read_json` does.
+
+    Args:
+        data: Plain data with ``cells``.
+        path: The file they are from; named in errors.
+
+    Raises:
+        DataError: If the data are not of this layout.
+    """
     try:
         classes = _classes(data, str(path))
         rows = Rows()

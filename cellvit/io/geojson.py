@@ -151,7 +151,19 @@ def read_geojson(path: str | Path) -> Nuclei:
     Raises:
         DataError: If the file is not of this form.
     """
-    data = load_json(path)
+    return nuclei_of_geojson(load_json(path), path)
+
+
+def nuclei_of_geojson(data: Any, path: str | Path) -> Nuclei:
+    """Return the nuclei of GeoJSON as :func:`read_geojson` does.
+
+    Args:
+        data: Plain data: a collection, a list of features, or a feature.
+        path: The file they are from; named in errors.
+
+    Raises:
+        DataError: If the data are not of this form.
+    """
     try:
         features = _feature_list(data)
         known = data.get("cellvit") if isinstance(data, Mapping) else None

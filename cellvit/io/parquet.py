@@ -15,7 +15,7 @@ from cellvit.errors import DataError
 from cellvit.io import text as tables
 from cellvit.io.arrow import from_arrow, read_facts, to_arrow
 from cellvit.io.atomic import atomic_path
-from cellvit.io.stream import TableStream, blocks, take_rows
+from cellvit.io.stream import TableStream, blocks
 from cellvit.io.valid_polygons import polygons_from_rings, valid_rings
 from cellvit.types import Nuclei, NucleiClasses
 
@@ -82,7 +82,7 @@ def write_parquet_stream(
         classes: Names and colours of the types, as the chunks have them.
         embedding_dim: Width of the embedding column; None leaves embeddings out.
         metadata: Further facts to keep with the table, plain data.
-        geometry: See :func:`write_parquet`.
+        geometry: Add a column of polygons that GeoPandas, QGIS and DuckDB read.
 
     Returns:
         Number of rows.
@@ -118,7 +118,7 @@ def _geometry(nuclei: Nuclei) -> pa.Array:
     """Return valid polygons as well-known binary; few are objects at the same time."""
     pieces = [pa.array([], pa.binary())]
     for rows in tables.chunks(len(nuclei)):
-        shapes = polygons_from_rings(*valid_rings(take_rows(nuclei, rows.start, rows.stop)))
+        shapes = polygons_from_rings(*valid_rings(nuclei[rows.start : rows.stop]))
         pieces.append(pa.array(shapely.to_wkb(shapes).tolist(), pa.binary()))
     return pa.concat_arrays(pieces)
 

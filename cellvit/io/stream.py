@@ -82,23 +82,6 @@ def as_stream(nuclei: NucleiStream | Nuclei) -> NucleiStream:
     return TableStream(nuclei) if isinstance(nuclei, Nuclei) else nuclei
 
 
-def take_rows(nuclei: Nuclei, start: int, stop: int) -> Nuclei:
-    """Return the rows ``start`` to ``stop`` (exclusive) of a table, without copying what they hold."""
-    start, stop, _ = slice(start, stop).indices(len(nuclei))
-    offsets = nuclei.contour_offsets[start : stop + 1]
-    return replace(
-        nuclei,
-        centroid=nuclei.centroid[start:stop],
-        bbox=nuclei.bbox[start:stop],
-        type=nuclei.type[start:stop],
-        type_prob=nuclei.type_prob[start:stop],
-        contour_offsets=offsets - offsets[0],
-        contour_points=nuclei.contour_points[offsets[0] : offsets[-1]],
-        label=nuclei.label[start:stop],
-        embedding=None if nuclei.embedding is None else nuclei.embedding[start:stop],
-    )
-
-
 def blocks(
     chunks: Iterable[Nuclei], size: int, *, classes: NucleiClasses | None, embedding_dim: int | None
 ) -> Iterator[tuple[int, Nuclei]]:
@@ -123,11 +106,11 @@ def blocks(
         fitting = _checked(chunk, first + count, classes, embedding_dim)
         while count + len(fitting) - start >= size:
             stop = start + size - count
-            held.append(take_rows(fitting, start, stop))
+            held.append(fitting[start:stop])
             yield first, _join(held)
             first, count, start = first + size, 0, stop
         if start < len(fitting):
-            held.append(take_rows(fitting, start, len(fitting)))
+            held.append(fitting[start:])
             count += len(fitting) - start
     if held:
         yield first, _join(held)
@@ -142,6 +125,8 @@ def _join(held: list[Nuclei]) -> Nuclei:
 
 def _checked(chunk: Nuclei, row: int, classes: NucleiClasses | None, embedding_dim: int | None) -> Nuclei:
     """Return a chunk with the classes and the embedding of its stream; raise if it has others."""
+    if not isinstance(chunk, Nuclei):
+        raise DataError(f"the chunk at nucleus {row} is no table of nuclei but {chunk!r}; pass a list of tables")
     if len(chunk) and chunk.classes != classes:
         names = [None if c is None else c.names for c in (chunk.classes, classes)]
         raise DataError(

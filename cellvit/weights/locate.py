@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellvit.weights.catalogue import BUNDLED, SUFFIXES, Entry
+from cellvit.weights.catalogue import BUNDLED, MODEL, SUFFIXES, Entry, entries
 
 WEIGHTS_VARIABLE = "CELLVIT_WEIGHTS"
 """Environment variable that names the folder of weight files."""
@@ -80,6 +80,19 @@ def find_weights(entry: Entry) -> WeightFile | None:
         except OSError:  # a folder that may not be read holds nothing for us
             continue
     return None
+
+
+def list_models() -> dict[str, Entry]:
+    """Return the models that can be loaded here, by name, with what is known of each; nothing is fetched.
+
+    These are the models that come with the package, and published ones whose file lies in the folder that the
+    environment variable ``CELLVIT_WEIGHTS`` names or in the cache of the hub.
+
+    Example:
+        >>> list_models()["nano"].mpp
+        0.25
+    """
+    return {entry.name: entry for entry in entries() if entry.kind == MODEL and find_weights(entry) is not None}
 
 
 def _expanded(path: str) -> Path:

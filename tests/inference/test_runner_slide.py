@@ -1,8 +1,10 @@
 import errno
+import inspect
 import json
 import os
+import re
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +20,7 @@ from cellvit.inference import fingerprints, pipeline
 from cellvit.inference import outputs as formats
 from cellvit.inference import resume as journal
 from cellvit.inference.resume import ResumeFolder
-from cellvit.inference.settings import FORMATS
+from cellvit.inference.settings import FORMATS, SlideSettings
 from cellvit.inference.slide import segment_slide
 from cellvit.postprocess.hv import HVPostprocessor
 
@@ -376,6 +378,22 @@ def test_a_finished_folder_needs_no_lock(slide, tmp_path):
 def test_unknown_settings_are_named(slide, tmp_path):
     with pytest.raises(ConfigError, match="no setting 'tilesize'; did you mean 'tile_size'"):
         run(slide, tmp_path / "out", tilesize=3)
+
+
+def test_the_keywords_of_segment_slide_are_the_fields_of_its_settings():
+    given = inspect.signature(segment_slide).parameters.values()
+    others = {"path", "out", "model", "device", "progress", "unknown"}
+    keywords = [p for p in given if p.name not in others]
+    assert [(p.name, p.default, p.annotation) for p in keywords] == [
+        (field.name, field.default, field.type) for field in fields(SlideSettings)
+    ]
+    assert {p.kind for p in keywords} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_every_keyword_of_segment_slide_is_documented():
+    text = segment_slide.__doc__.split("Args:")[1].split("Returns:")[0]
+    named = re.findall(r"^ {8}\**(\w+):", text, flags=re.MULTILINE)
+    assert named == list(inspect.signature(segment_slide).parameters)
 
 
 class OnlyHere(HVPostprocessor):

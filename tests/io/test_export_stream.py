@@ -46,7 +46,7 @@ from cellvit.io import (
     write_parquet_stream,
 )
 from cellvit.io.geojson import _NAMESPACE, _identity
-from cellvit.io.stream import blocks, take_rows
+from cellvit.io.stream import blocks
 from cellvit.io.text import ring_texts
 from cellvit.types import Nuclei
 
@@ -90,9 +90,9 @@ def test_blocks_are_full_and_hold_all_rows_in_order(cut, size):
 
 
 @given(any_cut_tables, st.integers(0, 12), st.integers(0, 12))
-def test_taking_rows_is_selecting_them_without_a_copy(cut, start, count):
+def test_a_slice_is_selecting_them_without_a_copy(cut, start, count):
     table, _ = cut
-    part = take_rows(table, start, start + count)
+    part = table[start : start + count]
     assert_all_same(table.select(np.arange(len(table))[start : start + count]), part)
     if len(part):
         assert np.shares_memory(part.centroid, table.centroid)

@@ -10,6 +10,7 @@ from collections import namedtuple
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -235,8 +236,10 @@ def test_cores_threads_and_memory(monkeypatch):
 
 
 def test_memory_is_that_of_the_container(monkeypatch, tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:     2000000 kB\n")
-    monkeypatch.setattr(resources, "_MEMINFO", tmp_path / "meminfo")
+    names = ("MemFree", "Buffers", "Cached", "Active", "Inactive")
+    zeros = "".join(f"{name}: 0 kB\n" for name in names)
+    (tmp_path / "meminfo").write_text(f"MemTotal: 4000000 kB\n{zeros}MemAvailable:     2000000 kB\n")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     monkeypatch.setattr(resources, "_CGROUP", tmp_path)
     assert resources.free_memory() == 2_048_000_000
     assert resources.cpu_quota() is None

@@ -44,7 +44,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     """Return the content of a weight file, on the CPU.
 
     Args:
-        path: See :func:`load_encoder_weights`.
+        path: ``.safetensors``, or else a file of ``torch.save``.
 
     Raises:
         WeightsError: If there is no such file, it is damaged, holds more than plain data, or no names.

@@ -41,7 +41,7 @@ class SlideOutcome:
         error: Why it failed, for a reader; None for a slide that is done.
         seconds: Time of this attempt.
         device: Where it was computed: a device, or a worker of a cluster.
-        extra: See :class:`SlideJob`.
+        extra: What a list of slides says beside it, by column.
         trace: Where an error came from that this package did not raise on purpose.
     """
 

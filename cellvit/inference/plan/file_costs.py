@@ -30,7 +30,7 @@ class Cost(NamedTuple):
 def write_costs(
     folder: Path,
     sampled: PreparedSlide,
-    journal: ResumeFolder,
+    chunks: ResumeFolder,
     model: NucleiModel,
     settings: SlideSettings,
     metadata: Mapping[str, Any],
@@ -40,9 +40,9 @@ def write_costs(
     Args:
         folder: A temporary folder to write to.
         sampled: The slide, of which only the tiles of the sample are to be done.
-        journal: Holds them as finished parts.
+        chunks: Holds them as finished chunks.
         model: The model that found them.
-        settings: Of the run that is planned.
+        settings: Settings of the run that is planned.
         metadata: Facts for the heads of files.
     """
     table = SlideTable(
@@ -62,9 +62,9 @@ def write_costs(
         patches=table.patches,
         origin=settings.origin,
     )
-    embedding = journal.read_part(0).nuclei.embedding
+    embedding = chunks.read_part(0).nuclei.embedding
     dim, taken, rows = None if embedding is None else embedding.shape[1], {}, 0
-    for name, nuclei in (("empty", iter(())), ("full", table.nuclei(journal))):
+    for name, nuclei in (("empty", iter(())), ("full", table.nuclei(chunks))):
         out = folder / name
         out.mkdir()
         started = time.perf_counter()

@@ -1,6 +1,7 @@
 """CPU and memory limits of the machine or container."""
 
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def cpu_quota() -> float | None:
 
 
 def _machine(field: str) -> list[int]:
-    with suppress(OSError, KeyError, RuntimeError):  # where /proc is hidden
+    with suppress(OSError, KeyError, RuntimeError), warnings.catch_warnings():  # where /proc is hidden
+        warnings.simplefilter("ignore")  # sandboxes lack lines of /proc/meminfo that are not asked for here
         return [int(getattr(psutil.virtual_memory(), field))]
     return []
 

@@ -102,25 +102,10 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class WeightsFact:
-    """The weight file of a model folder: its name, and the SHA-256 it must have."""
-
-    file: str
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class PartFact:
-    """A part of a model by its registered name or dotted path."""
-
-    class_path: str
-
-
-@dataclass(frozen=True)
 class ModelFacts:
-    """What the catalogue shows of the settings in a model's configuration; the other settings are the model's own."""
+    """What the catalogue shows of a model's settings; an encoder is a name, or has its name as ``class_path``."""
 
-    encoder: str | PartFact
+    encoder: str | Mapping[str, Any]
     class_names: tuple[str, ...]
     mpp: float | None
     about: Mapping[str, Any] | None = None
@@ -128,10 +113,10 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """``config.json`` of a model folder."""
+    """``config.json`` of a model folder; of the weights it states ``file`` and ``sha256``."""
 
     model: ModelFacts
-    weights: WeightsFact
+    weights: Mapping[str, str]
 
 
 def entries() -> tuple[Entry, ...]:
@@ -222,16 +207,10 @@ def announce_hub(repository: str) -> None:
 
 def foundation_models() -> dict[str, FoundationModel]:
     """Return the published networks that timm builds, by the name of their encoder."""
-    rows = {row["name"]: row for row in _document()["entries"] if "network" in row}
-    stated = {
-        name: {
-            **row["network"],
-            "repo": row["hub"],
-            "parameters": round(row["parameters"] / 1e6),
-            "licence": row["licence"],
-        }
-        for name, row in rows.items()
-    }
+    stated = {}
+    for row in (row for row in _document()["entries"] if "network" in row):
+        facts = {"repo": row["hub"], "parameters": round(row["parameters"] / 1e6), "licence": row["licence"]}
+        stated[row["name"]] = row["network"] | facts
     return checked(stated, dict[str, FoundationModel], what=CATALOGUE, advice=REINSTALL)
 
 
@@ -288,15 +267,17 @@ def _of_folder(folder: Path) -> Entry:
     try:
         text = (folder / "config.json").read_bytes()
         config = checked(text, ModelConfig, what=f"{what}, config.json", advice=EXPORT, error=UnknownPluginError)
-        parameters = _count_parameters(folder / config.weights.file)
+        model, file = config.model, config.weights["file"]
+        encoder = model.encoder if isinstance(model.encoder, str) else str(model.encoder["class_path"])
+        parameters = _count_parameters(folder / file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UnknownPluginError(f"{what} ({error!r}); {EXPORT}") from error
-    model, about = config.model, config.model.about or {}
+    about = model.about or {}
     return Entry(
         name=folder.name,
         kind=MODEL,
         title=str(about.get("origin") or "a model folder"),
-        encoder=model.encoder if isinstance(model.encoder, str) else model.encoder.class_path,
+        encoder=encoder,
         parameters=parameters,
         gflop=_document()["gflop_of_bundled"].get(folder.name) if is_bundled else None,
         mpp=model.mpp,
@@ -304,7 +285,7 @@ def _of_folder(folder: Path) -> Entry:
         source="comes with the package" if is_bundled else str(folder),
         citation=str(about.get("cite") or ""),
         classes=model.class_names,
-        files=(config.weights.file,),
+        files=(file,),
         folder=folder,
     )
 

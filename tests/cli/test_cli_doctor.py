@@ -113,6 +113,15 @@ def test_all_requirements_are_listed_with_their_versions():
     assert set(software.LOADED) <= {item.requirement.name for item in needed}
 
 
+def test_an_extra_of_the_package_is_listed_whether_or_not_its_purpose_is_known(monkeypatch):
+    lines = ["numpy>=1", 'no-such-package>=2; extra == "view"', 'pytest; extra == "dev"']
+    monkeypatch.setattr(software, "requires", lambda name: lines)
+    found = named(software.check_versions())
+    assert [name for name in found if name.startswith("extra")] == ["extra view"]
+    assert found["extra view"].text == "not here: no-such-package>=2"
+    assert found["extra view"].advice == "pip install 'cellvit-lightning[view]'"
+
+
 def test_packages_that_are_missing_or_old(monkeypatch):
     versions = {"torch": "1.0", "timm": None, "peft": None, "opencv-python": "4.9"}
     real = software._version
@@ -236,7 +245,7 @@ def test_cores_threads_and_memory(monkeypatch):
 
 
 def test_memory_is_that_of_the_container(monkeypatch, tmp_path):
-    names = ("MemFree", "Buffers", "Cached", "Active", "Inactive")
+    names = ("MemFree", "Buffers", "Cached", "Shmem", "Active", "Inactive")
     zeros = "".join(f"{name}: 0 kB\n" for name in names)
     (tmp_path / "meminfo").write_text(f"MemTotal: 4000000 kB\n{zeros}MemAvailable:     2000000 kB\n")
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from cellvit.errors import CellViTError, ConfigError, OutputError
-from cellvit.inference.cohort.job import Reporter, SlideJob, SlideOutcome, Task, attempt
+from cellvit.inference.cohort.job import Progress, Reporter, SlideJob, SlideOutcome, Task, attempt, seldom
 from cellvit.inference.cohort.run import refuse_shared_folders
 from cellvit.weights.catalogue import BUNDLED
 
@@ -321,25 +321,21 @@ def run_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
     worker = get_worker()
     key = worker.get_current_task()
     name = f"worker {worker.name}"
-    told = time.monotonic()
 
     def check() -> None:
         state = worker.state.tasks.get(key)
         if state is None or state.state == "cancelled":
             raise _NoLongerWantedError
 
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        if done >= total or time.monotonic() - told >= PROGRESS_SECONDS:
-            told = time.monotonic()
-            check()
-            worker.log_event(topic, {"slide": number, "kind": "progress", "done": int(done), "total": int(total)})
+    def tell(done: int, total: int) -> None:
+        check()
+        worker.log_event(topic, {"slide": number, "kind": "progress", "done": int(done), "total": int(total)})
 
     with _one_at_a_time:
         try:
             check()
             worker.log_event(topic, {"slide": number, "kind": "start", "worker": name, "versions": versions()})
-            outcome = _run(payload, name, progress)
+            outcome = _run(payload, name, seldom(tell, seconds=PROGRESS_SECONDS))
             worker.log_event(topic, {"slide": number, "kind": "done"})
             return outcome
         except _NoLongerWantedError:
@@ -351,7 +347,7 @@ def versions() -> dict[str, str]:
     return {"cellvit": version(PACKAGE), "python": ".".join(platform.python_version_tuple()[:2])}
 
 
-def _run(payload: bytes, name: str, progress: Any) -> RemoteOutcome:
+def _run(payload: bytes, name: str, progress: Progress) -> RemoteOutcome:
     loaded: tuple[Task, SlideJob] = pickle.loads(payload)
     task, job = loaded
     missing = next((path for path in (job.path, job.out) if not path.exists()), None)

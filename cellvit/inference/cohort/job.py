@@ -1,5 +1,6 @@
 """One slide of a cohort: what is to be done, what came of it, and who is told."""
 
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -84,6 +85,25 @@ class Reporter:
 
     def warned(self, text: str) -> None:
         """Show the user a line."""
+
+
+def seldom(tell: Progress, *, seconds: float) -> Progress:
+    """Return a progress that is told no more often than every so many seconds, and at the end; from any thread.
+
+    Args:
+        tell: What is then called.
+        seconds: Least time between two calls.
+    """
+    told, one_at_a_time = time.monotonic(), threading.Lock()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        with one_at_a_time:
+            if done >= total or time.monotonic() - told >= seconds:
+                told = time.monotonic()
+                tell(done, total)
+
+    return progress
 
 
 def attempt(task: Task, job: SlideJob, *, device: str, progress: Progress) -> SlideOutcome:

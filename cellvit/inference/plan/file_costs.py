@@ -1,7 +1,7 @@
 """What the files of a slide cost, in seconds and bytes: each is written without and with the nuclei of a sample."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import FORMATS, SlideSettings
-from cellvit.types import Nuclei
 
 PICTURES = ("overlay", "density", "closeups")
 """Formats whose files have the size of a picture, however many nuclei there are."""
@@ -68,22 +67,15 @@ def write_costs(
         out = folder / name
         out.mkdir()
         started = time.perf_counter()
-        rows = _write_table(nuclei, out, model, dim, metadata)
-        taken[name, "parquet"] = time.perf_counter() - started, (out / TABLE).stat().st_size
+        path, facts = out / TABLE, dict(metadata)
+        rows = io.write_parquet_stream(nuclei, path, classes=model.classes, embedding_dim=dim, metadata=facts)
+        taken[name, "parquet"] = time.perf_counter() - started, path.stat().st_size
         for format_ in settings.formats:
             started = time.perf_counter()
             write_formats(out, (format_,), context)
             taken[name, format_] = time.perf_counter() - started, _size(out / FORMATS[format_])
     names = ("parquet", *settings.formats)
     return {name: _cost(name, taken["empty", name], taken["full", name], rows) for name in names}, rows
-
-
-def _write_table(
-    nuclei: Iterator[Nuclei], out: Path, model: NucleiModel, dim: int | None, metadata: Mapping[str, Any]
-) -> int:
-    return io.write_parquet_stream(
-        nuclei, out / TABLE, classes=model.classes, embedding_dim=dim, metadata=dict(metadata)
-    )
 
 
 def _cost(name: str, empty: tuple[float, int], full: tuple[float, int], rows: int) -> Cost:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from cellvit.encoders.base import ENCODERS
 from cellvit.encoders.timm import TimmEncoder
-from cellvit.weights.catalogue import FoundationModel, announce_hub, by_hub, foundation_models
+from cellvit.weights.catalogue import FoundationModel as FoundationModel  # part of what this module offers
+from cellvit.weights.catalogue import announce_hub, by_hub, foundation_models
 from cellvit.weights.locate import WEIGHTS_VARIABLE, find_weights
 
 FOUNDATION: Mapping[str, FoundationModel] = MappingProxyType(foundation_models())

@@ -81,8 +81,10 @@ def as_plain(value: Any) -> Any:
         >>> as_plain({"seconds": Range(1, 2), "parts": (1, 2)})
         {'seconds': {'low': 1, 'high': 2}, 'parts': [1, 2]}
     """
-    if is_dataclass(value) or hasattr(value, "_asdict"):
-        value = value._asdict() if isinstance(value, tuple) else vars(value)
+    if is_dataclass(value):
+        value = vars(value)
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {key: as_plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

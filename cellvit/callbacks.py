@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from cellvit.data.loading import base_seed
-from cellvit.encoders.pretrained import SOURCES, load_encoder_weights
+from cellvit.encoders.pretrained import load_encoder_weights
 from cellvit.errors import ConfigError, OutputError
 from cellvit.io.cells_json import write_json
 from cellvit.io.geojson import write_geojson
@@ -30,6 +30,7 @@ from cellvit.plotting.overlay import draw_comparison
 from cellvit.training.freezing import EncoderFreezing as EncoderFreezing  # under the name that configurations use
 from cellvit.training.freezing import as_cellvit
 from cellvit.types import NucleiPrediction
+from cellvit.weights.catalogue import published_files
 
 WRITERS: dict[str, Callable[..., None]] = {"geojson": write_geojson, "json": write_json, "parquet": write_parquet}
 
@@ -192,7 +193,7 @@ def _expand(path: str) -> Path:
     unset = unset_variables(path)
     if unset:
         raise ConfigError(
-            f"path {path!r} names {', '.join(unset)}, which is not set; set it or write a path ({SOURCES})"
+            f"path {path!r} names {', '.join(unset)}, which is not set; set it or write a path ({published_files()})"
         )
     return expand_path(path)
 

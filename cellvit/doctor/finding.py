@@ -28,12 +28,25 @@ class Finding:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+def noted(section: str, name: str, text: str, advice: str, facts: Mapping[str, Any]) -> Finding:
+    """Return a finding that is a note if there is advice, else well.
+
+    Args:
+        section: What it is about.
+        name: What was looked at.
+        text: What was found.
+        advice: What to do; an empty text if nothing is to be done.
+        facts: The same as plain data.
+    """
+    return Finding(section, name, "note" if advice else "ok", text, advice, facts)
+
+
 def guarded(section: str, name: str, check: Callable[[], Iterable[Finding]], advice: str) -> Iterator[Finding]:
     """Yield what a check finds; if it fails, that is one more finding.
 
     Args:
-        section: Of that finding.
-        name: Of that finding.
+        section: Section of the finding about a check that fails.
+        name: What is then said to have been looked at.
         check: Any of its errors is a problem of the installation, for it has no input.
         advice: What to do if it fails.
     """

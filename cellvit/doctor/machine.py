@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cellvit.doctor.finding import Finding, Status, first_line
+from cellvit.doctor.finding import Finding, Status, first_line, noted
 from cellvit.io.format import readable_size
 
 SECTION = "machine"
@@ -17,6 +17,8 @@ LOW_MEMORY = 4 * 10**9
 """Bytes: a process with the network takes one to two gigabytes and each worker more than half of one."""
 LOW_DISK = 5 * 10**9
 """Bytes: a slide with a million nuclei takes about two gigabytes, and as much again while it runs."""
+LOW_CARD = 2 * 10**9
+"""Bytes: the network and a batch of tiles take about as much of a graphics card."""
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "SLURM_CPUS_PER_TASK")
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -33,11 +35,11 @@ def check_machine() -> Iterator[Finding]:
     workers = default_workers("cuda" if torch.cuda.is_available() else "cpu")
     facts = {"usable": cores, "machine": there, "quota": quota, "default_workers": workers}
     text = f"{cores} usable of {there}; {workers} post-processing worker{'s' if workers > 1 else ''} by default"
+    advice = ""
     if quota is not None and quota < 0.9 * cores:
+        text += f", but a container limits them to {quota:g}"
         advice = f"pass --workers {max(1, round(quota) - 1)} and set OMP_NUM_THREADS={max(1, round(quota))}"
-        yield Finding(SECTION, "cores", "note", f"{text}, but a container limits them to {quota:g}", advice, facts)
-    else:
-        yield Finding(SECTION, "cores", "ok", text, facts=facts)
+    yield noted(SECTION, "cores", text, advice, facts)
     yield _threads(torch.get_num_threads(), cores)
     yield _vectors(torch.backends.cpu.get_cpu_capability())
     yield _memory()
@@ -56,11 +58,9 @@ def check_folders() -> Iterator[Finding]:
             advice = "set TMPDIR to a folder you may write to" if needed else "results need another --out"
             status: Status = "problem" if needed else "note"
             yield Finding(SECTION, name, status, f"{text}, not writable ({reason})", advice, facts)
-        elif free < LOW_DISK:
-            advice = "free some space, or see what a slide takes with: cellvit plan SLIDE"
-            yield Finding(SECTION, name, "note", text, advice, facts)
         else:
-            yield Finding(SECTION, name, "ok", f"{text}, writable", facts=facts)
+            advice = "free some space, or see what a slide takes with: cellvit plan SLIDE" if free < LOW_DISK else ""
+            yield noted(SECTION, name, f"{text}, writable", advice, facts)
 
 
 def check_devices() -> Iterator[Finding]:
@@ -74,62 +74,45 @@ def check_devices() -> Iterator[Finding]:
     if count == 0:
         yield _without_cuda(build, torch.version.cuda)
     if torch.backends.mps.is_available():
-        reason = _wrong_result("mps")
-        if reason:
-            advice = "pass --device cpu, and update torch and macOS"
-            yield Finding("devices", "mps", "problem", reason, advice)
-        else:
-            yield Finding("devices", "mps", "ok", "Apple GPU, computes")
-    reason = _wrong_result("cpu")
-    if reason:
-        yield Finding("devices", "cpu", "problem", reason, "reinstall torch for this processor")
-    else:
-        yield Finding("devices", "cpu", "ok", "computes")
+        yield _computes(
+            "mps", _wrong_result("mps"), "Apple GPU, computes", "pass --device cpu, and update torch and macOS"
+        )
+    yield _computes("cpu", _wrong_result("cpu"), "computes", "reinstall torch for this processor")
+
+
+def _computes(name: str, reason: str, text: str, advice: str) -> Finding:
+    """Return that a device computes, or the reason why it does not with what to do."""
+    return Finding("devices", name, "problem", reason, advice) if reason else Finding("devices", name, "ok", text)
 
 
 def _threads(threads: int, cores: int) -> Finding:
     given = {name: os.environ[name] for name in _THREADS if name in os.environ}
     told = ", ".join(f"{name}={value}" for name, value in given.items())
-    text = f"the network uses {threads} on the CPU" + (f" ({told})" if told else "")
-    facts = {"torch": threads, "environment": given}
+    text, advice = f"the network uses {threads} on the CPU" + (f" ({told})" if told else ""), ""
     if threads > cores:
-        return Finding(
-            SECTION, "threads", "note", f"{text}, more than the {cores} cores", f"set OMP_NUM_THREADS={cores}", facts
-        )
-    if cores > 1 and threads < cores // 2:
-        return Finding(
-            SECTION,
-            "threads",
-            "note",
-            f"{text}, {cores} cores are usable",
-            "unset OMP_NUM_THREADS for one slide",
-            facts,
-        )
-    return Finding(SECTION, "threads", "ok", text, facts=facts)
+        text, advice = f"{text}, more than the {cores} cores", f"set OMP_NUM_THREADS={cores}"
+    elif cores > 1 and threads < cores // 2:
+        text, advice = f"{text}, {cores} cores are usable", "unset OMP_NUM_THREADS for one slide"
+    return noted(SECTION, "threads", text, advice, {"torch": threads, "environment": given})
 
 
 def _vectors(level: str) -> Finding:
-    facts = {"level": level, "processor": platform.machine()}
-    text = f"{level} on {platform.machine()}"
+    text, advice = f"{level} on {platform.machine()}", ""
     if level == "DEFAULT" and platform.machine() in ("x86_64", "AMD64"):
+        text += ": no AVX2"
         advice = "on a CPU the network is many times slower than with AVX2; use another machine or a GPU"
-        return Finding(SECTION, "vector instructions", "note", f"{text}: no AVX2", advice, facts)
-    return Finding(SECTION, "vector instructions", "ok", text, facts=facts)
+    return noted(SECTION, "vector instructions", text, advice, {"level": level, "processor": platform.machine()})
 
 
 def _memory() -> Finding:
     from cellvit.inference.resources import free_memory, total_memory
 
     free, total = free_memory(), total_memory()
-    facts = {"free": free, "total": total}
-    if free is None:
-        text = "the system does not say what is free" + (f" of {readable_size(total)}" if total else "")
-        return Finding(SECTION, "memory", "ok", text, facts=facts)
-    text = f"{readable_size(free)} free" + (f" of {readable_size(total)}" if total else "")
-    if free < LOW_MEMORY:
-        advice = "close other programs, or pass --workers 1 --batch-size 1 --tile-size 512"
-        return Finding(SECTION, "memory", "note", text, advice, facts)
-    return Finding(SECTION, "memory", "ok", text, facts=facts)
+    text = "the system does not say what is free" if free is None else f"{readable_size(free)} free"
+    text += f" of {readable_size(total)}" if total else ""
+    is_low = free is not None and free < LOW_MEMORY
+    advice = "close other programs, or pass --workers 1 --batch-size 1 --tile-size 512" if is_low else ""
+    return noted(SECTION, "memory", text, advice, {"free": free, "total": total})
 
 
 def _why_not_writable(folder: Path) -> str:
@@ -166,10 +149,8 @@ def _cuda(number: int) -> Finding:
             "another build of torch, else restart the driver; pass --device cpu meanwhile"
         )
         return Finding("devices", name, "problem", f"{text}: {reason}", advice, facts)
-    if free < 2 * 10**9:
-        advice = "another program uses it (nvidia-smi shows which); pass another --device, or --tile-size 512"
-        return Finding("devices", name, "note", f"{text}, computes", advice, facts)
-    return Finding("devices", name, "ok", f"{text}, computes", facts=facts)
+    advice = "another program uses it (nvidia-smi shows which); pass another --device, or --tile-size 512"
+    return noted("devices", name, f"{text}, computes", advice if free < LOW_CARD else "", facts)
 
 
 def _without_cuda(build: str, cuda: str | None) -> Finding:
@@ -181,13 +162,11 @@ def _without_cuda(build: str, cuda: str | None) -> Finding:
     if hidden is not None and hidden.strip() in ("", "-1"):
         text = f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}"
         return Finding("devices", "cuda", "note", text, "unset CUDA_VISIBLE_DEVICES to use the GPU", facts)
+    lack, advice = "finds no GPU", f"run nvidia-smi; the driver must be new enough for CUDA {cuda}, and a container"
+    advice += " needs the GPU passed in"
     if cuda is None:
-        advice = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
-        return Finding(
-            "devices", "cuda", "problem", f"an NVIDIA driver is here, but {build} has no CUDA", advice, facts
-        )
-    advice = f"run nvidia-smi; the driver must be new enough for CUDA {cuda}, and a container needs the GPU passed in"
-    return Finding("devices", "cuda", "problem", f"an NVIDIA driver is here, but {build} finds no GPU", advice, facts)
+        lack, advice = "has no CUDA", "install a CUDA build of torch: https://pytorch.org/get-started/locally"
+    return Finding("devices", "cuda", "problem", f"an NVIDIA driver is here, but {build} {lack}", advice, facts)
 
 
 def _wrong_result(device: str) -> str:

@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from cellvit.doctor.finding import Finding, first_line
+from cellvit.doctor.finding import Finding, first_line, noted
 
 OURS = "cellvit-lightning"
 SECTION = "software"
@@ -40,7 +40,10 @@ EXTRAS = {
     "cluster": "spread slides over a Dask cluster: cellvit segment --cluster",
     "spatial": "write h5ad and SpatialData: cellvit segment --formats h5ad,spatialdata",
 }
-"""Optional packages of the project, and what they are for."""
+"""What the optional packages of the project are for, by the name of the extra."""
+
+DEVELOPERS = ("dev", "docs")
+"""Extras that nobody needs to find nuclei."""
 
 _OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
 
@@ -76,8 +79,8 @@ def check_versions() -> Iterator[Finding]:
     for extra, requirement in needed:
         if not extra:
             yield _package(requirement)
-    for extra, purpose in EXTRAS.items():
-        yield _extra(extra, purpose, [item.requirement for item in needed if item.extra == extra])
+    for extra in dict.fromkeys(item.extra for item in needed if item.extra and item.extra not in DEVELOPERS):
+        yield _extra(extra, [item.requirement for item in needed if item.extra == extra])
     yield from _rivals()
 
 
@@ -100,42 +103,35 @@ def check_plugins() -> Iterator[Finding]:
     others = [row for row in rows if row["distribution"] != OURS]
     for row in (row for row in rows if row["error"]):
         text = f"{row['kind']} of {row['distribution']} {row['version']} cannot be used: {row['error']}"
-        yield Finding(
-            "plug-ins", row["name"], "problem", text, f"repair or uninstall {row['distribution']}", _fact(row)
-        )
+        facts = {key: row[key] for key in ("kind", "class", "distribution", "version", "error")}
+        yield Finding("plug-ins", row["name"], "problem", text, f"repair or uninstall {row['distribution']}", facts)
     names = ", ".join(f"{row['name']} ({row['distribution']})" for row in others if not row["error"])
     text = f"{len(rows) - len(others)} of cellvit; of other packages: {names or 'none'}"
     yield Finding("plug-ins", "parts of models", "ok", text)
-
-
-def _fact(row: Mapping[str, object]) -> dict[str, object]:
-    return {key: row[key] for key in ("kind", "class", "distribution", "version", "error")}
 
 
 def _package(requirement: Requirement) -> Finding:
     found = _version(requirement.name)
     wanted = f"'{requirement.name}{requirement.specifier}'"
     facts = {"version": found, "needs": str(requirement.specifier)}
-    if found is None:
-        return Finding(SECTION, requirement.name, "problem", "is missing", f"pip install {wanted}", facts)
-    if not requirement.specifier.contains(found, prereleases=True):
-        text = f"{found}, but {requirement.specifier} is needed"
-        return Finding(SECTION, requirement.name, "problem", text, f"pip install {wanted}", facts)
-    return Finding(SECTION, requirement.name, "ok", found, facts=facts)
+    if found is not None and requirement.specifier.contains(found, prereleases=True):
+        return Finding(SECTION, requirement.name, "ok", found, facts=facts)
+    text = "is missing" if found is None else f"{found}, but {requirement.specifier} is needed"
+    return Finding(SECTION, requirement.name, "problem", text, f"pip install {wanted}", facts)
 
 
-def _extra(extra: str, purpose: str, wanted: list[Requirement]) -> Finding:
+def _extra(extra: str, wanted: list[Requirement]) -> Finding:
     found = {item.name: _version(item.name) for item in wanted}
     lacking = [
-        str(item.name) + str(item.specifier)
+        f"{item.name}{item.specifier}"
         for item in wanted
         if not (text := found[item.name]) or not item.specifier.contains(text, prereleases=True)
     ]
-    name, facts = f"extra {extra}", {"versions": found}
+    text, advice = ", ".join(f"{name} {there}" for name, there in found.items()), ""
     if lacking:
-        advice = f"to {purpose}: pip install '{OURS}[{extra}]'"
-        return Finding(SECTION, name, "note", f"not here: {', '.join(lacking)}", advice, facts)
-    return Finding(SECTION, name, "ok", ", ".join(f"{key} {value}" for key, value in found.items()), facts=facts)
+        text, advice = f"not here: {', '.join(lacking)}", f"pip install '{OURS}[{extra}]'"
+        advice = f"to {EXTRAS[extra]}: {advice}" if extra in EXTRAS else advice
+    return noted(SECTION, f"extra {extra}", text, advice, {"versions": found})
 
 
 def _rivals() -> Iterator[Finding]:

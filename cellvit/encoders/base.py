@@ -28,7 +28,7 @@ class Encoder(Configurable, nn.Module, ABC):
         pixel_std: Standard deviation, likewise.
         weights_licence: Licence of the weights of others that it was built with, if any; a model's ``about`` states it.
         has_published_files: Whether it was made for the files that
-            :data:`cellvit.encoders.pretrained.SOURCES` lists, and errors name them.
+            :func:`cellvit.weights.catalogue.published_files` lists, and errors name them.
         weight_sources: Arguments that fetch or read weights, with the values that do neither: a saved model, which
             brings its own weights, is built with those.
     """

@@ -9,14 +9,9 @@ from safetensors.torch import load_file
 
 from cellvit.encoders.base import Encoder
 from cellvit.errors import WeightsError
-from cellvit.weights.catalogue import announce_file
+from cellvit.weights.catalogue import announce_file, published_files
 from cellvit.weights.safe_loading import open_safely
 from cellvit.weights.state_dict import misfits
-
-SOURCES = (
-    "vit256_small_dino.pth of HIPT fits vit-256; sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth and "
-    "sam_vit_h_4b8939.pth of segment-anything fit sam-b, sam-l and sam-h"
-)
 
 
 def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
@@ -39,7 +34,7 @@ def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
     if problems:
         raise WeightsError(
             f"weights {str(path)!r} do not fit encoder {type(encoder).__name__}; {'; '.join(problems)}; "
-            f"choose the encoder they were made for{f' ({SOURCES})' if encoder.has_published_files else ''}"
+            f"choose the encoder they were made for{f' ({published_files()})' if encoder.has_published_files else ''}"
         )
     encoder.load_state_dict(state)
     announce_file(path)
@@ -49,13 +44,13 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     """Return the content of a weight file, on the CPU.
 
     Args:
-        path: See :func:`load_encoder_weights`.
+        path: ``.safetensors``, or else a file of ``torch.save``.
 
     Raises:
         WeightsError: If there is no such file, it is damaged, holds more than plain data, or no names.
     """
     if not path.is_file():
-        raise WeightsError(f"no such file; fetch it or correct the path ({SOURCES})")
+        raise WeightsError(f"no such file; fetch it or correct the path ({published_files()})")
     if path.suffix != ".safetensors":
         content = open_safely(path)
     else:

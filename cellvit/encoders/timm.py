@@ -15,7 +15,8 @@ from cellvit.encoders.taps import NUM_TAPS, choose_taps
 from cellvit.encoders.timm_network import Level, create_net, groups_of, levels_of, own_names, run_net, survey
 from cellvit.errors import ConfigError, WeightsError
 from cellvit.types import EncoderOutput, FeatureInfo
-from cellvit.weights.hub import WEIGHT_NAMES, checked_digest, fetch, fetch_config, hub_name, local_file
+from cellvit.weights.catalogue import HUB_FILES
+from cellvit.weights.hub import checked_digest, fetch, fetch_config, hub_name, local_file
 
 DEEPEST = 16
 
@@ -142,7 +143,7 @@ class TimmEncoder(Encoder):
         if not repo:
             raise WeightsError(f"timm names no weights of model {model!r} on the hub; give a file as weights: PATH")
         own = None if hub else stated.get("hf_hub_filename")
-        file = fetch(repo, [own] if own else WEIGHT_NAMES, revision=at)
+        file = fetch(repo, [own] if own else HUB_FILES, revision=at)
         self.init_args["revision"] = file.revision
         if "@" in model:
             self.init_args["model"] = model.partition("@")[0]  # or it would state a second revision

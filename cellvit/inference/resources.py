@@ -1,36 +1,36 @@
-"""What the machine has to give: memory and processor time, as a container or a cluster limits them."""
+"""CPU and memory limits of the machine or container."""
 
-import os
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
+# psutil knows the machine; what a container may use of it stands in its control group, of version 2 or 1
 _CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
+_MEMORY = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
 def free_memory() -> int | None:
     """Return the bytes of memory that this process may still take, or None where the system does not say."""
-    bounds = [_meminfo("MemAvailable"), _free_in_container()]
-    if bounds == [None, None] and sys.platform == "win32":
-        return _free_on_windows()
-    return min((bound for bound in bounds if bound is not None), default=None)
+    limits = ((_bytes(limit), _bytes(used)) for limit, used in _MEMORY)
+    free = [max(0, most - taken) for most, taken in limits if most is not None and taken is not None]
+    return min([*free, *_machine("available")], default=None)
 
 
 def total_memory() -> int | None:
     """Return the bytes of memory of the machine, or of the container if it is limited; None if unknown."""
-    bounds = [_limit("memory.max"), _limit("memory/memory.limit_in_bytes")]
-    with suppress(ValueError, OSError, AttributeError):  # not on Windows
-        bounds.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return min((bound for bound in bounds if bound is not None), default=None)
+    limits = (_bytes(limit) for limit, _ in _MEMORY)
+    return min([*(limit for limit in limits if limit is not None), *_machine("total")], default=None)
 
 
 def peak_memory() -> int:
-    """Return the most bytes of memory this process has held so far; 0 where the system does not say."""
+    """Return the most bytes of memory this process has held so far."""
     try:
         import resource
-    except ImportError:  # Windows
-        return 0
+    except ImportError:  # Windows, the only system where psutil knows the peak
+        return int(psutil.Process().memory_info().peak_wset)
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -41,56 +41,23 @@ def cpu_quota() -> float | None:
     A limit of time is no limit of cores: the process sees all cores of the machine and is stopped when it has used
     up its time.
     """
-    with suppress(OSError, ValueError):
-        quota, period = (_CGROUP / "cpu.max").read_text(encoding="ascii").split()
-        return None if quota == "max" else int(quota) / int(period)
-    with suppress(OSError, ValueError):
-        quota = (_CGROUP / "cpu/cpu.cfs_quota_us").read_text(encoding="ascii")
-        period = (_CGROUP / "cpu/cpu.cfs_period_us").read_text(encoding="ascii")
-        return None if int(quota) < 0 else int(quota) / int(period)
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join((_CGROUP / name).read_text(encoding="ascii") for name in names).split()
+            return None if quota in ("max", "-1") else int(quota) / int(period)
     return None
 
 
-def _free_in_container() -> int | None:
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        most, taken = _limit(limit), _limit(used)
-        if most is not None and taken is not None:
-            return max(0, most - taken)
-    return None
+def _machine(field: str) -> list[int]:
+    with suppress(OSError, KeyError, RuntimeError), warnings.catch_warnings():  # where /proc is hidden
+        warnings.simplefilter("ignore")  # sandboxes lack lines of /proc/meminfo that are not asked for here
+        return [int(getattr(psutil.virtual_memory(), field))]
+    return []
 
 
-def _limit(name: str) -> int | None:
+def _bytes(name: str) -> int | None:
     """Return a number of bytes of the control group, or None where it is absent, unlimited or beyond any machine."""
     with suppress(OSError, ValueError):
         value = int((_CGROUP / name).read_text(encoding="ascii"))
         return value if value < 2**60 else None
     return None
-
-
-def _meminfo(name: str) -> int | None:
-    with suppress(OSError, ValueError, IndexError):
-        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def _free_on_windows() -> int | None:
-    import ctypes
-
-    class _Status(ctypes.Structure):
-        _fields_ = [
-            ("length", ctypes.c_ulong),
-            ("load", ctypes.c_ulong),
-            *((name, ctypes.c_ulonglong) for name in ("total", "free", *"abcde")),
-        ]
-
-    status = _Status()
-    status.length = ctypes.sizeof(status)
-    library = getattr(ctypes, "windll", None)
-    if library is None or not library.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
-        return None
-    return int(status.free)

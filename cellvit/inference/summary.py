@@ -30,10 +30,10 @@ class SlideFacts:
 
     Attributes:
         prepared: The slide.
-        settings: Of this run.
+        settings: Settings of this run.
         model: The model.
         model_name: Its name or path, or None if it was passed in.
-        fingerprints: See :meth:`PreparedSlide.fingerprints`.
+        fingerprints: What the result was made from, as :meth:`PreparedSlide.fingerprints` returns it.
     """
 
     prepared: PreparedSlide

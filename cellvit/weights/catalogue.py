@@ -4,20 +4,58 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cellvit.errors import UnknownPluginError
+from cellvit.io.schema import checked
 from cellvit.weights.licences import Licence, announce, find_licence, model_licence
 
 MODEL = "model"
 ENCODER_WEIGHTS = "encoder weights"
 BUNDLED = Path(__file__).parent
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the weight file in a hub repository, the preferred one first."""
+
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+CATALOGUE = "catalogue.json of cellvit"
+REINSTALL = "reinstall cellvit-lightning"
+EXPORT = "export it again"
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class FoundationModel:
+    """A published network of a hub repository, and how timm builds it.
+
+    Attributes:
+        title: Its name in print.
+        architecture: Architecture of timm.
+        repo: Repository on the Hugging Face hub.
+        parameters: Number of parameters in millions.
+        licence: Licence of the weights, as the model card states it.
+        gated: Whether the hub asks to log in and to accept terms.
+        statistics: Mean and standard deviation of R, G, B in [0, 1].
+        arguments: Arguments of the architecture.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    title: str
+    architecture: str
+    repo: str
+    parameters: int
+    licence: str
+    gated: bool = True
+    statistics: tuple[Triple, Triple] = IMAGENET
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -29,20 +67,22 @@ class Entry:
         kind: :data:`MODEL`, ready to find nuclei, or :data:`ENCODER_WEIGHTS`, to start a training with.
         title: What it is.
         encoder: Registered name of its encoder.
-        parameters: Of the model, or of the encoder.
+        parameters: Number of parameters of the model, or of the encoder.
         gflop: Floating-point operations, in 10^9, of one 1024 px tile, a multiply-add counted as two: the whole
             network, for encoder weights with the published decoder and heads of 6 nucleus and 19 tissue types. None
             where nobody counted.
-        classes: Names of the nucleus types, background first; empty for encoder weights.
         mpp: Microns per pixel it was trained at; None where several, none, or none stated.
         licence: Its licence.
-        terms: What else is stated about its use.
-        files: Names of its file; of a hub repository any one of them is enough.
-        hub: Identifier of its hub repository, or None.
         source: Where it is published.
         citation: Its publication.
+        terms: What else is stated about its use.
+        classes: Names of the nucleus types, background first; empty for encoder weights.
+        files: Names of its file; of a hub repository any one of them is enough.
+        hub: Identifier of its hub repository, or None.
         folder: Folder that holds it, for a model folder; None for a file of others.
     """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
 
     name: str
     kind: str
@@ -50,15 +90,33 @@ class Entry:
     encoder: str
     parameters: int
     gflop: float | None
-    classes: tuple[str, ...]
     mpp: float | None
     licence: Licence
-    terms: str
-    files: tuple[str, ...]
-    hub: str | None
     source: str
     citation: str
+    terms: str = ""
+    classes: tuple[str, ...] = ()
+    files: tuple[str, ...] = HUB_FILES
+    hub: str | None = None
     folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the catalogue shows of a model's settings; an encoder is a name, or has its name as ``class_path``."""
+
+    encoder: str | Mapping[str, Any]
+    class_names: tuple[str, ...]
+    mpp: float | None
+    about: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``config.json`` of a model folder; of the weights it states ``file`` and ``sha256``."""
+
+    model: ModelFacts
+    weights: Mapping[str, str]
 
 
 def entries() -> tuple[Entry, ...]:
@@ -133,22 +191,48 @@ def announce_file(path: str | Path) -> None:
     """Announce the licence of the entry that a file is named after; see :func:`cellvit.weights.licences.announce`.
 
     Args:
-        path: See :func:`by_file`; a file of another name is silent.
+        path: The file, which need not exist; one of a name that :func:`by_file` does not know is silent.
     """
-    entry = by_file(path)
-    if entry is not None:
-        announce(entry.name, entry.licence)
+    _announce(by_file(path))
 
 
 def announce_hub(repository: str) -> None:
     """Announce the licence of a hub repository's weights; see :func:`cellvit.weights.licences.announce`.
 
     Args:
-        repository: See :func:`by_hub`; one that is not listed is silent.
+        repository: ``owner/name`` with or without prefix; one that is not listed is silent.
     """
-    entry = by_hub(repository)
+    _announce(by_hub(repository))
+
+
+def foundation_models() -> dict[str, FoundationModel]:
+    """Return the published networks that timm builds, by the name of their encoder."""
+    stated = {}
+    for row in (row for row in _document()["entries"] if "network" in row):
+        facts = {"repo": row["hub"], "parameters": round(row["parameters"] / 1e6), "licence": row["licence"]}
+        stated[row["name"]] = row["network"] | facts
+    return checked(stated, dict[str, FoundationModel], what=CATALOGUE, advice=REINSTALL)
+
+
+def published_files() -> str:
+    """Return in words which published file fits which encoder, for errors; files of hub repositories left out.
+
+    Example:
+        >>> published_files().split("; ")[0]
+        'vit256_small_dino.pth of HIPT fits vit-256'
+    """
+    alone = [entry for entry in _published() if entry.kind == ENCODER_WEIGHTS and not entry.hub]
+    return "; ".join(f"{e.files[0]} of {_project(e)} fits {e.encoder}" for e in alone)
+
+
+def _announce(entry: Entry | None) -> None:
     if entry is not None:
         announce(entry.name, entry.licence)
+
+
+def _project(entry: Entry) -> str:
+    """Return the name of the repository that the source states first: ``repository owner/NAME, ...``."""
+    return entry.source.partition(",")[0].rpartition("/")[2]
 
 
 def _labels(entry: Entry) -> list[str]:
@@ -164,12 +248,13 @@ def _document() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _published() -> tuple[Entry, ...]:
+    document = _document()
     rows = []
-    for row in _document()["entries"]:
-        classes = tuple(_document()["classes"].get(row["classes"], ()))
-        changed = {"classes": classes, "licence": find_licence(row["licence"]), "files": tuple(row["files"])}
-        rows.append(Entry(**(row | changed)))
-    return tuple(rows)
+    for row in document["entries"]:
+        stated = {name: value for name, value in row.items() if name != "network"}
+        classes = document["classes"][row["classes"]] if "classes" in row else ()
+        rows.append(stated | {"classes": classes, "licence": find_licence(row["licence"])})
+    return checked(rows, tuple[Entry, ...], what=CATALOGUE, advice=REINSTALL)
 
 
 def _bundled() -> Iterator[Entry]:
@@ -178,30 +263,31 @@ def _bundled() -> Iterator[Entry]:
 
 def _of_folder(folder: Path) -> Entry:
     """Return the entry of a model folder, from its configuration and the head of its weight file."""
+    what, is_bundled = f"{str(folder)!r} is no cellvit model folder", folder.parent == BUNDLED
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        settings, file = config["model"], str(config["weights"]["file"])
-        about = dict(settings.get("about") or {})
-        encoder = settings["encoder"]
-        return Entry(
-            name=folder.name,
-            kind=MODEL,
-            title=str(about.get("origin") or "a model folder"),
-            encoder=str(encoder["class_path"] if isinstance(encoder, Mapping) else encoder),
-            parameters=_count_parameters(folder / file),
-            gflop=_document()["gflop_of_bundled"].get(folder.name) if folder.parent == BUNDLED else None,
-            classes=tuple(settings["class_names"]),
-            mpp=settings["mpp"],
-            licence=model_licence(about) or Licence("", "not stated", commercial=False),
-            terms="",
-            files=(file,),
-            hub=None,
-            source="comes with the package" if folder.parent == BUNDLED else str(folder),
-            citation=str(about.get("cite") or ""),
-            folder=folder,
-        )
+        text = (folder / "config.json").read_bytes()
+        config = checked(text, ModelConfig, what=f"{what}, config.json", advice=EXPORT, error=UnknownPluginError)
+        model, file = config.model, config.weights["file"]
+        encoder = model.encoder if isinstance(model.encoder, str) else str(model.encoder["class_path"])
+        parameters = _count_parameters(folder / file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise UnknownPluginError(f"{str(folder)!r} is no cellvit model folder ({error!r}); export it again") from error
+        raise UnknownPluginError(f"{what} ({error!r}); {EXPORT}") from error
+    about = model.about or {}
+    return Entry(
+        name=folder.name,
+        kind=MODEL,
+        title=str(about.get("origin") or "a model folder"),
+        encoder=encoder,
+        parameters=parameters,
+        gflop=_document()["gflop_of_bundled"].get(folder.name) if is_bundled else None,
+        mpp=model.mpp,
+        licence=model_licence(about) or Licence("", "not stated", commercial=False),
+        source="comes with the package" if is_bundled else str(folder),
+        citation=str(about.get("cite") or ""),
+        classes=model.class_names,
+        files=(file,),
+        folder=folder,
+    )
 
 
 def _count_parameters(path: Path) -> int:

@@ -20,12 +20,11 @@ from huggingface_hub.errors import (
 
 from cellvit.errors import ConfigError, WeightsError
 from cellvit.io.paths import expand_path
+from cellvit.weights.catalogue import SUFFIXES
 from cellvit.weights.locate import hub_cache
 
 HUB_PREFIX = re.compile(r"hf[-_]hub:")
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 CONFIG_NAMES = ("config.json",)
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 class HubFile(NamedTuple):

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TextIO
+from typing import Any
 
 ACCEPT = "CELLVIT_ACCEPT_LICENCES"
 """Environment variable: any value but 0 hides the notices."""
@@ -108,7 +108,7 @@ def model_licence(about: Mapping[str, Any] | None) -> Licence | None:
     """Return the licence that the free facts of a model state, or None.
 
     Args:
-        about: ``licence`` is a name or a free text, see :func:`find_licence`. ``commercial``, a boolean, says whether
+        about: ``licence`` is a name or a free text for :func:`find_licence`. ``commercial``, a boolean, says whether
             commercial use is allowed and overrides what the text is read to mean.
     """
     facts = dict(about or {})
@@ -155,18 +155,11 @@ def plain_notices() -> Iterator[None]:
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, LicenceNotice):
-                (file or sys.stderr).write(f"{message}\n")
+                sys.stderr.write(f"{message}\n")
             else:
-                usual(message, category, filename, lineno, file, line)
+                usual(message, category, *where, **more)
 
         warnings.showwarning = show
         yield

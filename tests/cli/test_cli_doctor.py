@@ -10,6 +10,7 @@ from collections import namedtuple
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -110,6 +111,15 @@ def test_all_requirements_are_listed_with_their_versions():
     assert {item.extra for item in needed} - {"", "dev", "docs"} == set(software.EXTRAS)
     assert found["numpy"].facts["version"] == np.__version__
     assert set(software.LOADED) <= {item.requirement.name for item in needed}
+
+
+def test_an_extra_of_the_package_is_listed_whether_or_not_its_purpose_is_known(monkeypatch):
+    lines = ["numpy>=1", 'no-such-package>=2; extra == "view"', 'pytest; extra == "dev"']
+    monkeypatch.setattr(software, "requires", lambda name: lines)
+    found = named(software.check_versions())
+    assert [name for name in found if name.startswith("extra")] == ["extra view"]
+    assert found["extra view"].text == "not here: no-such-package>=2"
+    assert found["extra view"].advice == "pip install 'cellvit-lightning[view]'"
 
 
 def test_packages_that_are_missing_or_old(monkeypatch):
@@ -235,8 +245,10 @@ def test_cores_threads_and_memory(monkeypatch):
 
 
 def test_memory_is_that_of_the_container(monkeypatch, tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:     2000000 kB\n")
-    monkeypatch.setattr(resources, "_MEMINFO", tmp_path / "meminfo")
+    names = ("MemFree", "Buffers", "Cached", "Shmem", "Active", "Inactive")
+    zeros = "".join(f"{name}: 0 kB\n" for name in names)
+    (tmp_path / "meminfo").write_text(f"MemTotal: 4000000 kB\n{zeros}MemAvailable:     2000000 kB\n")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     monkeypatch.setattr(resources, "_CGROUP", tmp_path)
     assert resources.free_memory() == 2_048_000_000
     assert resources.cpu_quota() is None

@@ -27,6 +27,7 @@ from cohort_tasks import (
 
 from cellvit.cli.segment import build_parser
 from cellvit.errors import ConfigError, DataError, OutputError
+from cellvit.inference.cohort.job import seldom
 from cellvit.inference.cohort.run import CohortFiles, SlideJob, SlideOutcome, choose_devices, run_cohort, write_summary
 from cellvit.inference.cohort.sheet import CohortRow, cohort_jobs, read_cohort
 
@@ -397,6 +398,17 @@ def test_the_table_grows_in_input_order_and_survives_a_disk_that_refuses(tmp_pat
     files.path.rmdir()
     files.write()
     assert [Path(row["slide"]).name for row in rows_of(files.path)] == ["slide0.svs", "slide1.svs", "slide2.svs"]
+
+
+def test_progress_is_told_seldom_and_at_the_end():
+    said = []
+    progress = seldom(lambda done, total: said.append((done, total)), seconds=60)
+    for done in range(1, 5):
+        progress(done, 4)
+    assert said == [(4, 4)]
+    progress = seldom(lambda done, total: said.append((done, total)), seconds=0)
+    progress(1, 4)
+    assert said[1:] == [(1, 4)]
 
 
 # The page about cohorts.

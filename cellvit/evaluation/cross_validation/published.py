@@ -4,17 +4,17 @@ The numbers are of PanNuke, means over three runs. The paper's first version cam
 repaired; the logs came after it and are what a repetition should be compared with.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from statistics import pstdev
-from typing import Any
 
 from cellvit.errors import ConfigError
 from cellvit.evaluation.cross_validation.scores import FoldScores, Summary, summarise
+from cellvit.io.schema import checked
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,27 @@ class Published:
     """What is published about one configuration.
 
     Attributes:
-        name: What it is asked for by.
         title: What it is.
         log: Its name in the authors' logs.
-        dataset: Name of the data set.
         mpp: Microns per pixel of the patches.
         folds: The runs of the logs.
         logs: Mean over the runs of the logs by score name; per tissue for four configurations only.
         logs_std: Population standard deviation over the runs by score name: as stated, else from the values of the
             runs; none per type and per tissue.
         paper_v1: Numbers of the paper's first version as printed, by score name; empty where it has none.
+        name: What it is asked for by.
+        dataset: Name of the data set.
     """
 
-    name: str
     title: str
     log: str
-    dataset: str
     mpp: float
     folds: tuple[PublishedFold, ...]
     logs: Mapping[str, float]
     logs_std: Mapping[str, float]
     paper_v1: Mapping[str, str]
+    name: str = ""
+    dataset: str = ""
 
     def fold(self, rotation: tuple[int, int, int] | None) -> PublishedFold | None:
         """Return the run that was trained, validated and tested on these folds, or None."""
@@ -79,36 +79,23 @@ def published(name: str) -> Published:
         >>> published("cellvit-256").logs["mPQ_tissue_mean"], published("cellvit-256").paper_v1["mPQ_tissue_mean"]
         (0.4846, '0.5000')
     """
-    entries = _document()["entries"]
-    if name not in entries:
-        raise ConfigError(f"no published scores under {name!r}; known are {', '.join(entries)}, or give none")
-    entry = entries[name]
-    folds = tuple(
-        PublishedFold(run["fold"], (run["train"], run["val"], run["test"]), run["patches"], run["scores"])
-        for run in entry["folds"]
-    )
-    spread = {score: round(pstdev([run.scores[score] for run in folds]), 4) for score in folds[0].scores}
-    return Published(
-        name=name,
-        title=entry["title"],
-        log=entry["run"],
-        dataset=_document()["dataset"],
-        mpp=entry["mpp"],
-        folds=folds,
-        logs=dict(entry["mean"]),
-        logs_std=spread | entry["std"],
-        paper_v1=dict(entry["paper_v1"]),
-    )
+    document = _document()
+    if name not in document.entries:
+        raise ConfigError(f"no published scores under {name!r}; known are {', '.join(document.entries)}, or give none")
+    entry = deepcopy(document.entries[name])
+    runs = [run.scores for run in entry.folds]
+    spread = {score: round(pstdev([scores[score] for scores in runs]), 4) for score in runs[0]}
+    return replace(entry, name=name, dataset=document.dataset, logs_std={**spread, **entry.logs_std})
 
 
 def known_names() -> tuple[str, ...]:
     """Return the names of all configurations with published scores."""
-    return tuple(_document()["entries"])
+    return tuple(_document().entries)
 
 
 def published_sources() -> dict[str, str]:
     """Return where the numbers come from: ``paper_v1`` and ``logs``."""
-    return dict(_document()["sources"])
+    return dict(_document().sources)
 
 
 @dataclass(frozen=True)
@@ -174,8 +161,16 @@ def reasons_not_comparable(runs: Sequence[FoldScores], entry: Published) -> list
     return reasons
 
 
+@dataclass(frozen=True)
+class _Document:
+    """What ``published.json`` holds: name of the data set, sources, and an entry per configuration."""
+
+    dataset: str
+    sources: Mapping[str, str]
+    entries: Mapping[str, Published]
+
+
 @lru_cache(maxsize=1)
-def _document() -> dict[str, Any]:
+def _document() -> _Document:
     text = (files("cellvit.evaluation.cross_validation") / "published.json").read_text(encoding="utf-8")
-    document: dict[str, Any] = json.loads(text)
-    return document
+    return checked(text, _Document, what="published.json of cellvit", advice="reinstall cellvit-lightning")

@@ -1,4 +1,8 @@
-"""Many slides on the workers of a Dask cluster, on one machine or on many."""
+"""Many slides on the workers of a Dask cluster, on one machine or on many.
+
+:func:`run_on_cluster` is what the caller's process does: it submits slides and hears of them. :func:`run_slide` is what
+a worker does; the two exchange events on a topic, and plain data as results.
+"""
 
 import json
 import math
@@ -17,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from cellvit.errors import CellViTError, ConfigError, OutputError
-from cellvit.inference.cohort.job import Reporter, SlideJob, SlideOutcome, Task, attempt
+from cellvit.inference.cohort.job import Progress, Reporter, SlideJob, SlideOutcome, Task, attempt, seldom
 from cellvit.inference.cohort.run import refuse_shared_folders
 from cellvit.weights.catalogue import BUNDLED
 
@@ -25,84 +29,6 @@ PACKAGE = "cellvit-lightning"
 
 PROGRESS_SECONDS = 1.0
 """A slide's progress is told no more often, and as often it is asked whether the slide is still wanted."""
-
-_one_at_a_time = threading.Lock()  # a worker with several threads is given as many slides, but has one device
-
-
-class RemoteOutcome(TypedDict):
-    """What a worker returns of a slide: see :class:`cellvit.inference.cohort.job.SlideOutcome`."""
-
-    summary: dict[str, Any] | None
-    error: str | None
-    seconds: float
-    device: str
-    trace: str | None
-
-
-class _NoLongerWantedError(BaseException):
-    """Nobody waits for this slide any more; not an Exception, as nothing but :func:`run_slide` may catch it."""
-
-
-def run_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
-    """Return what comes of a slide.
-
-    It is told on the topic when it starts, how far it is and when it is done. It is left off, to be gone on with later,
-    when the client has cancelled it or is gone.
-
-    Args:
-        payload: The pickled pair of task and job; the scheduler, which unpickles everything else, needs neither.
-        topic: Where events are told.
-        number: Of the slide, in the events.
-    """
-    from distributed import get_worker
-
-    worker = get_worker()
-    key = worker.get_current_task()
-    name = f"worker {worker.name}"
-    told = time.monotonic()
-
-    def check() -> None:
-        state = worker.state.tasks.get(key)
-        if state is None or state.state == "cancelled":
-            raise _NoLongerWantedError
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        if done >= total or time.monotonic() - told >= PROGRESS_SECONDS:
-            told = time.monotonic()
-            check()
-            worker.log_event(topic, {"slide": number, "kind": "progress", "done": int(done), "total": int(total)})
-
-    with _one_at_a_time:
-        try:
-            check()
-            worker.log_event(topic, {"slide": number, "kind": "start", "worker": name, "versions": versions()})
-            outcome = _run(payload, name, progress)
-            worker.log_event(topic, {"slide": number, "kind": "done"})
-            return outcome
-        except _NoLongerWantedError:
-            return RemoteOutcome(summary=None, error="cancelled", seconds=0.0, device=name, trace=None)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of this package and of Python here."""
-    return {"cellvit": version(PACKAGE), "python": ".".join(platform.python_version_tuple()[:2])}
-
-
-def _run(payload: bytes, name: str, progress: Any) -> RemoteOutcome:
-    loaded: tuple[Task, SlideJob] = pickle.loads(payload)
-    task, job = loaded
-    missing = next((path for path in (job.path, job.out) if not path.exists()), None)
-    if missing is not None:
-        error = f"{name} does not see '{missing}'; slides and results have to be on a disk that all workers share"
-        return RemoteOutcome(summary=None, error=error, seconds=0.0, device=name, trace=None)
-    device = str(job.settings.get("device", "auto"))
-    settings = {key: value for key, value in job.settings.items() if key != "device"}
-    done = attempt(task, SlideJob(job.path, job.out, settings), device=device, progress=progress)
-    return RemoteOutcome(
-        summary=done.summary, error=done.error, seconds=done.seconds, device=f"{name}, {device}", trace=done.trace
-    )
-
 
 CONNECT_SECONDS = 8
 """A scheduler that does not answer within this time is not there."""
@@ -119,6 +45,18 @@ TRIES = 2
 SUBMISSIONS = 10
 """How often a slide is given to the scheduler at most: one that only waits on workers that die is not to blame."""
 
+_one_at_a_time = threading.Lock()  # a worker with several threads is given as many slides, but has one device
+
+
+class RemoteOutcome(TypedDict):
+    """What a worker returns: a :class:`cellvit.inference.cohort.job.SlideOutcome` without what the client knows."""
+
+    summary: dict[str, Any] | None
+    error: str | None
+    seconds: float
+    device: str
+    trace: str | None
+
 
 def run_on_cluster(
     jobs: Sequence[SlideJob], address: str, *, task: Task, report: Reporter | None = None
@@ -130,10 +68,10 @@ def run_on_cluster(
 
     Args:
         jobs: The slides. Slides, folders of results and files in settings are on a disk that the workers share.
-        address: Of the scheduler, such as ``"tcp://10.0.0.1:8786"``, or the path of its ``scheduler.json``.
+        address: Address of the scheduler, such as ``"tcp://10.0.0.1:8786"``, or the path of its ``scheduler.json``.
         task: What to do with each slide; a function at the top of a module that the workers have too. It is given the
             device of the settings, else ``"auto"``.
-        report: Is told of every step, see :func:`cellvit.inference.cohort.run.run_cohort`.
+        report: Told of every step, as by :func:`cellvit.inference.cohort.run.run_cohort`.
 
     Returns:
         One outcome per job, in the order of the jobs.
@@ -357,4 +295,68 @@ def _lost() -> CellViTError:
     return CellViTError(
         "the connection to the Dask scheduler was lost; finished slides and parts are kept: "
         "start the cluster again and run the same command"
+    )
+
+
+# What happens on a worker.
+
+
+class _NoLongerWantedError(BaseException):
+    """Nobody waits for this slide any more; not an Exception, as nothing but :func:`run_slide` may catch it."""
+
+
+def run_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
+    """Segment one slide on this worker and return its outcome.
+
+    It is told on the topic when it starts, how far it is and when it is done. It is left off, to be gone on with later,
+    when the client has cancelled it or is gone.
+
+    Args:
+        payload: The pickled pair of task and job; the scheduler, which unpickles everything else, needs neither.
+        topic: Name of the topic that events are told on.
+        number: Number of the slide in the events.
+    """
+    from distributed import get_worker
+
+    worker = get_worker()
+    key = worker.get_current_task()
+    name = f"worker {worker.name}"
+
+    def check() -> None:
+        state = worker.state.tasks.get(key)
+        if state is None or state.state == "cancelled":
+            raise _NoLongerWantedError
+
+    def tell(done: int, total: int) -> None:
+        check()
+        worker.log_event(topic, {"slide": number, "kind": "progress", "done": int(done), "total": int(total)})
+
+    with _one_at_a_time:
+        try:
+            check()
+            worker.log_event(topic, {"slide": number, "kind": "start", "worker": name, "versions": versions()})
+            outcome = _run(payload, name, seldom(tell, seconds=PROGRESS_SECONDS))
+            worker.log_event(topic, {"slide": number, "kind": "done"})
+            return outcome
+        except _NoLongerWantedError:
+            return RemoteOutcome(summary=None, error="cancelled", seconds=0.0, device=name, trace=None)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package and of Python here."""
+    return {"cellvit": version(PACKAGE), "python": ".".join(platform.python_version_tuple()[:2])}
+
+
+def _run(payload: bytes, name: str, progress: Progress) -> RemoteOutcome:
+    loaded: tuple[Task, SlideJob] = pickle.loads(payload)
+    task, job = loaded
+    missing = next((path for path in (job.path, job.out) if not path.exists()), None)
+    if missing is not None:
+        error = f"{name} does not see '{missing}'; slides and results have to be on a disk that all workers share"
+        return RemoteOutcome(summary=None, error=error, seconds=0.0, device=name, trace=None)
+    device = str(job.settings.get("device", "auto"))
+    settings = {key: value for key, value in job.settings.items() if key != "device"}
+    done = attempt(task, SlideJob(job.path, job.out, settings), device=device, progress=progress)
+    return RemoteOutcome(
+        summary=done.summary, error=done.error, seconds=done.seconds, device=f"{name}, {device}", trace=done.trace
     )

@@ -1,5 +1,6 @@
 """One slide of a cohort: what is to be done, what came of it, and who is told."""
 
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -41,7 +42,7 @@ class SlideOutcome:
         error: Why it failed, for a reader; None for a slide that is done.
         seconds: Time of this attempt.
         device: Where it was computed: a device, or a worker of a cluster.
-        extra: See :class:`SlideJob`.
+        extra: What a list of slides says beside it, by column.
         trace: Where an error came from that this package did not raise on purpose.
     """
 
@@ -84,6 +85,25 @@ class Reporter:
 
     def warned(self, text: str) -> None:
         """Show the user a line."""
+
+
+def seldom(tell: Progress, *, seconds: float) -> Progress:
+    """Return a progress that is told no more often than every so many seconds, and at the end; from any thread.
+
+    Args:
+        tell: What is then called.
+        seconds: Least time between two calls.
+    """
+    told, one_at_a_time = time.monotonic(), threading.Lock()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        with one_at_a_time:
+            if done >= total or time.monotonic() - told >= seconds:
+                told = time.monotonic()
+                tell(done, total)
+
+    return progress
 
 
 def attempt(task: Task, job: SlideJob, *, device: str, progress: Progress) -> SlideOutcome:

@@ -5,7 +5,6 @@ import os
 import pickle
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from cellvit.errors import ConfigError
-from cellvit.inference.cohort.job import SlideJob, SlideOutcome, Task, attempt
+from cellvit.inference.cohort.job import SlideJob, Task, attempt, seldom
 from cellvit.weights.licences import LicenceNotice
 
 PROGRESS_SECONDS = 0.2
@@ -137,32 +136,19 @@ def _serve(connection: Connection, payload: bytes, device: str, threads: int, qu
     except Exception as error:
         connection.send(("unusable", f"{type(error).__name__}: {error}"))
         return
+    progress = seldom(lambda done, total: connection.send(("progress", (done, total))), seconds=PROGRESS_SECONDS)
     connection.send(("ready", None))
     while True:
         try:
             job: SlideJob = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        outcome = _run(task, job, device, connection)
+        outcome = attempt(task, job, device=device, progress=progress)
         try:
             connection.send(("outcome", outcome))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             outcome = replace(outcome, summary=None, error=f"its summary is no plain data: {error}")
             connection.send(("outcome", outcome))
-
-
-def _run(task: Task, job: SlideJob, device: str, connection: Connection) -> SlideOutcome:
-    told = time.monotonic()
-    one_at_a_time = threading.Lock()  # a task may tell its progress from any of its threads
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        with one_at_a_time:
-            if done >= total or time.monotonic() - told >= PROGRESS_SECONDS:
-                told = time.monotonic()
-                connection.send(("progress", (done, total)))
-
-    return attempt(task, job, device=device, progress=progress)
 
 
 def _end_with_parent() -> None:

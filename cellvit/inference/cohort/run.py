@@ -41,8 +41,8 @@ def run_cohort(
         jobs: The slides.
         task: What to do with each; where there are several devices, a function at the top of a module. It is then
             given ``workers``, a share of the cores for each process, unless a job states that.
-        devices: See :func:`choose_devices`; a device that is named twice has two processes.
-        report: Is told of every step; ``finished`` is called as slides are finished, so what it has been told is not
+        devices: Names of devices, such as ``("cuda:0", "cuda:1")``; one that is named twice has two processes.
+        report: Told of every step; ``finished`` is called as slides are finished, so what it has been told is not
             lost when this function is interrupted.
 
     Returns:
@@ -73,7 +73,7 @@ def choose_devices(device: str, slides: int) -> tuple[str, ...]:
 
     Args:
         device: ``"auto"``, the name of a device, or several names separated by commas.
-        slides: How many there are.
+        slides: Number of slides.
 
     Returns:
         For ``"auto"`` all CUDA devices if there are several of them and several slides, else ``("auto",)``; otherwise

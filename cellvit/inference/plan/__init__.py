@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from cellvit.errors import ConfigError
 from cellvit.inference.fingerprints import weights_hash
-from cellvit.inference.plan.estimate import Estimate, estimate
+from cellvit.inference.plan.estimate import Estimate, as_plain, estimate
 from cellvit.inference.plan.measure import Sample, measure
 from cellvit.inference.plan.picture import write_plan_picture
 from cellvit.inference.plan.progress import ExistingRun, existing_run
@@ -31,7 +31,7 @@ class SlidePlan:
 
     Attributes:
         path: The slide.
-        size_bytes: Of its file.
+        size_bytes: Size of its file, bytes.
         reader: What reads it.
         level_sizes: ``(width, height)`` of each level of its pyramid.
         bounds: ``(x, y, width, height)`` of the scanned part, level-0 pixels.
@@ -46,7 +46,7 @@ class SlidePlan:
         factor: Pixels of the view per pixel of that level, 1 if it is used as it is.
         tissue_mm2: Area that is searched for nuclei.
         tissue_share: Its share of the scanned part.
-        tissue_source: How it was found: ``"found"``, ``"region"``, ``"found within the region"``, ``"whole slide"``.
+        tissue_source: What the area is: ``"found"``, ``"region"``, ``"found within the region"``, ``"whole slide"``.
         region_mm2: Area of the region of interest, or None without one.
         tiles_total: Tiles of the grid.
         tiles: Those that are searched.
@@ -92,16 +92,7 @@ class SlidePlan:
 
     def as_data(self) -> dict[str, Any]:
         """Return the plan as plain data, for JSON."""
-        data = asdict(self)
-        data |= {"path": str(self.path), "tiles_left": self.tiles_left}
-        if self.started:
-            data["started"] |= {"folder": str(self.started.folder), "parts": list(self.started.parts)}
-        if self.sample:
-            costs = {name: cost._asdict() for name, cost in self.sample.costs.items()}
-            data["sample"] |= {"tiles": self.sample.tiles.tolist(), "costs": costs}
-        if self.estimate:
-            data["estimate"] = self.estimate.as_data()
-        return data
+        return {**as_plain(self), "tiles_left": self.tiles_left}
 
 
 def plan_slide(
@@ -121,13 +112,13 @@ def plan_slide(
 
     Args:
         path: The slide.
-        model: See ``segment_slide``.
-        device: See ``segment_slide``.
+        model: Name of a model, a model folder or checkpoint, or a model.
+        device: ``"auto"``, or the name of a device such as ``"cuda:0"``.
         sample: Batches of tiles to measure; more make the ranges narrower, 0 measures nothing and predicts nothing.
         out: The result folder of this slide: what is done there is counted, and its disk is looked at. It need not
             exist; None is the current folder's disk, and nothing done.
         thumbnail: A PNG to write: the slide with tissue, tiles, region of interest and what is done.
-        **settings: See ``segment_slide``.
+        **settings: Fields of :class:`cellvit.inference.settings.SlideSettings`.
 
     Returns:
         The plan.

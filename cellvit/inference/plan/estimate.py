@@ -2,10 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from cellvit.inference.plan.measure import Sample
@@ -47,7 +49,7 @@ class Estimate:
     """What a slide will take.
 
     Attributes:
-        nuclei: Of the whole slide.
+        nuclei: Number of nuclei of the whole slide.
         seconds: From the start to the last file, for what is still to be done; loading of programs left out.
         stages: Seconds of work per tile of each stage.
         slowest: The stage that decides the time: ``"read"``, ``"network"``, ``"postprocess"``, or ``"cores"`` where
@@ -71,15 +73,25 @@ class Estimate:
     working_disk: Range
     files: dict[str, Range]
 
-    def as_data(self) -> dict[str, Any]:
-        """Return it as plain data; a range is an object with ``low`` and ``high``."""
-        data = asdict(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Range):
-                data[name] = value._asdict()
-            elif isinstance(value, dict):
-                data[name] = {key: item._asdict() for key, item in value.items()}
-        return data
+
+def as_plain(value: Any) -> Any:
+    """Return a value as JSON knows it: dataclasses and named tuples as objects, arrays as lists, paths as text.
+
+    Example:
+        >>> as_plain({"seconds": Range(1, 2), "parts": (1, 2)})
+        {'seconds': {'low': 1, 'high': 2}, 'parts': [1, 2]}
+    """
+    if is_dataclass(value):
+        value = vars(value)
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [as_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def estimate(
@@ -101,7 +113,7 @@ def estimate(
 
     Args:
         sample: What was measured.
-        settings: Of the run.
+        settings: Settings of the run.
         device: Where the network runs.
         workers: Post-processing processes.
         tiles: Tiles still to be done.

@@ -1,7 +1,7 @@
 """What the files of a slide cost, in seconds and bytes: each is written without and with the nuclei of a sample."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import FORMATS, SlideSettings
-from cellvit.types import Nuclei
 
 PICTURES = ("overlay", "density", "closeups")
 """Formats whose files have the size of a picture, however many nuclei there are."""
@@ -30,7 +29,7 @@ class Cost(NamedTuple):
 def write_costs(
     folder: Path,
     sampled: PreparedSlide,
-    journal: ResumeFolder,
+    chunks: ResumeFolder,
     model: NucleiModel,
     settings: SlideSettings,
     metadata: Mapping[str, Any],
@@ -40,9 +39,9 @@ def write_costs(
     Args:
         folder: A temporary folder to write to.
         sampled: The slide, of which only the tiles of the sample are to be done.
-        journal: Holds them as finished parts.
+        chunks: Holds them as finished chunks.
         model: The model that found them.
-        settings: Of the run that is planned.
+        settings: Settings of the run that is planned.
         metadata: Facts for the heads of files.
     """
     table = SlideTable(
@@ -62,28 +61,21 @@ def write_costs(
         patches=table.patches,
         origin=settings.origin,
     )
-    embedding = journal.read_part(0).nuclei.embedding
+    embedding = chunks.read_part(0).nuclei.embedding
     dim, taken, rows = None if embedding is None else embedding.shape[1], {}, 0
-    for name, nuclei in (("empty", iter(())), ("full", table.nuclei(journal))):
+    for name, nuclei in (("empty", iter(())), ("full", table.nuclei(chunks))):
         out = folder / name
         out.mkdir()
         started = time.perf_counter()
-        rows = _write_table(nuclei, out, model, dim, metadata)
-        taken[name, "parquet"] = time.perf_counter() - started, (out / TABLE).stat().st_size
+        path, facts = out / TABLE, dict(metadata)
+        rows = io.write_parquet_stream(nuclei, path, classes=model.classes, embedding_dim=dim, metadata=facts)
+        taken[name, "parquet"] = time.perf_counter() - started, path.stat().st_size
         for format_ in settings.formats:
             started = time.perf_counter()
             write_formats(out, (format_,), context)
             taken[name, format_] = time.perf_counter() - started, _size(out / FORMATS[format_])
     names = ("parquet", *settings.formats)
     return {name: _cost(name, taken["empty", name], taken["full", name], rows) for name in names}, rows
-
-
-def _write_table(
-    nuclei: Iterator[Nuclei], out: Path, model: NucleiModel, dim: int | None, metadata: Mapping[str, Any]
-) -> int:
-    return io.write_parquet_stream(
-        nuclei, out / TABLE, classes=model.classes, embedding_dim=dim, metadata=dict(metadata)
-    )
 
 
 def _cost(name: str, empty: tuple[float, int], full: tuple[float, int], rows: int) -> Cost:

@@ -22,49 +22,6 @@ from cellvit.inference.settings import SlideSettings
 from cellvit.inference.tta import with_tta
 
 
-def spread(prepared: PreparedSlide, count: int, batch_size: int) -> list[NDArray[np.int64]]:
-    """Return batches of neighbouring tiles, spread over what is searched: where there is more tissue lie more.
-
-    Args:
-        prepared: The slide, with at least one tile to do.
-        count: Batches; a slide with few tiles gives fewer.
-        batch_size: Tiles of each.
-    """
-    tiles = prepared.tiles
-    if len(tiles) <= count * batch_size:
-        return [tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size)]
-    tissue = np.cumsum(prepared.tissue.coverage(tile_boxes(prepared, tiles), prepared.size))
-    wanted = (np.arange(count) + 0.5) / count * tissue[-1]
-    starts = np.searchsorted(tissue, wanted) - (batch_size - 1) // 2
-    first, last = batch_size * np.arange(count), len(tiles) - batch_size * np.arange(count, 0, -1)
-    starts = np.clip(starts, first, last)
-    for i in range(1, count):
-        starts[i] = max(starts[i], starts[i - 1] + batch_size)
-    return [tiles[start : start + batch_size] for start in starts]
-
-
-def tile_boxes(prepared: PreparedSlide, tiles: NDArray[np.int64], *, core: bool = False) -> NDArray[np.float64]:
-    """Return the boxes of tiles ``(N, 4)`` in pixels of the view, or of what they own: cores do not overlap."""
-    rows, columns = np.divmod(tiles, len(prepared.grid.columns.starts))
-    edges = []
-    for axis, numbers in ((prepared.grid.columns, columns), (prepared.grid.rows, rows)):
-        if core:
-            cuts = np.concatenate([[0.0], axis.cuts + 0.5, [axis.length]])
-            edges.append((cuts[numbers], cuts[numbers + 1]))
-        else:
-            edges.append((axis.starts[numbers], axis.starts[numbers] + axis.size))
-    (left, right), (top, bottom) = edges
-    return np.stack([left, top, right, bottom], axis=1).astype(np.float64)
-
-
-def searched_mm2(prepared: PreparedSlide, tiles: NDArray[np.int64]) -> float:
-    """Return the square millimetres of tissue in the cores of tiles."""
-    boxes = tile_boxes(prepared, tiles, core=True)
-    x, y = (mpp / scale / 1000 for mpp, scale in zip(prepared.resolution.mpp, prepared.view.scale, strict=True))
-    area = (boxes[:, 2] - boxes[:, 0]) * x * (boxes[:, 3] - boxes[:, 1]) * y
-    return float((prepared.tissue.coverage(boxes, prepared.size) * area).sum())
-
-
 @dataclass(frozen=True)
 class Sample:
     """What a few tiles took.
@@ -81,7 +38,7 @@ class Sample:
         part_bytes: Bytes of finished parts per tile.
         map_bytes: Bytes of the maps of a tile on the host.
         rows: Nuclei in the table that was written.
-        costs: Of ``"parquet"`` and each format.
+        costs: Seconds and bytes of ``"parquet"`` and of each format.
         device_bytes: Most memory of a graphics card that was in use, or None.
     """
 
@@ -130,10 +87,10 @@ def measure(
 
     Args:
         prepared: The slide.
-        model: On its device.
-        settings: Of the run that is planned.
-        count: Batches.
-        workers: Of the run that is planned; workers post-process with one thread each.
+        model: The model, on its device.
+        settings: Settings of the run that is planned.
+        count: Number of batches.
+        workers: Post-processing processes of the run that is planned; each works with one thread.
         metadata: Facts for the heads of files.
     """
     groups = spread(prepared, count, settings.batch_size)
@@ -152,11 +109,11 @@ def measure(
         ]
         streams[0].seconds.read = first_read  # the second time the reader has the tile in its memory
         sampled = _restricted(prepared, groups)
-        journal = ResumeFolder(folder / "all")
-        journal.folder.mkdir(parents=True)
+        chunks = ResumeFolder(folder / "all")
+        chunks.folder.mkdir(parents=True)
         for number in range(len(groups)):
-            ResumeFolder(folder / str(number)).part_path(0).rename(journal.part_path(number))
-        costs, rows = write_costs(folder, sampled, journal, model, settings, metadata)
+            ResumeFolder(folder / str(number)).part_path(0).rename(chunks.part_path(number))
+        costs, rows = write_costs(folder, sampled, chunks, model, settings, metadata)
         sizes = [len(group) for group in groups]
         stages = {
             name: tuple(getattr(stream.seconds, name) / size for stream, size in zip(streams, sizes, strict=True))
@@ -168,14 +125,57 @@ def measure(
             **stages,
             postprocess=watched.seconds_of(sizes),
             write=tuple(stream.seconds.write for stream in streams),
-            nuclei=tuple(_owned(sampled, journal, number) for number in range(len(groups))),
+            nuclei=tuple(_owned(sampled, chunks, number) for number in range(len(groups))),
             tissue_mm2=tuple(searched_mm2(prepared, group) for group in groups),
-            part_bytes=sum(journal.part_path(i).stat().st_size for i in range(len(groups))) / sum(sizes),
+            part_bytes=sum(chunks.part_path(i).stat().st_size for i in range(len(groups))) / sum(sizes),
             map_bytes=max(watched.sizes),
             rows=rows,
             costs=costs,
             device_bytes=_device_bytes(model.device),
         )
+
+
+def spread(prepared: PreparedSlide, count: int, batch_size: int) -> list[NDArray[np.int64]]:
+    """Return batches of neighbouring tiles, spread over what is searched: where there is more tissue lie more.
+
+    Args:
+        prepared: The slide, with at least one tile to do.
+        count: Number of batches; a slide with few tiles gives fewer.
+        batch_size: Tiles of each batch.
+    """
+    tiles = prepared.tiles
+    if len(tiles) <= count * batch_size:
+        return [tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size)]
+    tissue = np.cumsum(prepared.tissue.coverage(tile_boxes(prepared, tiles), prepared.size))
+    wanted = (np.arange(count) + 0.5) / count * tissue[-1]
+    starts = np.searchsorted(tissue, wanted) - (batch_size - 1) // 2
+    first, last = batch_size * np.arange(count), len(tiles) - batch_size * np.arange(count, 0, -1)
+    starts = np.clip(starts, first, last)
+    for i in range(1, count):
+        starts[i] = max(starts[i], starts[i - 1] + batch_size)
+    return [tiles[start : start + batch_size] for start in starts]
+
+
+def tile_boxes(prepared: PreparedSlide, tiles: NDArray[np.int64], *, core: bool = False) -> NDArray[np.float64]:
+    """Return the boxes of tiles ``(N, 4)`` in pixels of the view, or of what they own: cores do not overlap."""
+    rows, columns = np.divmod(tiles, len(prepared.grid.columns.starts))
+    edges = []
+    for axis, numbers in ((prepared.grid.columns, columns), (prepared.grid.rows, rows)):
+        if core:
+            cuts = np.concatenate([[0.0], axis.cuts + 0.5, [axis.length]])
+            edges.append((cuts[numbers], cuts[numbers + 1]))
+        else:
+            edges.append((axis.starts[numbers], axis.starts[numbers] + axis.size))
+    (left, right), (top, bottom) = edges
+    return np.stack([left, top, right, bottom], axis=1).astype(np.float64)
+
+
+def searched_mm2(prepared: PreparedSlide, tiles: NDArray[np.int64]) -> float:
+    """Return the square millimetres of tissue in the cores of tiles."""
+    boxes = tile_boxes(prepared, tiles, core=True)
+    x, y = (mpp / scale / 1000 for mpp, scale in zip(prepared.resolution.mpp, prepared.view.scale, strict=True))
+    area = (boxes[:, 2] - boxes[:, 0]) * x * (boxes[:, 3] - boxes[:, 1]) * y
+    return float((prepared.tissue.coverage(boxes, prepared.size) * area).sum())
 
 
 @dataclass
@@ -213,9 +213,9 @@ def _run(
         autocast=lambda: autocast_context(settings.precision, model.device),
         embeddings=settings.embeddings,
     )
-    journal = ResumeFolder(folder)
-    journal.folder.mkdir(parents=True)
-    stream.run(journal, workers=0)
+    chunks = ResumeFolder(folder)
+    chunks.folder.mkdir(parents=True)
+    stream.run(chunks, workers=0)
     return stream
 
 
@@ -240,9 +240,9 @@ def _cv2_threads(number: int | None) -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _owned(sampled: _Sampled, journal: ResumeFolder, number: int) -> int:
+def _owned(sampled: _Sampled, chunks: ResumeFolder, number: int) -> int:
     """Return how many nuclei of a part will be kept: those whose centroid lies in the core of their tile."""
-    tile, found, _ = journal.read_part(number)
+    tile, found, _ = chunks.read_part(number)
     corner = tile_boxes(sampled, tile)[:, :2]
     centroid = found.centroid + corner
     kept = sampled.grid.owner(centroid) == tile

@@ -42,19 +42,19 @@ def existing_run(
     Args:
         folder: The result folder of a slide.
         prepared: The slide.
-        fingerprints: Of the run that is planned.
-        formats: That it would write.
+        fingerprints: What the planned run would be made from.
+        formats: Formats that it would write.
     """
     finished = (folder / "summary.json").exists() and (folder / TABLE).exists()
-    journal = ResumeFolder(folder)
-    source = folder / "summary.json" if finished else journal.folder / "journal.json"
+    chunks = ResumeFolder(folder)
+    source = folder / "summary.json" if finished else chunks.folder / "journal.json"
     if not source.exists():
         return None
     differs = tuple(_differences(source, fingerprints))
     if differs:
         return ExistingRun(folder, finished, (), 0, (), differs)
     # `ResumeFolder.finished` removes damaged parts, which is not for a plan to do
-    parts = [n for n in range(prepared.parts) if finished or journal.part_path(n).exists()]
+    parts = [n for n in range(prepared.parts) if finished or chunks.part_path(n).exists()]
     tiles = sum(len(prepared.part(number)) for number in parts)
     missing = [name for name in formats if not (folder / FORMATS[name]).exists()] if finished else []
     return ExistingRun(folder, finished, tuple(parts), tiles, tuple(missing), ())

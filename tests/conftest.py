@@ -57,13 +57,10 @@ def test_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the folder of a small untrained model that finds something in noise."""
-    from cellvit.model.cellvit import CellViT
+    from support.tiny import tiny_network
 
-    torch.manual_seed(1)
-    encoder = {"class_path": "hybrid", "init_args": {"widths": [4, 8, 8], "embed_dim": 24, "depth": 1, "num_heads": 2}}
-    decoder = {"class_path": "unetr", "init_args": {"widths": [4, 8, 8, 16], "skip_widths": [8, 8], "image_width": 4}}
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    CellViT(encoder, num_nuclei_classes=6, decoder=decoder).save_pretrained(folder)
+    tiny_network().save_pretrained(folder)
     return str(folder)
 
 

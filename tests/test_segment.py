@@ -2,14 +2,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from scipy.spatial import cKDTree
+from support.stand_ins import DarkSpots, StandIn
+from support.tiny import tiny_network
 
 from cellvit.data.targets import hv_map_from_instances
 from cellvit.errors import ConfigError, ImageError, UnknownPluginError
 from cellvit.inference.image import segment_image
 from cellvit.inference.protocol import autocast_context, choose_device, load_model
-from cellvit.model.cellvit import CellViT
 from cellvit.postprocess.hv import HVPostprocessor
 from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.types import NucleiClasses
@@ -17,25 +17,11 @@ from cellvit.types import NucleiClasses
 CLASSES = NucleiClasses(("background", "one", "two", "three"), ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)))
 
 
-class StandIn:
-    """What all stand-ins share: a model of three types that runs on the CPU."""
-
-    def __init__(self, mpp=0.25):
-        self.classes, self.mpp, self.training, self.device = CLASSES, mpp, False, torch.device("cpu")
-        self.batches = []
-
-    def to(self, device):
-        self.device = device
-
-    def train(self, mode=True):
-        self.training = mode
-
-
 class DrawnMaps(StandIn):
     """Returns crops of drawn maps: the pixels of its image say where the crop is."""
 
     def __init__(self, instance_map, type_map, postprocessor=None):
-        super().__init__()
+        super().__init__(CLASSES)
         self.maps = {"instances": instance_map[None].astype(np.float32)}
         self.maps["nuclei_type_map"] = (np.arange(len(CLASSES))[:, None, None] == type_map).astype(np.float32)
         self.postprocessor = postprocessor
@@ -67,20 +53,19 @@ class DrawnMaps(StandIn):
         )
 
 
-class DarkSpots(StandIn):
+class ColouredSpots(DarkSpots):
     """Takes every connected dark spot for a nucleus; its type is that of its darkest channel."""
+
+    def __init__(self, mpp=0.25):
+        super().__init__(CLASSES, mpp=mpp)
 
     def predict_maps(self, image):
         assert image.dtype == torch.float32
         assert 0 <= image.min() <= image.max() <= 1
-        self.batches.append(tuple(image.shape))
-        assert not self.training
-        return {"embedding_map": torch.zeros(len(image), 4, 2, 2), "pixels": image}
+        return super().predict_maps(image) | {"embedding_map": torch.zeros(len(image), 4, 2, 2)}
 
-    def postprocess(self, maps):
-        instances = ndimage.label(maps["pixels"].mean(axis=0) < 0.5)[0]
-        types = np.where(instances > 0, 1 + maps["pixels"].argmin(axis=0), 0)
-        return nuclei_from_instances(instances, type_map=types, embedding_map=maps["embedding_map"])
+    def types_of(self, instances, pixels):
+        return np.where(instances > 0, 1 + pixels.argmin(axis=0), 0)
 
 
 def drawn_tissue(height, width, *, seed=0, step=44):
@@ -163,22 +148,22 @@ BOXES = [(10, 12, 30, 24), (40, 12, 48, 44), (72, 60, 92, 84)]
 
 def test_forms_of_one_image_give_the_same_nuclei():
     image = spots(90, 100, BOXES)
-    expected = rows_of(segment_image(image, model=DarkSpots()))
+    expected = rows_of(segment_image(image, model=ColouredSpots()))
     alpha = np.dstack([image, np.full((90, 100), 255, np.uint8)])
     hidden = np.dstack([np.where(image == 255, 0, image), np.where(image[..., 0] == 255, 0, 255)]).astype(np.uint8)
     forms = [image.astype(np.uint16) * 257, image / 255, (image / 255).astype(np.float32), alpha, hidden]
     assert len(expected) == 3
     for form in forms:
-        assert rows_of(segment_image(form, model=DarkSpots())) == expected
+        assert rows_of(segment_image(form, model=ColouredSpots())) == expected
     for grey in (image[..., 1], image[..., 1:2]):
-        assert {row[0] for row in rows_of(segment_image(grey, model=DarkSpots()))} == {row[0] for row in expected}
+        assert {row[0] for row in rows_of(segment_image(grey, model=ColouredSpots()))} == {row[0] for row in expected}
     with pytest.raises(ImageError, match="int64"):
-        segment_image(image.tolist(), model=DarkSpots())
+        segment_image(image.tolist(), model=ColouredSpots())
 
 
 @pytest.mark.parametrize("mpp", [0.125, 0.2, 0.375, 0.5, 0.9])
 def test_another_resolution_gives_coordinates_of_the_given_image(mpp):
-    nuclei = segment_image(spots(90, 100, BOXES), model=DarkSpots(), mpp=mpp)
+    nuclei = segment_image(spots(90, 100, BOXES), model=ColouredSpots(), mpp=mpp)
     order = np.argsort(nuclei.centroid[:, 0])
     centers = [((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2) for x0, y0, x1, y1 in BOXES]
     np.testing.assert_allclose(nuclei.centroid[order], centers, atol=0.3)
@@ -189,18 +174,18 @@ def test_another_resolution_gives_coordinates_of_the_given_image(mpp):
 
 def test_exactly_half_and_double_resolution_are_exact():
     even = [(10, 12, 30, 24), (40, 12, 48, 44)]
-    nuclei = segment_image(spots(60, 64, even), model=DarkSpots(), mpp=0.125)
+    nuclei = segment_image(spots(60, 64, even), model=ColouredSpots(), mpp=0.125)
     np.testing.assert_array_equal(nuclei.bbox, even)
     np.testing.assert_array_equal(nuclei.centroid, [(19.5, 17.5), (43.5, 27.5)])
 
 
 def test_a_box_at_the_border_stays_inside_the_image():
-    nuclei = segment_image(spots(31, 33, [(20, 0, 33, 31)]), model=DarkSpots(), mpp=0.4)
+    nuclei = segment_image(spots(31, 33, [(20, 0, 33, 31)]), model=ColouredSpots(), mpp=0.4)
     assert nuclei.bbox[0, 1:].tolist() == [0, 33, 31]
 
 
 def test_almost_the_same_resolution_is_not_resampled():
-    model = DarkSpots()
+    model = ColouredSpots()
     segment_image(spots(90, 100, BOXES), model=model, mpp=0.2528)
     assert model.batches == [(1, 3, 90, 100)]
 
@@ -215,7 +200,7 @@ def test_small_and_odd_images_with_a_real_network(shape, tiny):
 def test_one_pixel_and_empty_tissue_give_empty_tables():
     for shape in ((1, 1, 3), (300, 200, 3)):
         image = np.full(shape, 255, np.uint8)
-        nuclei = segment_image(image, model=DarkSpots(), tile_size=128, mpp=0.5)
+        nuclei = segment_image(image, model=ColouredSpots(), tile_size=128, mpp=0.5)
         assert len(nuclei) == 0
         assert nuclei.embedding.shape == (0, 4)
         assert nuclei.classes is CLASSES
@@ -223,11 +208,7 @@ def test_one_pixel_and_empty_tissue_give_empty_tables():
 
 @pytest.fixture(scope="module")
 def tiny():
-    torch.manual_seed(1)
-    encoder = {"class_path": "hybrid", "init_args": {"widths": [4, 8, 8], "embed_dim": 24, "depth": 1, "num_heads": 2}}
-    decoder = {"class_path": "unetr", "init_args": {"widths": [4, 8, 8, 16], "skip_widths": [8, 8], "image_width": 4}}
-    names = {"class_names": CLASSES.names, "class_colors": CLASSES.colors}
-    return CellViT(encoder, num_nuclei_classes=4, decoder=decoder, **names).eval()
+    return tiny_network(4, class_names=CLASSES.names, class_colors=CLASSES.colors)
 
 
 def test_labels_made_on_the_device_give_the_nuclei_of_the_probabilities(tiny):
@@ -286,14 +267,14 @@ def test_a_saved_model_is_loaded_by_its_path(tiny, tmp_path):
 )
 def test_settings_that_cannot_work_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
-        segment_image(np.zeros((20, 20, 3), np.uint8), **{"model": DarkSpots(), **settings})
+        segment_image(np.zeros((20, 20, 3), np.uint8), **{"model": ColouredSpots(), **settings})
 
 
 def test_unknown_model_and_wrong_image():
     with pytest.raises(UnknownPluginError, match="no-such-model"):
         segment_image(np.zeros((20, 20, 3), np.uint8), model="no-such-model")
     with pytest.raises(ImageError, match="read_image"):
-        segment_image("image.png", model=DarkSpots())
+        segment_image("image.png", model=ColouredSpots())
 
 
 def test_devices(monkeypatch):
@@ -313,7 +294,7 @@ def test_devices(monkeypatch):
 
 
 def test_a_model_that_is_passed_in_stays_where_it_is():
-    model = DarkSpots()
+    model = ColouredSpots()
     model.device = "somewhere"
     assert load_model(model).device == "somewhere"
     assert load_model(model, device="cpu").device == torch.device("cpu")

@@ -16,8 +16,8 @@ from statistics import median
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "postprocess"))
-from drawn_nuclei import draw_ellipses
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.drawn_nuclei import draw_ellipses
 from timing import timed
 
 from cellvit.metrics.functional import aggregated_jaccard, match_centroids, panoptic_quality, typed_panoptic_quality

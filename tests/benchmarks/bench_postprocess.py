@@ -16,9 +16,9 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "postprocess"))
-from drawn_nuclei import draw_ellipses, noisy_maps
-from reference_postprocess import assert_same, literal_instances, literal_nuclei
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.drawn_nuclei import draw_ellipses, noisy_maps
+from support.reference_postprocess import assert_same, literal_instances, literal_nuclei
 from timing import timed
 
 from cellvit.postprocess import HVPostprocessor, hv
@@ -31,7 +31,7 @@ def literal(maps, magnification):
 
 def stage_seconds(postprocess, maps, repeats):
     """Return the median processor seconds spent in each stage, measured by wrapping its function."""
-    names = ["_read_binary", "_read_hv", "_drop_small", "_tile_edge", "_fill_holes", "_opened", "flood"]
+    names = ["_read_binary", "_read_hv", "_drop_small", "_tile_edge", "_fill_holes", "_opened", "marker_watershed"]
     names.append("nuclei_from_instances")
     spent = {name: [] for name in names}
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "slide"))
-from drawn_slides import DrawnModel, drawn_block, truth, write_drawn_slide
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from slide_memory import MemorySampler, draw_memory
 from slide_stages import DEMAND, bench_stages, rate, size_of, use_cores
+from support.drawn_slides import DrawnModel, drawn_block, truth, write_drawn_slide
 
 from cellvit.inference.settings import DEFAULT_FORMATS
 from cellvit.inference.slide import segment_slide

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "postprocess"))
-from drawn_nuclei import draw_ellipses
-from drawn_stars import noisy_star_maps, suppress_one_by_one
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.drawn_nuclei import draw_ellipses
+from support.drawn_stars import noisy_star_maps, suppress_one_by_one
 from timing import timed
 
 from cellvit.geometry.star import object_probability, radial_distances

@@ -4,7 +4,7 @@ from itertools import product
 
 import cv2
 import numpy as np
-from drawn_slides import CLASSES, DrawnModel, drawn_block, drawn_pixels
+from support.drawn_slides import CLASSES, DrawnModel, drawn_block, drawn_pixels
 
 from cellvit.types import EMBEDDING_MAP, HV_MAP, NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP
 

@@ -5,8 +5,8 @@ from statistics import median
 from unittest.mock import patch
 
 import torch
-from drawn_slides import drawn_block, drawn_pixels, truth, write_drawn_slide
 from slide_models import NUCLEI_PER_TILE, OVERLAP, TILE, NanoOnDrawn, ReplayModel, noisy_block
+from support.drawn_slides import drawn_block, drawn_pixels, truth, write_drawn_slide
 from timing import timed
 
 from cellvit import CellViT

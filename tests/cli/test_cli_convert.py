@@ -2,20 +2,16 @@
 
 import hashlib
 import shutil
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from support.released_files import PARAMETERS, SMALL, content_of, hollow_state, released, shapes_of, write
+from support.tiny import SHARED_UNETR
 
 from cellvit import CellViT
 from cellvit.cli import main
-
-sys.path.append(str(Path(__file__).parents[1] / "model"))  # where the files are described
-
-from released_files import PARAMETERS, SMALL, content_of, hollow_state, released, shapes_of, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:licence of ")
 
@@ -101,8 +97,7 @@ def test_what_is_no_checkpoint_is_refused(name, message, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_our_own_is_for_export(tmp_path, capsys):
-    sizes = {"widths": [4, 6, 8, 10], "skip_widths": [6, 4], "image_width": 3, "shared_levels": 3}
-    model = CellViT("hybrid", 3, decoder={"class_path": "unetr", "init_args": sizes})
+    model = CellViT("hybrid", 3, decoder=SHARED_UNETR)
     torch.save({"state_dict": model.state_dict(), "hyper_parameters": model.settings}, tmp_path / "own.ckpt")
     assert main(["convert", str(tmp_path / "own.ckpt"), "--out", str(tmp_path / "m")]) == 1
     assert "'cellvit export' turns it into a folder" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from support.tiny import HYBRID, UNETR
 
 from cellvit.classes import default_classes
 from cellvit.cli import main as cellvit
@@ -173,10 +174,8 @@ def monuseg_folder(tmp_path):
 
 
 def test_the_monuseg_protocol_of_two_models(monuseg_folder, tmp_path, capsys):
-    encoder = {"class_path": "hybrid", "init_args": {"widths": [4, 8, 8], "embed_dim": 24, "depth": 1, "num_heads": 2}}
-    decoder = {"class_path": "unetr", "init_args": {"widths": [4, 8, 8, 16], "skip_widths": [8, 8], "image_width": 4}}
     for name in ("one", "two"):
-        CellViT(encoder, num_nuclei_classes=6, decoder=decoder).save_pretrained(tmp_path / name)
+        CellViT(HYBRID, num_nuclei_classes=6, decoder=UNETR).save_pretrained(tmp_path / name)
     models = [str(tmp_path / name) for name in ("one", "two")]
     arguments = ["--monuseg", str(monuseg_folder), "--out", str(tmp_path / "out"), "--device", "cpu", "--pictures", "1"]
     assert main([*arguments, "--model", *models]) == 0

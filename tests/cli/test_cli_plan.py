@@ -1,11 +1,10 @@
 """``cellvit plan``: tables, JSON and pictures of what a segmentation would take."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.drawn_slides import drawn_block, write_drawn_slide
 
 from cellvit import cli
 from cellvit.cli import plan as cli_plan
@@ -13,10 +12,6 @@ from cellvit.cli.plan import main
 from cellvit.cli.plan_table import readable_range
 from cellvit.cli.segment import main as segment
 from cellvit.inference.plan.estimate import Range
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "slide"))
-
-from drawn_slides import drawn_block, write_drawn_slide
 
 
 @pytest.fixture

@@ -6,20 +6,16 @@ import os
 import shutil
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.drawn_slides import drawn_block, write_drawn_slide
 
 from cellvit import io
 from cellvit.cli import segment_slides as cli_slides
 from cellvit.cli.segment import main
 from cellvit.errors import CellViTError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "slide"))
-
-from drawn_slides import drawn_block, write_drawn_slide
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from support.tiny import HYBRID
 
 from cellvit import CellViT
 from cellvit.decoders import DECODERS, SubpixelDecoder
@@ -123,8 +124,7 @@ def test_settings_that_make_no_decoder_are_refused(settings):
 
 def test_a_model_is_built_with_it_by_name():
     assert DECODERS.get("subpixel") is SubpixelDecoder
-    encoder = {"class_path": "hybrid", "init_args": {"widths": [4, 8, 8], "embed_dim": 24, "depth": 1, "num_heads": 2}}
-    model = CellViT(encoder, num_nuclei_classes=3, decoder={"class_path": "subpixel", "init_args": SMALL}).eval()
+    model = CellViT(HYBRID, num_nuclei_classes=3, decoder={"class_path": "subpixel", "init_args": SMALL}).eval()
     with torch.inference_mode():
         result = model(torch.rand(1, 3, 48, 32))
     channels = {"nuclei_binary_map": 2, "hv_map": 2, "nuclei_type_map": 3}

@@ -10,6 +10,7 @@ import timm
 import torch
 import yaml
 from fake_hub import digest, pickled, safetensors, write_repository
+from support.tiny import THIN_UNETR
 from timm.layers import SwiGLUPacked
 from torch import nn
 from torch.nn import functional as F
@@ -244,13 +245,12 @@ def test_weights_in_the_named_folder_are_taken_and_their_licence_stays_with_the_
     (tmp_path / "uni.safetensors").write_bytes(body)
     encoder = ENCODERS.get("uni")(pretrained=True, arguments=SMALL)
     assert encoder.init_args["sha256"] == digest(body)
-    decoder = {"class_path": "unetr", "init_args": {"widths": [4, 4, 4, 4], "skip_widths": [4, 4], "image_width": 2}}
-    CellViT(encoder, 3, decoder=decoder).save_pretrained(tmp_path / "m")
+    CellViT(encoder, 3, decoder=THIN_UNETR).save_pretrained(tmp_path / "m")
     about = CellViT.from_pretrained(tmp_path / "m").about
     assert about["licence"] == "CC-BY-NC-ND-4.0: that of the weights its encoder started from"
     assert not model_licence(about).commercial
-    assert CellViT(encoder, 3, decoder=decoder, about={"licence": "own"}).about == {"licence": "own"}
-    assert CellViT(ENCODERS.get("uni")(arguments=SMALL), 3, decoder=decoder).about == {}
+    assert CellViT(encoder, 3, decoder=THIN_UNETR, about={"licence": "own"}).about == {"licence": "own"}
+    assert CellViT(ENCODERS.get("uni")(arguments=SMALL), 3, decoder=THIN_UNETR).about == {}
 
 
 def test_weights_of_another_foundation_model_are_refused(tmp_path):

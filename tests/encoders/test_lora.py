@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from support.tiny import THIN_UNETR, VIT
 
 from cellvit import CellViT
 from cellvit.encoders import HybridEncoder, LoRAEncoder, SAMEncoder, ViTEncoder, load_encoder_weights
@@ -12,7 +13,6 @@ from cellvit.errors import ConfigError, WeightsError
 from cellvit.testing import EncoderContract
 from cellvit.types import EncoderOutput, FeatureInfo
 
-VIT = {"class_path": "vit-256", "init_args": {"embed_dim": 24, "depth": 4, "num_heads": 3}}
 SAM = {
     "class_path": "sam-b",
     "init_args": {"embed_dim": 24, "depth": 4, "num_heads": 2, "window_size": 3, "pretrained_grid": 16, "out_chans": 8},
@@ -110,9 +110,8 @@ def test_a_file_with_a_tensor_too_many_or_too_few_is_refused_by_the_names_of_the
 
 
 def test_a_model_with_adapters_is_saved_and_loaded(tmp_path):
-    decoder = {"class_path": "unetr", "init_args": {"widths": [4, 4, 4, 4], "skip_widths": [4, 4], "image_width": 2}}
     encoder = {"class_path": "lora", "init_args": {"encoder": VIT, "rank": 2}}
-    model = CellViT(encoder, 3, decoder=decoder)
+    model = CellViT(encoder, 3, decoder=THIN_UNETR)
     trained(model.encoder)
     model.eval().save_pretrained(tmp_path)
     again = CellViT.from_pretrained(tmp_path)

@@ -7,6 +7,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tiny import TIMM_UNETR
 from timm.models import register_model
 from torch import nn
 from torch.nn import functional as F
@@ -36,7 +37,6 @@ KINDS = {
     "maxvit": ("maxvit_rmlp_pico_rw_256", {}, [4, 8, 16, 16]),
 }
 SIZES = [(256, 256), (272, 272), (224, 336)]
-DECODER = {"class_path": "unetr", "init_args": {"widths": [4, 4, 8, 8], "skip_widths": [8, 4], "image_width": 4}}
 
 
 def make(kind, **more):
@@ -84,7 +84,7 @@ class TestEarlyStages(EncoderContract):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_gives_outputs_of_exactly_the_size_of_its_input_and_trains(kind, size):
-    model = CellViT(make(kind, drop_path_rate=0.1), num_nuclei_classes=3, decoder=DECODER).eval()
+    model = CellViT(make(kind, drop_path_rate=0.1), num_nuclei_classes=3, decoder=TIMM_UNETR).eval()
     assert [info.stride for info in model.encoder.features] == KINDS[kind][2]
     image = torch.rand(1, 3, *size)
     with torch.inference_mode():
@@ -181,7 +181,7 @@ def test_taps_choose_stages():
 
 def test_pixel_statistics_are_those_of_the_network():
     assert TimmEncoder(model="vit_tiny_patch16_224").pixel_mean == (0.5, 0.5, 0.5)
-    model = CellViT(make("resnet"), num_nuclei_classes=3, decoder=DECODER)
+    model = CellViT(make("resnet"), num_nuclei_classes=3, decoder=TIMM_UNETR)
     assert model.settings["mean"] == [0.485, 0.456, 0.406]
     assert model.settings["std"] == [0.229, 0.224, 0.225]
 

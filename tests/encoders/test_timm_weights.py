@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from fake_hub import configuration, digest, pickled, safetensors, write_repository
+from support.tiny import TIMM_UNETR
 
 from cellvit import CellViT
 from cellvit.encoders import ENCODERS, TimmEncoder, load_encoder_weights
@@ -16,7 +17,6 @@ from cellvit.weights import hub as weight_files
 from cellvit.weights.hub import hub_name
 
 REPO = "timm/test_vit.r160_in1k"
-DECODER = {"class_path": "unetr", "init_args": {"widths": [4, 4, 8, 8], "skip_widths": [8, 4], "image_width": 4}}
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_a_saved_model_is_built_again_without_hub_file_or_configuration(cache, p
     }
     commit = write_repository(cache, "acme/tissue-vit", files)
     spec = {"class_path": "timm", "init_args": {"model": "hf-hub:acme/tissue-vit", "pretrained": True}}
-    model = CellViT(spec, num_nuclei_classes=3, decoder=DECODER).eval()
+    model = CellViT(spec, num_nuclei_classes=3, decoder=TIMM_UNETR).eval()
     assert model.settings["encoder"]["init_args"] == {
         "model": "hf-hub:acme/tissue-vit",
         "pretrained": True,
@@ -219,7 +219,7 @@ def test_a_revision_in_the_name_is_pinned_once_and_the_spec_that_is_saved_builds
     again = TimmEncoder(**first.init_args)
     assert list(again.pixel_mean) == list(first.pixel_mean) == [0.1, 0.2, 0.3]
     assert again.init_args == first.init_args
-    CellViT(first, num_nuclei_classes=3, decoder=DECODER).save_pretrained(tmp_path / "m")
+    CellViT(first, num_nuclei_classes=3, decoder=TIMM_UNETR).save_pretrained(tmp_path / "m")
     assert CellViT.from_pretrained(tmp_path / "m").settings["mean"] == [0.1, 0.2, 0.3]
 
 

@@ -1,4 +1,5 @@
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
+from support import shapes
 
 from cellvit.errors import DataError
 from cellvit.evaluation.calibration import (
@@ -172,11 +174,7 @@ def test_parts_are_joined_and_taken_apart():
             np.testing.assert_array_equal(getattr(part, name), getattr(again, name), err_msg=name)
 
 
-def squares(*corners, side=6, shape=(40, 40)):
-    instances = np.zeros(shape, np.int32)
-    for label, (row, col) in enumerate(corners, 1):
-        instances[row : row + side, col : col + side] = label
-    return instances
+squares = partial(shapes.squares, side=6, shape=(40, 40))
 
 
 def test_nuclei_of_known_type_are_paired():

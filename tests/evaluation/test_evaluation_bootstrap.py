@@ -1,7 +1,10 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import shapes
 
 from cellvit.errors import ConfigError
 from cellvit.evaluation.bootstrap import MIN_IMAGES, image_weights, percentile_interval
@@ -13,11 +16,7 @@ CLASSES = ("Background", "Small", "Large")
 SETTINGS = ScoreSettings(class_names=CLASSES, radius=4)
 
 
-def squares(corners, shape=(48, 48), side=8):
-    instances = np.zeros(shape, np.int32)
-    for label, (row, col) in enumerate(corners, 1):
-        instances[row : row + side, col : col + side] = label
-    return instances
+squares = partial(shapes.squares, shape=(48, 48))
 
 
 def scored(truth, pred, true_types, pred_types):
@@ -30,7 +29,7 @@ def random_image(seed):
     corners = [(r, c) for r in range(0, 40, 12) for c in range(0, 40, 12) if rng.random() < 0.6]
     moved = [(r + rng.integers(0, 4), c + rng.integers(0, 4)) for r, c in corners if rng.random() < 0.8]
     true_types = None if seed == 3 else rng.integers(1, 3, len(corners))  # one image without types
-    return scored(squares(corners), squares(moved), true_types, rng.integers(0, 3, len(moved)))
+    return scored(squares(*corners), squares(*moved), true_types, rng.integers(0, 3, len(moved)))
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=12), st.integers(0, 99))
@@ -76,7 +75,7 @@ def test_estimates_hold_the_pooled_scores():
 
 
 def test_the_interval_of_a_share_is_that_of_the_binomial_distribution():
-    square = squares([(4, 4)])
+    square = squares((4, 4))
     images = [scored(square, square if i < 5 else np.zeros_like(square), [1], [1] if i < 5 else []) for i in range(10)]
     found = estimate_scores(images, CLASSES, strata=["a"] * 10, resamples=4000, seed=0)["bPQ"]
     # images of quality 1 in a resample are binomial, 10 draws at 1/2: P(X <= 1) = 0.011, P(X <= 2) = 0.055
@@ -89,7 +88,7 @@ def test_fewer_than_three_images_have_no_interval():
 
 
 def test_only_images_with_a_say_count_for_an_interval():
-    two, one = squares([(4, 4), (24, 24)]), squares([(4, 4)])
+    two, one = squares((4, 4), (24, 24)), squares((4, 4))
     images = [scored(two, two, [1, 2], [1, 2]) for _ in range(2)] + [scored(one, one, [1], [1]) for _ in range(2)]
     images += [scored(one, one, None, [1])]
     estimates = estimate_scores(images, CLASSES, **drawn(images))

@@ -1,6 +1,8 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+from support import shapes
 
 from cellvit.classes import default_classes
 from cellvit.evaluation.calibration import calibrate, sample_types
@@ -13,12 +15,7 @@ from cellvit.evaluation.scoring import ScoreSettings, score_nuclei
 from cellvit.io.labels import ImageRecord
 from cellvit.types import Nuclei
 
-
-def squares(*corners, shape=(128, 128), side=6):
-    instances = np.zeros(shape, np.int32)
-    for label, (row, col) in enumerate(corners, 1):
-        instances[row : row + side, col : col + side] = label
-    return instances
+squares = partial(shapes.squares, shape=(128, 128), side=6)
 
 
 RECORD = ImageRecord("data/a b", "data", None, None)

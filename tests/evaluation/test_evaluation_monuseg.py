@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from support.stand_ins import StandIn
 
 from cellvit.classes import default_classes
 from cellvit.errors import DataError
@@ -35,24 +36,15 @@ from cellvit.postprocess.hv import HVPostprocessor
 from cellvit.postprocess.measure import nuclei_from_instances
 
 
-class DarkSpots:
+class LabelledSpots(StandIn):
     """A model that takes every dark spot for a nucleus, of type 1 if it is rather blue, else of none."""
 
     def __init__(self, classes=2):
-        self.classes, self.mpp, self.training = default_classes(classes), 0.25, True
-        self.device = torch.device("cpu")
-        self.seen = []
-
-    def to(self, device):
-        return self
-
-    def train(self, mode=True):
-        self.training = mode
-        return self
+        super().__init__(default_classes(classes), training=True)
 
     def predict_maps(self, image):
         assert not self.training
-        self.seen.append(tuple(image.shape))
+        self.batches.append(tuple(image.shape))
         dark = (image.mean(1) < 0.5).float()
         blue = dark * (image[:, 2] > image[:, 0])
         return {
@@ -116,7 +108,7 @@ def test_labels_take_the_nearest_pixel_centre():
 
 
 def test_patches_are_put_together_where_they_were():
-    model = DarkSpots().train(False)
+    model = LabelledSpots().train(False)
     image = np.random.default_rng(0).integers(0, 256, (512, 768, 3), dtype=np.uint8)
     whole = predicted_maps(model, image, whole=True, postprocessor=None)
     parts = predicted_maps(model, image, whole=False, postprocessor=None, batch_size=4)
@@ -147,9 +139,9 @@ def test_post_processing_follows_the_magnification():
 
 
 def test_scores_of_an_image_follow_the_protocol(spots):
-    assert isinstance(DarkSpots(), NucleiModel)
+    assert isinstance(LabelledSpots(), NucleiModel)
     (record, _) = find_records(spots, split=None)
-    model = DarkSpots()
+    model = LabelledSpots()
     image, instances = draw_spots(seed=0)
     results = list(evaluate_image(model, record, batch_size=3))
     assert model.training
@@ -184,7 +176,7 @@ def test_a_model_is_scored_on_all_images(spots, tmp_path):
     records = find_records(spots, split=None)
     assert check_records(records, where=spots) == []
     seen = []
-    scores = evaluate_model(DarkSpots(), records, seen=lambda index, result: seen.append((index, result.form.name)))
+    scores = evaluate_model(LabelledSpots(), records, seen=lambda index, result: seen.append((index, result.form.name)))
     assert seen == [(i, form.name) for i in (0, 1) for form in FORMS]
     assert [i.name for i in scores["x20/512"]] == ["data/s0", "data/s1"]
     every = {"spots": scores, "again": scores}
@@ -208,7 +200,7 @@ def test_a_model_is_scored_on_all_images(spots, tmp_path):
 
 def test_pictures_show_image_truth_and_prediction(spots, tmp_path):
     record = find_records(spots, split=None)[0]
-    result = next(evaluate_image(DarkSpots(), record))
+    result = next(evaluate_image(LabelledSpots(), record))
     path = write_picture(tmp_path, result)
     assert path.name == "data-s0-x40-1024.png"
     with Image.open(path) as picture:

@@ -10,6 +10,7 @@ from statistics import fmean, pstdev
 import numpy as np
 import pytest
 from PIL import Image
+from support.shapes import squares
 
 from cellvit.classes import PANNUKE, PANNUKE_TISSUES
 from cellvit.errors import ConfigError, DataError
@@ -347,20 +348,13 @@ def test_nothing_is_written_when_something_is_wrong(tmp_path):
 # Pictures
 
 
-def squares(count, shape=(24, 32)):
-    instances = np.zeros(shape, np.int32)
-    for label in range(1, count + 1):
-        instances[8 * label - 6 : 8 * label, 4:12] = label
-    return instances
-
-
 def store_sample(folder, run, tissue, *, number=0, shape=(24, 32), **changes):
     path = folder / f"run-{run}" / "samples" / f"{number:02d}_{tissue}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         "image": np.full((*shape, 3), 200, np.uint8),
-        "true_instances": squares(2, shape),
-        "pred_instances": squares(1, shape),
+        "true_instances": squares((2, 4), (10, 4), shape=shape, side=6),
+        "pred_instances": squares((2, 4), shape=shape, side=6),
         "true_types": np.array([1, 4]),
         "pred_types": np.array([2]),
         "name": np.array(f"{number}_patch"),

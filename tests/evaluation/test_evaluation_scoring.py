@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.shapes import squares
 
 from cellvit.classes import PANNUKE
 from cellvit.errors import ConfigError, DataError
@@ -25,13 +26,6 @@ from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.types import NucleiClasses
 
 CLASSES = ("Background", "Small", "Large")
-
-
-def squares(*corners, shape=(60, 60), side=8):
-    instances = np.zeros(shape, np.int32)
-    for label, (row, col) in enumerate(corners, 1):
-        instances[row : row + side, col : col + side] = label
-    return instances
 
 
 TRUE = squares((2, 2), (2, 20), (30, 30))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from support.tiny import NARROW_HYBRID, NARROW_UNETR
 
 from cellvit import CellViT
 from cellvit.errors import ConfigError
@@ -7,13 +8,7 @@ from cellvit.geometry.star import object_probability, radial_distances
 from cellvit.heads import HEADS, ObjectProbabilityHead, RadialDistancesHead
 from cellvit.testing.head import SIZES, HeadContract, make_batch, make_features
 
-SMALL = {
-    "encoder": {
-        "class_path": "hybrid",
-        "init_args": {"widths": [4, 6, 8], "embed_dim": 16, "depth": 1, "num_heads": 2},
-    },
-    "decoder": {"class_path": "unetr", "init_args": {"widths": [4, 6, 8, 10], "image_width": 3}},
-}
+SMALL = {"encoder": NARROW_HYBRID, "decoder": NARROW_UNETR}
 STAR = {
     "heads": {
         "object_probability": "object-probability",

@@ -5,12 +5,12 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "slide"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def segment_drawn(path, out, *, device="auto", progress=None, kill_at=None, **settings):
     """Segment a slide; the process kills itself when so many tiles are done, the first time it gets there."""
-    from drawn_slides import DrawnModel
+    from support.drawn_slides import DrawnModel
 
     from cellvit.inference.slide import segment_slide
 

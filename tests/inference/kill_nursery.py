@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "slide"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import psutil
-from drawn_slides import DrawnModel
+from support.drawn_slides import DrawnModel
 
 from cellvit.inference import slide as runner
 

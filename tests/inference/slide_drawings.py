@@ -3,13 +3,8 @@
 from functools import cache
 
 import numpy as np
-import torch
-from drawn_slides import CLASSES, drawn_block, truth, write_drawn_slide
-from scipy import ndimage
 from scipy.spatial import cKDTree
-
-from cellvit.postprocess.measure import nuclei_from_instances
-from cellvit.types import NucleiPrediction
+from support.drawn_slides import drawn_block, truth, write_drawn_slide
 
 
 @cache
@@ -43,24 +38,3 @@ def areas(nuclei):
         enclosed = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
         result[i] = enclosed + on_border / 2 + 1
     return result
-
-
-class DarkSpots:
-    """A stand-in model without post-processor: every connected dark spot is a nucleus."""
-
-    classes, mpp, training, device = CLASSES, 0.25, False, torch.device("cpu")
-
-    def to(self, device):
-        return self
-
-    def train(self, mode=True):
-        return self
-
-    def predict_maps(self, image):
-        return {"pixels": image}
-
-    def postprocess(self, maps):
-        instances = ndimage.label(maps["pixels"].mean(axis=0) < 0.5)[0].astype(np.int32)
-        types = (instances > 0).astype(np.int16)
-        found = nuclei_from_instances(instances, type_map=types, classes=CLASSES)
-        return found if isinstance(found, NucleiPrediction) else NucleiPrediction(instances, found)

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from drawn_slides import DrawnModel
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from slide_drawings import drawn_nuclei, drawn_slide
+from support.drawn_slides import DrawnModel
 
 from cellvit.errors import ConfigError, DataError, ImageError
 from cellvit.inference import plan as planning

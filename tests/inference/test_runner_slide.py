@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from drawn_slides import CLASSES, DrawnModel
 from PIL import Image
-from slide_drawings import DarkSpots, areas, block, compare, drawn_nuclei, drawn_slide
+from slide_drawings import areas, block, compare, drawn_nuclei, drawn_slide
+from support.drawn_slides import CLASSES, DrawnModel
+from support.stand_ins import DarkSpots
 
 from cellvit import io
 from cellvit.errors import ConfigError, DataError, ImageError, OutputError

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from drawn_slides import DrawnModel
 from PIL import Image
 from scipy import ndimage
-from slide_drawings import DarkSpots
+from support.drawn_slides import DrawnModel
+from support.stand_ins import DarkSpots
 
 from cellvit.cli import plan as cli_plan
 from cellvit.cli import segment as cli_segment

@@ -1,16 +1,11 @@
 import pytest
+from support.tiny import NARROW_HYBRID, SHARED_UNETR, spec
 
 from cellvit import CellViT
 
 SMALL = {
-    "encoder": {
-        "class_path": "hybrid",
-        "init_args": {"widths": [4, 6, 8], "embed_dim": 16, "depth": 1, "num_heads": 2, "window": 4},
-    },
-    "decoder": {
-        "class_path": "unetr",
-        "init_args": {"widths": [4, 6, 8, 10], "skip_widths": [6, 4], "image_width": 3, "shared_levels": 3},
-    },
+    "encoder": spec("hybrid", **NARROW_HYBRID["init_args"], window=4),
+    "decoder": SHARED_UNETR,
     "num_nuclei_classes": 3,
 }
 

@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from tiny_training import DECODER, make_loader
+from support.tiny import NARROW_HYBRID, SHARED_UNETR, make_loader, spec
 from torch import nn
 
 from cellvit import CellViT
@@ -20,21 +20,11 @@ from cellvit.inference.image import segment_image
 from cellvit.training.compile import CompiledTraining
 
 TOLERANCE = 1e-3
-HYBRID = {
-    "class_path": "hybrid",
-    "init_args": {
-        "widths": [4, 6, 8],
-        "residual_blocks": [0, 1, 0],
-        "embed_dim": 16,
-        "depth": 1,
-        "num_heads": 2,
-        "window": 4,
-    },
-}
+HYBRID = spec("hybrid", **NARROW_HYBRID["init_args"], residual_blocks=[0, 1, 0], window=4)
 
 
 def tiny_network():
-    return CellViT(HYBRID, 3, decoder=DECODER)
+    return CellViT(HYBRID, 3, decoder=SHARED_UNETR)
 
 
 def subpixel():

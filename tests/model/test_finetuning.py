@@ -5,7 +5,7 @@ import json
 import lightning as L
 import pytest
 import torch
-from tiny_training import DECODER, make_loader
+from support.tiny import SHARED_UNETR, VIT, make_loader
 
 from cellvit import CellViT
 from cellvit.cli import main
@@ -19,13 +19,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
 ]
-VIT = {"class_path": "vit-256", "init_args": {"embed_dim": 24, "depth": 4, "num_heads": 3}}
 NAMES = ["Background", "Tumour", "Lymphocyte"]
 
 
 def make_model(classes=3, tissues=2, encoder=VIT, **settings):
     names = settings.pop("class_names", NAMES[:classes] if classes <= 3 else None)
-    return CellViT(encoder, classes, tissues, decoder=settings.pop("decoder", DECODER), class_names=names, **settings)
+    return CellViT(
+        encoder, classes, tissues, decoder=settings.pop("decoder", SHARED_UNETR), class_names=names, **settings
+    )
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_a_head_of_as_many_but_other_classes_starts_anew(source):
 
 
 def test_a_branch_that_only_one_of_them_has_is_left_aside(tmp_path):
-    decoder = {"class_path": "unetr", "init_args": {**DECODER["init_args"], "shared_levels": 2}}
+    decoder = {"class_path": "unetr", "init_args": {**SHARED_UNETR["init_args"], "shared_levels": 2}}
     torch.manual_seed(6)
     two = {"nuclei_binary_map": "binary", "hv_map": "hv"}
     original = make_model(tissues=0, decoder=decoder, heads=two, postprocessor="hv-watershed")
@@ -134,7 +135,7 @@ def test_another_architecture_is_refused_and_changes_nothing(source):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(WeightsError, match=r"the encoder of .*source' does not fit .*missing: vit\.blocks\.4\.norm1"):
         init_from(model, path)
-    narrow = {"class_path": "unetr", "init_args": {**DECODER["init_args"], "widths": [4, 6, 8, 12]}}
+    narrow = {"class_path": "unetr", "init_args": {**SHARED_UNETR["init_args"], "widths": [4, 6, 8, 12]}}
     with pytest.raises(WeightsError, match=r"the decoder of .* of another shape: .*take other parts alone \(enc"):
         init_from(make_model(decoder=narrow), path)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())

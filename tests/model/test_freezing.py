@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from tiny_training import DECODER, make_loader
+from support.tiny import SHARED_UNETR, make_loader
 
 from cellvit import CellViT
 from cellvit.errors import ConfigError
@@ -20,7 +20,7 @@ HYBRID = {"class_path": "hybrid", "init_args": {"widths": [4, 4, 8], "embed_dim"
 
 def make_model():
     torch.manual_seed(0)
-    return CellViT(HYBRID, 3, 2, decoder=DECODER)
+    return CellViT(HYBRID, 3, 2, decoder=SHARED_UNETR)
 
 
 class Watch(L.Callback):

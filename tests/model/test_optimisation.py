@@ -2,20 +2,19 @@
 
 import pytest
 import torch
-from tiny_training import DECODER
+from support.tiny import SHARED_UNETR, VIT
 
 from cellvit import CellViT
 from cellvit.encoders import ViTEncoder
 from cellvit.errors import ConfigError
 from cellvit.model.optimizers import build_optimisers, parameter_groups
 
-VIT = {"class_path": "vit-256", "init_args": {"embed_dim": 24, "depth": 4, "num_heads": 3}}
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
 HALVING = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1, "gamma": 0.5}}
 
 
 def make_model(**settings):
-    return CellViT(VIT, 3, 2, decoder=DECODER, optimizer=SGD, lr_scheduler=HALVING, **settings)
+    return CellViT(VIT, 3, 2, decoder=SHARED_UNETR, optimizer=SGD, lr_scheduler=HALVING, **settings)
 
 
 def rates(optimizer):
@@ -99,7 +98,7 @@ class Forgetful(ViTEncoder):
 
 
 def test_an_encoder_whose_groups_leave_something_out_is_named():
-    model = CellViT(Forgetful(**VIT["init_args"]), 3, decoder=DECODER, layer_decay=0.5)
+    model = CellViT(Forgetful(**VIT["init_args"]), 3, decoder=SHARED_UNETR, layer_decay=0.5)
     with pytest.raises(ConfigError, match="encoder Forgetful cannot train with layer_decay"):
         model.configure_optimizers()
 

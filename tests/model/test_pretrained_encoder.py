@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from tiny_training import DECODER, make_loader
+from support.tiny import SHARED_UNETR, VIT, make_loader
 
 from cellvit import CellViT
 from cellvit.callbacks import EncoderFreezing, PretrainedEncoder
@@ -20,21 +20,21 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
 ]
-VIT = {"embed_dim": 24, "depth": 4, "num_heads": 3}
 
 
 @pytest.fixture
 def weights(tmp_path):
     """Return a file as HIPT publishes it, of a small network."""
-    state = {f"module.backbone.{k}": torch.randn_like(v) for k, v in ViTEncoder(**VIT).vit.state_dict().items()}
+    state = {
+        f"module.backbone.{k}": torch.randn_like(v) for k, v in ViTEncoder(**VIT["init_args"]).vit.state_dict().items()
+    }
     path = tmp_path / "vit256_small_dino.pth"
     torch.save({"teacher": {**state, "module.head.mlp.0.weight": torch.zeros(2, 24)}}, path)
     return path
 
 
 def make_model():
-    encoder = {"class_path": "vit-256", "init_args": VIT}
-    return CellViT(encoder, 3, num_tissue_classes=2, decoder=DECODER)
+    return CellViT(VIT, 3, num_tissue_classes=2, decoder=SHARED_UNETR)
 
 
 class Start(L.Callback):
@@ -133,7 +133,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import lightning as L
 import torch
 from test_pretrained_encoder import EncoderFreezing, PretrainedEncoder, holds, make_loader, make_model, make_trainer

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from functional_cellvit import SIZES, Size, encode, network
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from released_files import (
+from support.functional_cellvit import SIZES, Size, encode, network
+from support.released_files import (
     ENTRIES,
     NUCLEI,
     PARAMETERS,

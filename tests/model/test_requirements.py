@@ -3,13 +3,13 @@
 import json
 
 import numpy
+from support.tiny import THIN_UNETR
 
 from cellvit import CellViT
 from cellvit.encoders import ViTEncoder
 from cellvit.model.requirements import required_packages
 
 SIZES = {"embed_dim": 12, "depth": 4, "num_heads": 2}
-DECODER = {"class_path": "unetr", "init_args": {"widths": [4, 4, 4, 4], "skip_widths": [4, 4], "image_width": 2}}
 
 
 class OfThisFile(ViTEncoder):
@@ -17,14 +17,14 @@ class OfThisFile(ViTEncoder):
 
 
 def test_our_own_parts_need_nothing(tmp_path):
-    model = CellViT({"class_path": "cellvit.encoders.ViTEncoder", "init_args": SIZES}, 3, 2, decoder=DECODER)
+    model = CellViT({"class_path": "cellvit.encoders.ViTEncoder", "init_args": SIZES}, 3, 2, decoder=THIN_UNETR)
     assert required_packages(model.settings) == {}
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["requires"] == {}
 
 
 def test_a_class_of_a_script_is_under_its_module(tmp_path):
-    model = CellViT(OfThisFile(**SIZES), 3, decoder=DECODER)
+    model = CellViT(OfThisFile(**SIZES), 3, decoder=THIN_UNETR)
     assert required_packages(model.settings) == {__name__: ""}
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from drawn_nuclei import draw_ellipses, perfect_maps
+from support.drawn_nuclei import draw_ellipses, perfect_maps
 
 from cellvit.postprocess import HVPostprocessor
 from cellvit.testing import PostprocessorContract

@@ -1,12 +1,12 @@
 import cv2
 import numpy as np
 import pytest
-from drawn_nuclei import draw_ellipses, noisy_maps, perfect_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_postprocess import assert_same, literal_instances, literal_nuclei, remove_small, without_gaps
 from scipy import ndimage
 from skimage.segmentation import watershed
+from support.drawn_nuclei import draw_ellipses, noisy_maps, perfect_maps
+from support.reference_postprocess import assert_same, literal_instances, literal_nuclei, remove_small, without_gaps
 
 from cellvit.errors import ConfigError, DataError
 from cellvit.plugins.components import build

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from drawn_nuclei import draw_ellipses
-from drawn_stars import counted, exact, noisy_star_maps, polygons_of, star_maps, suppress_one_by_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.drawn_nuclei import draw_ellipses
+from support.drawn_stars import counted, exact, noisy_star_maps, polygons_of, star_maps, suppress_one_by_one
 
 from cellvit.errors import ConfigError, DataError
 from cellvit.plugins.components import build

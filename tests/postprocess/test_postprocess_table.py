@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from drawn_nuclei import draw_ellipses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from reference_postprocess import assert_same, literal_nuclei
+from support.drawn_nuclei import draw_ellipses
+from support.reference_postprocess import assert_same, literal_nuclei
 
 from cellvit.errors import DataError
 from cellvit.postprocess import nuclei_from_instances

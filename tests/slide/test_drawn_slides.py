@@ -7,7 +7,9 @@ import openslide
 import pytest
 import tifffile
 import torch
-from drawn_slides import (
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from support.drawn_slides import (
     DrawnModel,
     drawn_block,
     drawn_pixels,
@@ -15,8 +17,6 @@ from drawn_slides import (
     truth,
     write_drawn_slide,
 )
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from cellvit.inference.image import segment_image
 from cellvit.inference.protocol import NucleiModel

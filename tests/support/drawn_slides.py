@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from drawn_tiff import write_tiled_tiff
 from numpy.typing import NDArray
 
 from cellvit.data.targets import hv_map_from_instances
 from cellvit.postprocess import HVPostprocessor
 from cellvit.types import EMBEDDING_MAP, HV_MAP, NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP, NucleiClasses
+from support.drawn_tiff import write_tiled_tiff
 
 CLASSES = NucleiClasses(
     ("background", "red", "green", "blue", "yellow"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from functional_cellvit import SIZES, Size
+
+from support.functional_cellvit import SIZES, Size
 
 BRANCHES = {"nuclei_binary_map_decoder": 2, "hv_map_decoder": 2, "nuclei_type_maps_decoder": 6}
 NUCLEI = ("Background", "Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial")

@@ -19,7 +19,7 @@ def examine() -> Iterator[Finding]:
         Findings; those of one section follow each other.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
-    yield from guarded("software", "packages", _check("software.check_versions"), "pip install -U cellvit-lightning")
+    yield from guarded("software", "packages", _check("software.check_versions"), "from a checkout: pip install -U .")
     workers: list[Callable[[], Finding]] = []
 
     def start_worker() -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from cellvit.weights.catalogue import BUNDLED, MODEL, Entry, entries
 from cellvit.weights.locate import WEIGHTS_VARIABLE, find_weights, hub_cache, weights_folder
 
 SECTION = "models"
-_REINSTALL = "pip install --force-reinstall --no-deps cellvit-lightning"
+_REINSTALL = "from a checkout: pip install --force-reinstall --no-deps ."
 
 
 def check_weights() -> Iterator[Finding]:
@@ -53,7 +53,8 @@ def check_network() -> Iterator[Finding]:
     facts = {"nuclei": len(found), "seconds": round(seconds, 3)}
     if len(found) != 3:
         text = f"nano finds {len(found)} of 3 drawn nuclei"
-        yield Finding(SECTION, "network", "problem", text, f"weights or torch are damaged: {_REINSTALL}, torch", facts)
+        advice = f"weights or torch are damaged; {_REINSTALL}, and reinstall torch"
+        yield Finding(SECTION, "network", "problem", text, advice, facts)
         return
     yield Finding(SECTION, "network", "ok", "nano finds the 3 nuclei of a drawn tile on the CPU", facts=facts)
 

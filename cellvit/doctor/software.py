@@ -129,7 +129,7 @@ def _extra(extra: str, wanted: list[Requirement]) -> Finding:
     ]
     text, advice = ", ".join(f"{name} {there}" for name, there in found.items()), ""
     if lacking:
-        text, advice = f"not here: {', '.join(lacking)}", f"pip install '{OURS}[{extra}]'"
+        text, advice = f"not here: {', '.join(lacking)}", f"from a checkout, pip install '.[{extra}]'"
         advice = f"to {EXTRAS[extra]}: {advice}" if extra in EXTRAS else advice
     return noted(SECTION, f"extra {extra}", text, advice, {"versions": found})
 

@@ -136,7 +136,7 @@ def _adapt(encoder: Encoder, names: list[str], *, rank: int, alpha: float, dropo
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError(
-            f"encoder 'lora' needs the package peft ({error}); install it with 'pip install cellvit-lightning[lora]'"
+            f"encoder 'lora' needs the package peft ({error}); from a checkout: pip install '.[lora]'"
         ) from error
     options: Any = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": names}
     inject_adapter_in_model(LoraConfig(**options), encoder)

@@ -108,6 +108,4 @@ def _check_formats(formats: tuple[str, ...]) -> None:
     for name in formats:
         missing = [package for package in _PACKAGES.get(name, ()) if find_spec(package) is None]
         if missing:
-            raise ConfigError(
-                f"format {name!r} needs {', '.join(missing)}; install it with: pip install 'cellvit-lightning[spatial]'"
-            )
+            raise ConfigError(f"format {name!r} needs {', '.join(missing)}; from a checkout: pip install '.[spatial]'")

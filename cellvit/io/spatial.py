@@ -26,7 +26,7 @@ def require(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        message = f"this needs the package {package!r} ({error}); pip install 'cellvit-lightning[spatial]'"
+        message = f"this needs the package {package!r} ({error}); from a checkout: pip install '.[spatial]'"
         raise ConfigError(message) from error
 
 

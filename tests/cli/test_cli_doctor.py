@@ -132,7 +132,7 @@ def test_packages_that_are_missing_or_old(monkeypatch):
     assert found["torch"].advice.startswith("pip install 'torch>=")
     assert (found["timm"].status, found["timm"].text) == ("problem", "is missing")
     assert found["extra lora"].status == "note"
-    assert found["extra lora"].advice.endswith("pip install 'cellvit-lightning[lora]'")
+    assert found["extra lora"].advice.endswith("pip install '.[lora]'")
     assert found["OpenCV"].status == "note"
 
 

@@ -151,5 +151,5 @@ def test_what_cannot_work_is_refused(changes, message):
 
 def test_without_peft_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"needs the package peft .*cellvit-lightning\[lora\]"):
+    with pytest.raises(ConfigError, match=r"needs the package peft .*from a checkout: pip install '\.\[lora\]'"):
         LoRAEncoder(encoder=VIT)

@@ -146,7 +146,7 @@ def test_an_address_without_a_scheduler_is_an_error_at_once(tmp_path, monkeypatc
 
 def test_a_missing_extra_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConfigError, match=r"pip install 'cellvit-lightning\[cluster\]'"):
+    with pytest.raises(ConfigError, match=r"from a checkout: pip install '\.\[cluster\]'"):
         run_on_cluster(jobs_in(tmp_path, 1), "tcp://127.0.0.1:9", task=resumable)
 
 

@@ -543,7 +543,7 @@ def test_formats_of_an_extra_that_is_missing_are_refused(slide, tmp_path, monkey
     from cellvit.inference import settings
 
     monkeypatch.setattr(settings, "find_spec", lambda name: None if name == "anndata" else object())
-    with pytest.raises(ConfigError, match=r"cellvit-lightning\[spatial\]"):
+    with pytest.raises(ConfigError, match=r"from a checkout: pip install '\.\[spatial\]'"):
         run(slide, tmp_path / "out", formats=("h5ad",))
 
 

@@ -169,7 +169,7 @@ def test_a_full_disk_is_told_as_such(tmp_path):
 def test_a_package_that_is_missing_is_named_with_its_cure(tmp_path, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     package = module.partition(".")[0]
-    with pytest.raises(ConfigError, match=rf"'{package}'.*pip install 'cellvit-lightning\[spatial\]'"):
+    with pytest.raises(ConfigError, match=rf"'{package}'.*from a checkout: pip install '\.\[spatial\]'"):
         write_anndata(many(3), tmp_path / "a.h5ad")
     monkeypatch.setitem(sys.modules, "anndata", None)
     with pytest.raises(ConfigError, match="'anndata'"):

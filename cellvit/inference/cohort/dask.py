@@ -103,7 +103,7 @@ def distributed() -> Any:
     try:
         return import_module("distributed")
     except ImportError as error:
-        message = f"a cluster needs the package distributed ({error}); pip install 'cellvit-lightning[cluster]'"
+        message = f"a cluster needs the package distributed ({error}); from a checkout: pip install '.[cluster]'"
         raise ConfigError(message) from error
 
 

@@ -20,7 +20,7 @@ gives :class:`~cellvit.types.Nuclei` back. For a slide that does not fit into me
 ``write_geojson_stream``, ``write_json_stream``, ``write_anndata`` and ``write_spatialdata`` take nuclei in chunks, a
 :class:`~cellvit.io.stream.NucleiStream` such as :class:`ParquetStream`; the same nuclei give the same bytes either way.
 
-The packages that AnnData and SpatialData need come with the extra ``spatial``: in a checkout, ``pip install '.[spatial]'``.
+AnnData and SpatialData need the extra ``spatial``: ``pip install '.[spatial]'`` in a checkout.
 """
 
 import lazy_loader

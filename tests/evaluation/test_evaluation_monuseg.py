@@ -112,7 +112,7 @@ def test_patches_are_put_together_where_they_were():
     image = np.random.default_rng(0).integers(0, 256, (512, 768, 3), dtype=np.uint8)
     whole = predicted_maps(model, image, whole=True, postprocessor=None)
     parts = predicted_maps(model, image, whole=False, postprocessor=None, batch_size=4)
-    assert model.seen == [(1, 3, 512, 768), (4, 3, 256, 256), (2, 3, 256, 256)]
+    assert model.batches == [(1, 3, 512, 768), (4, 3, 256, 256), (2, 3, 256, 256)]
     assert whole.keys() == parts.keys() == {"nuclei_binary_map", "nuclei_type_map"}
     for name, value in whole.items():
         np.testing.assert_array_equal(parts[name], value)

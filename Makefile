@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # one install at a time, and output in order
-.PHONY: help demo test lint format typecheck unit docs bench clean
+.PHONY: help demo test quick lint format typecheck unit docs bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,6 +16,11 @@ DOCS_STAMP := $(VENV)/.installed-dev-docs
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?= -m "not gpu"
 DEMO_OUT ?= demo
+
+# The quick half: folders whose tests train no network and start no process, and the tests of the house.
+QUICK := $(wildcard tests/decoders tests/geometry tests/heads tests/io tests/losses tests/metrics tests/plugins \
+	tests/postprocess tests/slide tests/test_architecture.py tests/test_docs.py tests/test_public_names.py \
+	tests/test_registry.py tests/test_types.py)
 
 say = @printf '\n== %s ==\n' "$(1)"
 
@@ -29,6 +34,10 @@ demo: $(DEV_STAMP) ## Set up, find the nuclei of a real image, write the results
 test: $(DOCS_STAMP) ## Set up and run every check: lint, types, unit tests and doctests, docs
 	@$(MAKE) --no-print-directory lint typecheck unit docs
 	$(call say,all checks passed)
+
+quick: lint ## Check style and run the quick tests, in under two minutes on two cores
+	$(call say,pytest: quick tests)
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -m "not gpu and not slow" $(QUICK)
 
 lint: $(DEV_STAMP) ## Check style and formatting
 	$(call say,ruff check)

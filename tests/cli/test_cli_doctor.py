@@ -119,7 +119,7 @@ def test_an_extra_of_the_package_is_listed_whether_or_not_its_purpose_is_known(m
     found = named(software.check_versions())
     assert [name for name in found if name.startswith("extra")] == ["extra view"]
     assert found["extra view"].text == "not here: no-such-package>=2"
-    assert found["extra view"].advice == "pip install 'cellvit-lightning[view]'"
+    assert found["extra view"].advice == "from a checkout, pip install '.[view]'"
 
 
 def test_packages_that_are_missing_or_old(monkeypatch):

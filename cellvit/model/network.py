@@ -30,8 +30,9 @@ from cellvit.types import (
 )
 
 STRIDE = 16
-LARGEST = 2.0
-"""Largest value of an image that may be meant as one in [0, 1]: resampling and augmentation overshoot 1 a little."""
+LARGEST = 16.0
+"""Largest value of an image that is not taken for bytes: one that was normalised before, for a network that then leaves
+it as it is, has values up to 5, and an image of bytes this dark shows nothing."""
 
 WAY_OUT = "divide by 255 (float in [0, 1]); the model normalises it itself"
 
@@ -204,7 +205,7 @@ class CellViTNetwork(PretrainedMixin, nn.Module):
     _values_seen = False
 
     def _refuse_large_values(self, image: Tensor) -> None:
-        if not image.numel() or (image.device.type != "cpu" and self._values_seen):
+        if not image.numel() or image.is_meta or (image.device.type != "cpu" and self._values_seen):
             return
         largest = float(image.detach().amax())
         if largest > LARGEST:

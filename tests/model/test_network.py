@@ -1,6 +1,7 @@
 """The plain network: what it shares with the model that trains, what it refuses, and that others can compile it."""
 
 import warnings
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -114,12 +115,17 @@ def test_values_a_little_above_1_are_what_resampling_makes(plain):
     plain(torch.zeros(0, 3, 16, 16).new_full((1, 3, 16, 16), -0.1))
 
 
-def test_on_other_devices_values_are_looked_at_once(plain, monkeypatch):
+def test_on_other_devices_values_are_looked_at_once(plain):
     looked = []
-    monkeypatch.setattr(torch.Tensor, "amax", lambda self: looked.append(1) or torch.tensor(1.0))
+    image = SimpleNamespace(device=torch.device("cuda"), is_meta=False, numel=lambda: 1)
+    image.detach, image.amax = lambda: image, lambda: looked.append(1) or torch.tensor(1.0)
     for _ in range(3):
-        plain._refuse_large_values(torch.zeros(1, 3, 16, 16, device="meta"))
+        plain._refuse_large_values(image)
     assert len(looked) == 1
+
+
+def test_a_network_without_values_runs_too(small_settings):
+    assert CellViTNetwork(**small_settings).to("meta")(torch.zeros(1, 3, 16, 16, device="meta"))["hv_map"].is_meta
 
 
 @pytest.mark.parametrize("make", [lambda images: images, TensorDataset], ids=["tensors", "TensorDataset"])

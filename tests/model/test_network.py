@@ -125,7 +125,9 @@ def test_on_other_devices_values_are_looked_at_once(plain):
 
 
 def test_a_network_without_values_runs_too(small_settings):
-    assert CellViTNetwork(**small_settings).to("meta")(torch.zeros(1, 3, 16, 16, device="meta"))["hv_map"].is_meta
+    assert (
+        CellViTNetwork(**small_settings).eval().to("meta")(torch.zeros(1, 3, 16, 16, device="meta"))["hv_map"].is_meta
+    )
 
 
 @pytest.mark.parametrize("make", [lambda images: images, TensorDataset], ids=["tensors", "TensorDataset"])

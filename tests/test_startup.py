@@ -42,7 +42,7 @@ def test_what_is_not_needed_is_not_imported(code, absent):
     assert not imported(code) & absent
 
 
-@pytest.mark.parametrize("kind", REGISTRIES)
+@pytest.mark.parametrize("kind", [kind for kind in REGISTRIES if kind != "reader"])  # all readers are tried in turn
 def test_the_table_of_a_registry_is_what_its_modules_register(kind):
     module, name = REGISTRIES[kind]
     registry = getattr(import_module(module), name)

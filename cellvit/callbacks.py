@@ -4,7 +4,7 @@ Those for fine-tuning are in :mod:`cellvit.training.freezing` and :mod:`cellvit.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,7 @@ class PretrainedEncoder(L.Callback):
     Every process reads the file. It need not be there to resume: the checkpoint holds the weights.
 
     Args:
-        path: Weight file, see :func:`cellvit.encoders.pretrained.load_encoder_weights`; environment variables in it are
-            replaced.
+        path: Weight file, ``.safetensors`` or a file of ``torch.save``; environment variables in it are replaced.
     """
 
     def __init__(self, path: str) -> None:
@@ -91,7 +90,7 @@ class SamplePictures(L.Callback):
     PNGs go to ``<log_dir>/pictures/epoch_<n>/`` and, if there is one, to TensorBoard.
 
     Args:
-        num_images: How many images to draw.
+        num_images: Number of images to draw.
         every_n_epochs: Draw only each n-th epoch with validation.
         max_size: Longest side of a drawn image in pixels; larger images are cropped at the top left.
     """
@@ -141,7 +140,8 @@ class SamplePictures(L.Callback):
 class PredictionWriter(BasePredictionWriter):
     """Writes the nuclei that ``cellvit predict`` finds, one set of files per image, named after the image file.
 
-    ``predict`` runs whole images at the model's resolution; for others, and for large ones, use ``cellvit segment``.
+    Images of a loader that gives no names are called by their number in it: ``000000``, ``000001``. ``predict`` runs
+    whole images at the model's resolution; for others, and for large ones, use ``cellvit segment``.
 
     Args:
         out: Folder; made if it does not exist.
@@ -174,7 +174,9 @@ class PredictionWriter(BasePredictionWriter):
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write into {str(self.out)!r} ({error.strerror}); choose another out") from error
-        for name, found in zip(batch["name"], prediction, strict=True):
+        named = isinstance(batch, Mapping) and "name" in batch
+        names = batch["name"] if named else [f"{index:06d}" for index in batch_indices]
+        for name, found in zip(names, prediction, strict=True):
             for format_ in self.formats:
                 WRITERS[format_](found.nuclei, self.out / f"{name}.{format_}")
 

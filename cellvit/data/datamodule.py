@@ -95,10 +95,9 @@ class FolderDataModule(LightningDataModule):
             self._sets["val"] = self._evaluation("val")
         if stage == "test" and "test" not in self._sets:
             self._sets["test"] = self._evaluation("test" if has_split(self.root, "test") else "val")
-        if stage == "predict" and "predict" not in self._sets:
-            if self.predict_dir is None:
-                raise ConfigError("predict_dir is not set; give a folder of images")
-            self._sets["predict"] = ImageDataset(self.predict_dir)
+        # A Trainer that was given loaders calls this too: what is missing is then told if our own loader is asked for.
+        if stage == "predict" and (self.predict_dir is not None or self.trainer is None):
+            self._predict_images()
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the loader of random patches."""
@@ -117,7 +116,14 @@ class FolderDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the loader of the images of ``predict_dir``; batches have ``image`` and ``name``."""
-        return make_loader(self._sets["predict"], batch_size=1, num_workers=self.num_workers)
+        return make_loader(self._predict_images(), batch_size=1, num_workers=self.num_workers)
+
+    def _predict_images(self) -> Dataset[dict[str, Any]]:
+        if "predict" not in self._sets:
+            if self.predict_dir is None:
+                raise ConfigError("predict_dir is not set; give a folder of images")
+            self._sets["predict"] = ImageDataset(self.predict_dir)
+        return self._sets["predict"]
 
     def _num_nuclei_classes(self) -> int | None:
         """Return the number of types that labels may have: as told here, else as the trained model knows them."""

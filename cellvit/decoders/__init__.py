@@ -1,7 +1,5 @@
-"""Decoders: what turns feature maps into one full-resolution map per branch. Importing registers them."""
+"""Decoders: what turns feature maps into one full-resolution map per branch. Names are imported on first use."""
 
-from cellvit.decoders.base import DECODERS, Decoder
-from cellvit.decoders.subpixel import SubpixelDecoder
-from cellvit.decoders.unetr import UNETRDecoder
+import lazy_loader
 
-__all__ = ["DECODERS", "Decoder", "SubpixelDecoder", "UNETRDecoder"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -38,4 +38,10 @@ class Decoder(Configurable, nn.Module, ABC):
         """
 
 
-DECODERS: Registry[Decoder] = Registry("decoder", Decoder, package="cellvit.decoders")
+OWN = {
+    "subpixel": "subpixel",
+    "unetr": "unetr",
+}
+"""Module that registers each name of ours; it is imported when the name is asked for."""
+
+DECODERS: Registry[Decoder] = Registry("decoder", Decoder, package="cellvit.decoders", own=OWN)

@@ -1,26 +1,8 @@
-"""Encoders: what turns an image into feature maps. Importing this package registers them."""
+"""Encoders: what turns an image into feature maps.
 
-from cellvit.encoders.base import ENCODERS, Encoder
-from cellvit.encoders.foundation import FOUNDATION, FoundationEncoder, FoundationModel
-from cellvit.encoders.hybrid import HybridEncoder
-from cellvit.encoders.lora import LoRAEncoder
-from cellvit.encoders.pretrained import load_encoder_weights
-from cellvit.encoders.sam import SAMEncoder, SAMHugeEncoder, SAMLargeEncoder
-from cellvit.encoders.timm import TimmEncoder
-from cellvit.encoders.vit import ViTEncoder
+Names are imported on first use; :data:`ENCODERS` finds an encoder of ours by its short name.
+"""
 
-__all__ = [
-    "ENCODERS",
-    "FOUNDATION",
-    "Encoder",
-    "FoundationEncoder",
-    "FoundationModel",
-    "HybridEncoder",
-    "LoRAEncoder",
-    "SAMEncoder",
-    "SAMHugeEncoder",
-    "SAMLargeEncoder",
-    "TimmEncoder",
-    "ViTEncoder",
-    "load_encoder_weights",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

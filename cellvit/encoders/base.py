@@ -74,4 +74,15 @@ class Encoder(Configurable, nn.Module, ABC):
         return dict(content)
 
 
-ENCODERS: Registry[Encoder] = Registry("encoder", Encoder, package="cellvit.encoders")
+OWN = {
+    **dict.fromkeys(("random", "vit-256"), "vit"),
+    **dict.fromkeys(("sam-b", "sam-l", "sam-h"), "sam"),
+    **dict.fromkeys(("uni", "uni2-h", "virchow2", "h-optimus-0", "h0-mini"), "foundation"),
+    **dict.fromkeys(("phikon", "phikon-v2", "prov-gigapath"), "foundation"),
+    "hybrid": "hybrid",
+    "lora": "lora",
+    "timm": "timm",
+}
+"""Module that registers each name of ours; it is imported when the name is asked for."""
+
+ENCODERS: Registry[Encoder] = Registry("encoder", Encoder, package="cellvit.encoders", own=OWN)

@@ -1,10 +1,10 @@
 """A small encoder that learns from little data: a convolutional pyramid with a windowed ViT on top."""
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,7 +34,7 @@ class HybridEncoder(Encoder):
         drop_path_rate: Stochastic depth of the last block; earlier blocks have linearly less.
 
     Raises:
-        ConfigError: If there is not one number of residual blocks for each width.
+        ConfigError: If there is not one number of residual blocks for each width, or the heads do not divide a token.
 
     References:
         [1] Xiao et al., Early convolutions help transformers see better, NeurIPS 2021.
@@ -58,6 +58,8 @@ class HybridEncoder(Encoder):
         if len(residual_blocks) != len(widths) or min(residual_blocks, default=0) < 0:
             message = f"residual_blocks {list(residual_blocks)} do not fit widths {list(widths)}"
             raise ConfigError(f"{message}; give one number from 0 for each width")
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ConfigError(f"embed_dim {embed_dim} cannot be shared by {num_heads} heads; give a multiple of them")
         sizes = [3, *widths, embed_dim]
         self.window = window
         blocks = [*residual_blocks, 0]
@@ -67,7 +69,7 @@ class HybridEncoder(Encoder):
         rates = torch.linspace(0, drop_path_rate, depth).tolist()
         self.positions = nn.ModuleList(nn.Conv2d(embed_dim, embed_dim, 3, 1, 1, groups=embed_dim) for _ in rates)
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=rate) for rate in rates
+            _Block(embed_dim, num_heads, hidden=int(embed_dim * mlp_ratio), drop_path=rate) for rate in rates
         )
         self.norm = nn.LayerNorm(embed_dim)
         self.features = [FeatureInfo(c, 2 ** (i + 1)) for i, c in enumerate(sizes[1:])]
@@ -116,6 +118,48 @@ def attend_in_windows(tokens: Tensor, block: nn.Module, *, window: int) -> Tenso
     done: Tensor = block(split.reshape(-1, rows * cols, channels))
     joined = done.reshape(batch, down, across, rows, cols, channels).permute(0, 5, 1, 3, 2, 4)
     return joined.reshape(padded.shape)[:, :, :height, :width]
+
+
+class _Block(nn.Module):
+    """Attention and an MLP, each normalised before, beside an identity: ``(B, N, D)`` to the same shape.
+
+    Here and not from timm, whose import takes longer than a small image. Names of weights are those of timm's block.
+    """
+
+    def __init__(self, channels: int, num_heads: int, *, hidden: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = _Attention(channels, num_heads)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        layers = {"fc1": nn.Linear(channels, hidden), "act": nn.GELU(), "fc2": nn.Linear(hidden, channels)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.drop_path = drop_path
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self._dropped(self.attn(self.norm1(tokens)))
+        return tokens + self._dropped(self.mlp(self.norm2(tokens)))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        """Return a branch with some rows of the batch at 0 and the others scaled up for it: stochastic depth."""
+        if not self.training or not self.drop_path:
+            return branch
+        kept = 1 - self.drop_path
+        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(kept).div_(kept)
+
+
+class _Attention(nn.Module):
+    """Self-attention of several heads: ``(B, N, D)`` to the same shape."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        heads = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed: Tensor = self.proj(F.scaled_dot_product_attention(*heads.unbind(0)).transpose(1, 2).flatten(2))
+        return mixed
 
 
 class _Residual(nn.Module):

@@ -1,21 +1,5 @@
-"""Heads: one branch each, with its output layer, activation and losses. Importing this package registers them."""
+"""Heads: one branch each, with its output layer, activation and losses. Names are imported on first use."""
 
-from cellvit.heads.base import HEADS, Head, HeadSizes, MapHead
-from cellvit.heads.binary import BinaryHead
-from cellvit.heads.hv import HVHead
-from cellvit.heads.nuclei_type import NucleiTypeHead
-from cellvit.heads.star import ObjectProbabilityHead, RadialDistancesHead
-from cellvit.heads.tissue import TissueHead
+import lazy_loader
 
-__all__ = [
-    "HEADS",
-    "BinaryHead",
-    "HVHead",
-    "Head",
-    "HeadSizes",
-    "MapHead",
-    "NucleiTypeHead",
-    "ObjectProbabilityHead",
-    "RadialDistancesHead",
-    "TissueHead",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

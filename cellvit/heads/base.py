@@ -80,7 +80,7 @@ class Head(Configurable, nn.Module, ABC):
 
         Args:
             activated: What :meth:`activate` returns for the view.
-            symmetry: How the view was made.
+            symmetry: Mirroring and turn that made the view of the image.
 
         Raises:
             ConfigError: If the channels cannot be brought back.
@@ -98,8 +98,8 @@ class MapHead(Head):
     """A head whose map comes from the decoder's features by one 1x1 convolution.
 
     Args:
-        sizes: See :class:`Head`.
-        losses: See :class:`Head`.
+        sizes: Channels and numbers of classes that flow in from the decoder, the encoder and the data.
+        losses: Weight per loss term; None takes ``default_losses``. A term left out is not added.
         variant: ``"corrected"``, or ``"released"`` to repeat the faults of the published training runs. ``"meant"`` is
             the former name of ``"corrected"``.
 
@@ -133,4 +133,14 @@ class MapHead(Head):
         return self.output(features)  # type: ignore[no-any-return]
 
 
-HEADS: Registry[Head] = Registry("head", Head, package="cellvit.heads")
+OWN = {
+    "binary": "binary",
+    "hv": "hv",
+    "nuclei-type": "nuclei_type",
+    "object-probability": "star",
+    "radial-distances": "star",
+    "tissue": "tissue",
+}
+"""Module that registers each name of ours; it is imported when the name is asked for."""
+
+HEADS: Registry[Head] = Registry("head", Head, package="cellvit.heads", own=OWN)

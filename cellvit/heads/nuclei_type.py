@@ -21,9 +21,9 @@ class NucleiTypeHead(MapHead):
     The released variant applies softmax to the probabilities before the Tversky loss.
 
     Args:
-        sizes: See :class:`MapHead`.
-        losses: See :class:`MapHead`.
-        variant: See :class:`MapHead`.
+        sizes: Channels and numbers of classes that flow in from the decoder, the encoder and the data.
+        losses: Weight per loss term; None takes ``default_losses``. A term left out is not added.
+        variant: ``"corrected"``, or ``"released"`` to repeat the faults of the published training runs.
         temperature: Divides the logits before :meth:`activate`, not in training: above 1 it makes probabilities less
             certain. Fitted on held-out data it calibrates them and changes no pixel's most probable type [1], so it
             acts only where probabilities are averaged: ``HVPostprocessor(type_rule="mean")``.

@@ -23,7 +23,7 @@ class ObjectProbabilityHead(Head):
     The target is made from the instance map of the batch, see :func:`cellvit.geometry.star.object_probability`.
 
     Args:
-        sizes: See :class:`cellvit.heads.base.Head`.
+        sizes: Channels and numbers of classes that flow in from the decoder, the encoder and the data.
         losses: Weight of ``cross_entropy``; None is 1.
 
     References:
@@ -66,7 +66,7 @@ class RadialDistancesHead(Head):
     very weakly.
 
     Args:
-        sizes: See :class:`cellvit.heads.base.Head`.
+        sizes: Channels and numbers of classes that flow in from the decoder, the encoder and the data.
         losses: Weights of ``absolute_error`` and ``background``; None is 1 and 0.0001.
         num_rays: Rays; 32 in the paper.
 

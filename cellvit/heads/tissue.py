@@ -18,7 +18,8 @@ class TissueHead(Head):
     """A linear layer on the encoder's pooled vector; images of unknown tissue do not train it.
 
     Args:
-        sizes: See :class:`Head`; ``num_tissue_classes`` sets the channels.
+        sizes: Channels and numbers of classes that flow in from the decoder, the encoder and the
+            data; ``num_tissue_classes`` sets the channels.
         losses: Weight of ``cross_entropy``; None takes the published one.
 
     Raises:

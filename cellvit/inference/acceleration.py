@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cellvit.errors import ConfigError
-from cellvit.model.cellvit import CellViT
+from cellvit.model.network import CellViTNetwork
 from cellvit.model.patching import MethodPatch, has_compiler
+
+M = TypeVar("M", bound=CellViTNetwork)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "parametrizations")
 
@@ -110,7 +113,7 @@ def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
     return done
 
 
-def compile_for_inference(model: CellViT, *, backend: str = "inductor") -> CellViT:
+def compile_for_inference(model: M, *, backend: str = "inductor") -> M:
     """Let ``torch.compile`` translate the network of a model for inference, in place.
 
     The first tile of each size takes a minute longer, and the ninth size and later ones run as they are. Outputs change
@@ -118,8 +121,9 @@ def compile_for_inference(model: CellViT, *, backend: str = "inductor") -> CellV
     itself. A copy of the model is not compiled.
 
     Args:
-        model: The model, for example from :meth:`CellViT.from_pretrained`; pass the result to ``segment_image``.
-        backend: Of ``torch.compile``.
+        model: The network, such as :func:`cellvit.inference.protocol.load_model` returns; pass the result to
+            ``segment_image``.
+        backend: Name of a backend of ``torch.compile``.
 
     Returns:
         The model.

@@ -20,6 +20,9 @@ from cellvit.slide.open import Slide
 _SAMPLES = 64
 _SAMPLE_BYTES = 65_536
 _BLOCK = 2**23
+_CELLVIT = "cellvit.model.CellViT"
+_CELLVIT_CLASSES = ("cellvit.model.cellvit.CellViT", "cellvit.model.network.CellViTNetwork")
+"""Classes of the same network, under the name that the folders of version 0.1.0 know it by."""
 
 
 def quick_hash(slide: Slide) -> str:
@@ -118,7 +121,8 @@ def weights_hash(model: Any) -> str:
     if isinstance(model, TestTimeAugmentation):
         return hashlib.sha256(f"{weights_hash(model.model)} {model.views}".encode()).hexdigest()
     postprocessor = getattr(model, "postprocessor", None)
-    facts = [_qualified(model), repr(model.classes), model.mpp, getattr(model, "settings", None), _plain(postprocessor)]
+    kind = _CELLVIT if _qualified(model) in _CELLVIT_CLASSES else _qualified(model)
+    facts = [kind, repr(model.classes), model.mpp, getattr(model, "settings", None), _plain(postprocessor)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode())
     if isinstance(model, nn.Module):
         # buffers that are not saved count too: the statistics that pixels are normalised with

@@ -9,11 +9,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cellvit.errors import ConfigError
-from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, evaluation_mode, load_model
+from cellvit.inference.protocol import (
+    NucleiModel,
+    Progress,
+    autocast_context,
+    evaluation_mode,
+    load_model,
+    postprocessor_of,
+)
 from cellvit.inference.tta import unwrap_tta, with_tta
 from cellvit.io.images import to_rgb
 from cellvit.model.build import image_arrays
-from cellvit.postprocess.base import postprocessor_of
 from cellvit.slide.stitching import merge_tiles
 from cellvit.slide.tiling import TileGrid
 from cellvit.slide.view import SlideView

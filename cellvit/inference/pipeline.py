@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from cellvit.errors import ImageError
 from cellvit.inference.prepare import PreparedSlide
-from cellvit.inference.protocol import NucleiModel, Progress
+from cellvit.inference.protocol import NucleiModel, Progress, postprocessor_of
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import reading_threads
 from cellvit.inference.workers import PostprocessPool, nuclei_of
 from cellvit.model.build import start_transfer
-from cellvit.postprocess.base import postprocessor_of
 from cellvit.types import EMBEDDING_MAP, Nuclei
 
 Arrays = list[dict[str, NDArray[Any]]]
@@ -35,11 +34,11 @@ class StageSeconds:
     """Seconds of work in each stage; stages run beside each other, so they add up to more than the time that passed.
 
     Attributes:
-        read: Of all reading threads.
-        forward: The main thread's, for the network and the transfer of its maps; the device is busy meanwhile.
-        postprocess: That the main thread waited for workers.
-        write: That the main thread spent on finished parts.
-        elapsed: From the first tile to the last.
+        read: Seconds of all reading threads together.
+        forward: Seconds of the main thread for the network and the transfer of its maps; the device is busy meanwhile.
+        postprocess: Seconds that the main thread waited for workers.
+        write: Seconds that the main thread spent on finished parts.
+        elapsed: Seconds from the first tile to the last.
     """
 
     read: float = 0.0

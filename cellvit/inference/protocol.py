@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cellvit.errors import ConfigError
+from cellvit.heads.base import Head
 from cellvit.inference.acceleration import accelerated_inference
-from cellvit.model.cellvit import CellViT
+from cellvit.model.network import CellViTNetwork
+from cellvit.postprocess.base import Postprocessor
 from cellvit.types import NucleiClasses, NucleiPrediction
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -23,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 @runtime_checkable
 class NucleiModel(Protocol):
-    """What inference needs of a model; :class:`cellvit.model.cellvit.CellViT` is one.
+    """What inference needs of a model. What it uses beside that if it is there, :class:`FullModel` declares.
 
     Attributes:
         classes: Names and colours of the types.
@@ -52,12 +54,46 @@ class NucleiModel(Protocol):
         """Return the nuclei of one image from its maps."""
 
 
+class FullModel(NucleiModel, Protocol):
+    """All that inference knows of a model; :class:`cellvit.model.network.CellViTNetwork` is one.
+
+    A model may lack what is declared here. Nothing but the functions below reads it.
+
+    Attributes:
+        about: Free facts: licence, data, origin, citation.
+        postprocessor: What :meth:`postprocess` is made of and worker processes may run; None where it is not known.
+    """
+
+    about: dict[str, Any]
+    postprocessor: Postprocessor
+
+    @property
+    def heads(self) -> Any:
+        """The :class:`cellvit.heads.base.Head` of each map, by name; ``items()`` gives them."""
+
+
+def about_of(model: NucleiModel) -> Mapping[str, Any]:
+    """Return the free facts about a model, such as its licence; empty if it states none."""
+    return cast(FullModel, model).about if hasattr(model, "about") else {}
+
+
+def heads_of(model: NucleiModel) -> dict[str, Head] | None:
+    """Return the heads of a model by the name of their map; None if it has none."""
+    return dict(cast(FullModel, model).heads.items()) if hasattr(model, "heads") else None
+
+
+def postprocessor_of(model: NucleiModel) -> Postprocessor | None:
+    """Return the post-processor of a model; None for one that has none of this kind, as a stand-in may."""
+    found = cast(FullModel, model).postprocessor if hasattr(model, "postprocessor") else None
+    return found if isinstance(found, Postprocessor) else None
+
+
 def load_model(model: str | Path | NucleiModel, *, device: str = "auto") -> NucleiModel:
-    """Return a model on a device.
+    """Return a model on a device; one that is loaded is a plain network in evaluation mode.
 
     Args:
         model: Name, path, or a model; a model that is passed in stays where it is if ``device`` is ``"auto"``.
-        device: See :func:`segment_image`.
+        device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
 
     Raises:
         ConfigError: If the device does not exist here.
@@ -66,7 +102,7 @@ def load_model(model: str | Path | NucleiModel, *, device: str = "auto") -> Nucl
     """
     if isinstance(model, str | Path):
         target = choose_device(device)
-        loaded: NucleiModel = CellViT.from_pretrained(model).to(target)
+        loaded: FullModel = CellViTNetwork.from_pretrained(model).to(target)
         return loaded
     if not isinstance(model, NucleiModel):
         raise ConfigError(f"model {model!r} is neither a name, a path nor a CellViT; pass 'nano' or a path")
@@ -121,7 +157,7 @@ def evaluation_mode(model: NucleiModel) -> Iterator[None]:
     Within it a network runs as :func:`cellvit.inference.acceleration.accelerated_inference` describes.
 
     Args:
-        model: The model.
+        model: A network, or any other model.
     """
     if isinstance(model, nn.Module):
         with accelerated_inference(model):

@@ -13,7 +13,7 @@ from cellvit.classes import NO_TYPE
 from cellvit.inference.assemble import TABLE, SlideTable
 from cellvit.inference.pipeline import StageSeconds
 from cellvit.inference.prepare import PreparedSlide
-from cellvit.inference.protocol import NucleiModel
+from cellvit.inference.protocol import NucleiModel, about_of
 from cellvit.inference.resources import peak_memory
 from cellvit.inference.settings import FORMATS, SlideSettings
 
@@ -92,7 +92,7 @@ class SlideFacts:
                 "weights_hash": self.fingerprints["model"]["weights"],
                 "classes": list(names),
                 "colors": [list(color) for color in self.model.classes.colors],
-                "licence": getattr(self.model, "metadata", {}).get("licence"),
+                "licence": about_of(self.model).get("licence"),
             },
             "settings": settings,
             "device": str(self.model.device),

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from cellvit.errors import ConfigError
 from cellvit.geometry.symmetry import Symmetry, symmetries
-from cellvit.inference.protocol import NucleiModel
-from cellvit.model.cellvit import STRIDE
+from cellvit.inference.protocol import NucleiModel, heads_of
+from cellvit.model.network import pad_to_stride
 from cellvit.types import EMBEDDING_MAP, NucleiPrediction
 
 
@@ -29,8 +28,8 @@ class TestTimeAugmentation:
     Attributes:
         model: The model.
         views: Number of views.
-        classes: Of the model.
-        mpp: Of the model.
+        classes: Names and colours of the types of the model.
+        mpp: Resolution of the model in microns per pixel.
 
     Raises:
         ConfigError: If the number of views is another one, the model has no heads or averages already, or a head cannot
@@ -43,13 +42,13 @@ class TestTimeAugmentation:
         self._symmetries, self.views = symmetries(views), views
         if isinstance(model, TestTimeAugmentation):
             raise ConfigError(f"the model averages {model.views} views already; pass the model that is in it, .model")
-        heads = getattr(model, "heads", None)
+        heads = heads_of(model)
         if heads is None:
             raise ConfigError(
                 f"model {type(model).__name__} has no heads, which say how maps are turned back; use tta 1"
             )
         self.model, self.classes, self.mpp = model, model.classes, model.mpp
-        self._heads = dict(heads.items())
+        self._heads = heads
         for head in self._heads.values():
             if head.source == "decoder":  # a head that cannot do it is refused here, not at the first tile
                 for symmetry in self._symmetries:
@@ -94,13 +93,13 @@ class TestTimeAugmentation:
                 tokens of all views lie on each other.
 
         Returns:
-            Maps as :meth:`cellvit.model.cellvit.CellViT.predict_maps` returns them, float32.
+            Maps as :meth:`cellvit.model.network.CellViTNetwork.predict_maps` returns them, float32.
 
         Raises:
             ConfigError: If the model returns a map that no head of it makes.
         """
         height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        padded = pad_to_stride(image)
         mean: dict[str, Tensor] = {}
         for number, symmetry in enumerate(self._symmetries, start=1):
             for name, values in self.model.predict_maps(symmetry.apply(padded)).items():
@@ -136,7 +135,8 @@ def with_tta(model: NucleiModel, views: int) -> NucleiModel:
         views: 1, 2, 4 or 8.
 
     Raises:
-        ConfigError: See :class:`TestTimeAugmentation`; also if the model averages already and ``views`` is not 1.
+        ConfigError: If the number is another one, a map cannot be brought back, or the model averages already and
+            ``views`` is not 1.
     """
     network, count = unwrap_tta(model, views)
     return network if count == 1 else TestTimeAugmentation(network, count)

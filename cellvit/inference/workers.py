@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from cellvit.errors import OutputError
+from cellvit.inference.protocol import NucleiModel, postprocessor_of
 from cellvit.postprocess.base import Postprocessor
 from cellvit.types import Nuclei
 
@@ -46,9 +47,9 @@ class PostprocessPool:
         capacity: Tiles that may be waiting or in work; more would only take memory.
     """
 
-    def __init__(self, model: Any, workers: int) -> None:
-        postprocessor = getattr(model, "postprocessor", None)
-        portable = isinstance(postprocessor, Postprocessor) and _can_travel(postprocessor)
+    def __init__(self, model: NucleiModel, workers: int) -> None:
+        postprocessor = postprocessor_of(model)
+        portable = postprocessor is not None and _can_travel(postprocessor)
         possible = workers > 0 and portable and may_have_children()
         self.kind = "processes" if possible else "threads"
         self.capacity = 2 * max(1, workers) + 1
@@ -138,7 +139,7 @@ def process_pool(workers: int, prepare: Callable[[], None] | None = None) -> Pro
     """Return a pool of processes of one thread each that end when this one ends, however that may be.
 
     Args:
-        workers: How many.
+        workers: Number of processes, from 1.
         prepare: Is called in each; a function that can be pickled.
     """
     return ProcessPoolExecutor(workers, _context(), initializer=partial(_start, prepare))

@@ -66,7 +66,7 @@ def class_sums(probs: Tensor, target: Tensor, *, ignore_index: int | None) -> Cl
         The sums; the gradient of an ignored pixel is zero.
 
     Raises:
-        DataError: See :func:`check_class_maps`.
+        DataError: If the shapes do not match or an id is outside 0..C-1.
     """
     check_class_maps(probs, target, ignore_index=ignore_index)
     probs = at_least_float32(probs)

@@ -1,17 +1,8 @@
-"""Metrics: torchmetrics classes that keep sums, over the pure functions of :mod:`cellvit.metrics.functional`."""
+"""Metrics: torchmetrics classes that keep sums, over the pure functions of :mod:`cellvit.metrics.functional`.
 
-from cellvit.metrics.base import METRICS, NucleiMetric
-from cellvit.metrics.detection import CentroidDetection
-from cellvit.metrics.overlap import AggregatedJaccard, BinaryOverlap
-from cellvit.metrics.panoptic import PanopticQuality
-from cellvit.metrics.tissue import TissueAccuracy
+Names are imported on first use.
+"""
 
-__all__ = [
-    "METRICS",
-    "AggregatedJaccard",
-    "BinaryOverlap",
-    "CentroidDetection",
-    "NucleiMetric",
-    "PanopticQuality",
-    "TissueAccuracy",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -28,4 +28,13 @@ class NucleiMetric(Metric):
         """
 
 
-METRICS: Registry[Metric] = Registry("metric", Metric, package="cellvit.metrics")
+OWN = {
+    "aggregated-jaccard": "overlap",
+    "binary-overlap": "overlap",
+    "centroid-detection": "detection",
+    "panoptic-quality": "panoptic",
+    "tissue-accuracy": "tissue",
+}
+"""Module that registers each name of ours; it is imported when the name is asked for."""
+
+METRICS: Registry[Metric] = Registry("metric", Metric, package="cellvit.metrics", own=OWN)

@@ -1,6 +1,6 @@
-"""How the parts of a model are checked, built and fed."""
+"""How the parts of a model are checked and fed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from cellvit.encoders.base import Encoder
 from cellvit.errors import ConfigError
 from cellvit.heads.base import HEADS, Head
-from cellvit.metrics.base import METRICS, NucleiMetric
-from cellvit.plugins.components import ComponentSpec, build, import_path, keyword_names, normalise_spec, resolve
+from cellvit.plugins.components import ComponentSpec, normalise_spec, resolve
 from cellvit.postprocess.base import Postprocessor
 from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, Batch, NucleiPrediction
@@ -67,29 +66,6 @@ def select_valid(outputs: Mapping[str, Tensor], batch: Batch) -> tuple[Mapping[s
     names = [name for name, counts in zip(batch["name"], valid.tolist(), strict=True) if counts]
     kept = {key: value[valid] for key, value in batch.items() if isinstance(value, Tensor)}
     return {key: value[valid] for key, value in outputs.items()}, cast(Batch, {**kept, "name": names})
-
-
-def build_metric(spec: ComponentSpec, class_names: Sequence[str], tissue_names: Sequence[str] = ()) -> NucleiMetric:
-    """Return a metric, told the names of classes and tissues if it takes them and its spec does not state its own.
-
-    Args:
-        spec: See :data:`cellvit.plugins.components.ComponentSpec`.
-        class_names: Names of the nucleus types, background first.
-        tissue_names: Names of the tissues by id; may be empty.
-
-    Raises:
-        ConfigError: If it is no metric on nuclei, or takes no such argument.
-        UnknownPluginError: If there is no such class.
-    """
-    plain = normalise_spec(spec, what="metric")
-    cls = resolve(METRICS, plain["class_path"])
-    if not issubclass(cls, NucleiMetric):
-        raise ConfigError(f"metric {plain['class_path']!r} does not compare nuclei: derive it from NucleiMetric")
-    accepted = keyword_names(cls) or set()
-    told = {"class_names": class_names, "tissue_names": tissue_names}
-    named = {name: value for name, value in told.items() if name in accepted}
-    built = build(METRICS, {"class_path": plain["class_path"], "init_args": {**named, **plain["init_args"]}})
-    return cast(NucleiMetric, built)
 
 
 def image_arrays(maps: Mapping[str, Tensor], postprocessor: Postprocessor | None) -> list[dict[str, NDArray[Any]]]:
@@ -162,7 +138,7 @@ def head_class(branch: str, spec: ComponentSpec) -> type[Head]:
 
     Args:
         branch: The branch it is listed under.
-        spec: See :data:`cellvit.plugins.components.ComponentSpec`.
+        spec: Name, dotted path, ``{"class_path", "init_args"}`` or class of the head.
 
     Raises:
         ConfigError: If the head makes another branch, or one that no head can make.
@@ -184,25 +160,3 @@ def check_branches(heads: Mapping[str, ComponentSpec], needs: frozenset[str], po
         raise ConfigError(
             f"postprocessor {postprocessor!r} needs {missing}, but the heads are {sorted(heads)}; add the heads"
         )
-
-
-def instantiate(spec: Mapping[str, Any], first: Any, *, base: type[Any], what: str) -> Any:
-    """Return an object of an importable class.
-
-    Args:
-        spec: ``{"class_path": dotted path, "init_args": {...}}``.
-        first: Its first argument, such as the parameters of an optimiser.
-        base: What the class must derive from.
-        what: What the object is for; named in errors.
-
-    Raises:
-        ConfigError: If it is no such class or the arguments do not fit.
-        UnknownPluginError: If there is no such class.
-    """
-    cls = import_path(spec["class_path"], what=what)
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ConfigError(f"{what} {spec['class_path']!r} does not derive from {base.__name__}; name one that does")
-    try:
-        return cls(first, **spec["init_args"])
-    except TypeError as error:
-        raise ConfigError(f"{what} {spec['class_path']}: {error}; check its init_args") from error

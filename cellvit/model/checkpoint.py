@@ -166,7 +166,7 @@ def read_model(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, torc
     """Return the settings and the tensors of a model without building it.
 
     Args:
-        name_or_path: See :func:`load`.
+        name_or_path: Name of a bundled model, a folder made by :func:`save`, or a checkpoint.
 
     Raises:
         UnknownPluginError: If there is neither such a model nor such a path.

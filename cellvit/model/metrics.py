@@ -6,9 +6,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from cellvit.errors import ConfigError
 from cellvit.metrics.base import METRICS, NucleiMetric
-from cellvit.model.build import build_metric, true_nuclei
-from cellvit.plugins.components import ComponentSpec
+from cellvit.model.build import true_nuclei
+from cellvit.plugins.components import ComponentSpec, build, keyword_names, normalise_spec, resolve
 from cellvit.types import NUCLEI_BINARY_MAP, TISSUE_TYPES, Batch, NucleiPrediction
 
 
@@ -19,7 +20,7 @@ class ModelScores(nn.Module):
     where the model has the head.
 
     Args:
-        metrics: Metrics on nuclei; see :data:`cellvit.plugins.components.ComponentSpec`.
+        metrics: Name, dotted path, ``{"class_path", "init_args"}``, class or instance of each metric on nuclei.
         class_names: Names of the nucleus types, background first.
         tissue_names: Names of the tissues; may be empty.
         branches: Names of the model's heads.
@@ -70,3 +71,26 @@ class ModelScores(nn.Module):
                 scores |= {name: value.float() for name, value in metric.compute().items()}
                 metric.reset()
         return scores
+
+
+def build_metric(spec: ComponentSpec, class_names: Sequence[str], tissue_names: Sequence[str] = ()) -> NucleiMetric:
+    """Return a metric, told the names of classes and tissues if it takes them and its spec does not state its own.
+
+    Args:
+        spec: Name, dotted path, ``{"class_path", "init_args"}``, class or instance of the metric.
+        class_names: Names of the nucleus types, background first.
+        tissue_names: Names of the tissues by id; may be empty.
+
+    Raises:
+        ConfigError: If it is no metric on nuclei, or takes no such argument.
+        UnknownPluginError: If there is no such class.
+    """
+    plain = normalise_spec(spec, what="metric")
+    cls = resolve(METRICS, plain["class_path"])
+    if not issubclass(cls, NucleiMetric):
+        raise ConfigError(f"metric {plain['class_path']!r} does not compare nuclei: derive it from NucleiMetric")
+    accepted = keyword_names(cls) or set()
+    told = {"class_names": class_names, "tissue_names": tissue_names}
+    named = {name: value for name, value in told.items() if name in accepted}
+    built = build(METRICS, {"class_path": plain["class_path"], "init_args": {**named, **plain["init_args"]}})
+    return cast(NucleiMetric, built)

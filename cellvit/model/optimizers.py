@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from cellvit.errors import ConfigError
-from cellvit.model.build import instantiate
+from cellvit.plugins.components import import_path
 
 if TYPE_CHECKING:
     from cellvit.encoders.base import Encoder
@@ -37,9 +37,9 @@ def build_optimisers(
     Args:
         model: The model.
         encoder: Its encoder, whose layer groups get learning rates of their own.
-        optimizer: ``{"class_path", "init_args"}``.
-        lr_scheduler: Likewise.
-        layer_decay: See :func:`parameter_groups`.
+        optimizer: ``{"class_path": dotted path, "init_args": {...}}``.
+        lr_scheduler: ``{"class_path": dotted path, "init_args": {...}}``.
+        layer_decay: Learning rate of each layer group of the encoder over that of the next one, in (0, 1].
 
     Raises:
         ConfigError: If a class or its arguments do not fit, or the schedule sets the rates of all groups alike.
@@ -110,3 +110,25 @@ def parameter_groups(model: nn.Module, encoder: "Encoder", *, layer_decay: float
         for number, layer in enumerate(layers)
     ]
     return [group for group in [{"params": rest, "name": "rest", SCALE: 1.0}, *named] if group["params"]]
+
+
+def instantiate(spec: Mapping[str, Any], first: Any, *, base: type[Any], what: str) -> Any:
+    """Return an object of an importable class.
+
+    Args:
+        spec: ``{"class_path": dotted path, "init_args": {...}}``.
+        first: Its first argument, such as the parameters of an optimiser.
+        base: What the class must derive from.
+        what: What the object is for; named in errors.
+
+    Raises:
+        ConfigError: If it is no such class or the arguments do not fit.
+        UnknownPluginError: If there is no such class.
+    """
+    cls = import_path(spec["class_path"], what=what)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise ConfigError(f"{what} {spec['class_path']!r} does not derive from {base.__name__}; name one that does")
+    try:
+        return cls(first, **spec["init_args"])
+    except TypeError as error:
+        raise ConfigError(f"{what} {spec['class_path']}: {error}; check its init_args") from error

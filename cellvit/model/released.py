@@ -43,7 +43,7 @@ def whole_number(config: Mapping[str, Any], name: str, *, least: int) -> int:
 
     Args:
         config: The settings.
-        name: See :func:`value_of`.
+        name: Path of the setting, its keys joined by dots.
         least: The smallest value that can be used.
 
     Raises:
@@ -60,7 +60,7 @@ def channel_values(config: Mapping[str, Any], name: str) -> list[float]:
 
     Args:
         config: The settings.
-        name: See :func:`value_of`; one number stands for three.
+        name: Path of the setting, its keys joined by dots; one number stands for three.
 
     Raises:
         WeightsError: If it is neither one number nor three.
@@ -100,7 +100,7 @@ def class_names(config: Mapping[str, Any], count: int) -> list[str] | None:
 
     Args:
         config: The settings; ``dataset_config.nuclei_types`` numbers the names.
-        count: How many there must be.
+        count: Number of names there must be.
 
     Raises:
         WeightsError: If they are not numbered from 0 to ``count - 1``.
@@ -123,7 +123,7 @@ def tissue_names(config: Mapping[str, Any], count: int) -> list[str] | None:
 
     Args:
         config: The settings; ``dataset_config.tissue_types`` numbers the names.
-        count: How many there should be.
+        count: Number of names there should be.
     """
     numbered = _section(config, "dataset_config.tissue_types")
     return (_in_order(numbered, count) or []) if numbered else None

@@ -7,7 +7,6 @@ from typing import Any
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
 from cellvit.heads.base import HEADS
-from cellvit.metrics.base import METRICS
 from cellvit.plugins.registry import Registry
 from cellvit.postprocess.base import POSTPROCESSORS
 
@@ -29,6 +28,8 @@ def required_packages(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _parts(settings: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], str]]:
     """Yield the registry and the name of every part, those inside others too."""
+    from cellvit.metrics.base import METRICS  # here, for it imports torchmetrics, which reading a model need not
+
     listed: list[tuple[Registry[Any], Any]] = [
         (ENCODERS, settings["encoder"]),
         (DECODERS, settings["decoder"]),

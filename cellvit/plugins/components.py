@@ -95,7 +95,7 @@ def normalise_spec(spec: ComponentSpec, *, what: str) -> dict[str, Any]:
     """Return a spec in its long form ``{"class_path": ..., "init_args": {...}}``, as plain data.
 
     Args:
-        spec: See :data:`ComponentSpec`.
+        spec: Name, dotted path, ``{"class_path", "init_args"}``, class or instance.
         what: What the part is; named in errors.
 
     Returns:
@@ -167,7 +167,7 @@ def build(registry: Registry[T], spec: ComponentSpec, *sizes: Any) -> T:
 
     Args:
         registry: The kind of part.
-        spec: See :data:`ComponentSpec`; an instance is returned as it is.
+        spec: Name, dotted path, ``{"class_path", "init_args"}`` or class; an instance is returned as it is.
         *sizes: Positional arguments that flow from the parts before this one.
 
     Returns:

@@ -2,10 +2,12 @@
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from cellvit.errors import CellViTError, ConfigError, PluginError, UnknownPluginError
@@ -47,13 +49,15 @@ class Registry(Generic[T]):
     """A phone book of classes of one kind.
 
     Names come from three places: the decorator :meth:`register`, the package that holds our own classes, and
-    the entry points that installed third-party packages declare. The last two are loaded when first asked for.
+    the entry points that installed third-party packages declare. The last two are loaded when first asked for; of our
+    own classes that :attr:`own` lists, only the module of the one that is asked for is imported.
 
     Args:
         kind: Singular noun used in messages, such as ``"encoder"``.
         base: Class that every entry must derive from.
         package: Package whose import registers our own classes.
         group: Entry-point group in which packages declare theirs; None is the name of ``package``.
+        own: Module inside the package, such as ``"hybrid"``, that registers each name of ours.
 
     Example:
         >>> shapes = Registry("shape", object, package="cellvit")
@@ -63,11 +67,20 @@ class Registry(Generic[T]):
         'Round'
     """
 
-    def __init__(self, kind: str, base: type[T], *, package: str, group: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        base: type[T],
+        *,
+        package: str,
+        group: str | None = None,
+        own: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.kind = kind
         self.base = base
         self.package = package
         self.group = group or package
+        self.own = own
         self._entries: dict[str, RegistryEntry[T]] = {}
         self._broken: list[RegistryEntry[T]] = []
         self._loaded = False
@@ -104,6 +117,7 @@ class Registry(Generic[T]):
             UnknownPluginError: If the name is unknown; the message lists close matches and all names.
             PluginError: If the plug-in of that name cannot be used; its error is the cause.
         """
+        self._import_own(name)
         if name not in self._entries:
             self.load()  # here and not in the helper: the warning points at who asked
         return self._usable(name)[1]
@@ -111,10 +125,11 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """Return all names, sorted."""
         self.load()
-        return sorted(self._entries)
+        return sorted({*self._entries, *self.own})
 
     def origin(self, name: str) -> str:
         """Return the module or the distribution a name comes from."""
+        self._import_own(name)
         if name not in self._entries:
             self.load()
         return self._usable(name)[0].origin
@@ -122,17 +137,22 @@ class Registry(Generic[T]):
     def entries(self) -> list[RegistryEntry[T]]:
         """Return all names with their classes and where they come from, sorted, those that cannot be used too."""
         self.load()
+        for name in self.own:
+            self._import_own(name)
         return sorted([*self._entries.values(), *self._broken], key=lambda entry: entry.name)
 
     def __contains__(self, name: object) -> bool:
-        self.load()
+        if name in self._entries or name in self.own:
+            return True
+        if not self.own or any(point.name == name for point in self._points):
+            self.load()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
     def load(self) -> None:
-        """Import our own classes and the entry points of installed packages, once.
+        """Import the package of our own classes and the entry points of installed packages, once.
 
         Warns:
             RuntimeWarning: Once for each plug-in that cannot be used; the others work.
@@ -145,12 +165,21 @@ class Registry(Generic[T]):
         except BaseException:
             self._loaded = False  # the next call shows the same error instead of an empty phone book
             raise
-        # Sorted: of two packages that claim a name, the same one gets it on every machine.
-        for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, _distribution(point))):
+        for point in self._points:
             self._load_point(point)
         for entry in list(self._broken):  # after the loop: a warning may be turned into an error
             message = f"{self.kind} plug-in {entry.name!r} of {entry.origin!r} cannot be used: {entry.reason}"
             warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+    @cached_property
+    def _points(self) -> list[EntryPoint]:
+        # Sorted: of two packages that claim a name, the same one gets it on every machine.
+        return sorted(entry_points(group=self.group), key=lambda point: (point.name, _distribution(point)))
+
+    def _import_own(self, name: str) -> None:
+        """Import the module of a name of ours, which registers it."""
+        if name in self.own and name not in self._entries:
+            importlib.import_module(f"{self.package}.{self.own[name]}")
 
     def _load_point(self, point: EntryPoint) -> None:
         origin = _distribution(point) or point.value
@@ -165,6 +194,8 @@ class Registry(Generic[T]):
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
             title = getattr(cls, "__name__", repr(cls))
             raise ConfigError(f"{self.kind} {name!r} ({title}) must be a class that derives from {self.base.__name__}")
+        if cls.__module__ != f"{self.package}.{self.own.get(name)}":
+            self._import_own(name)  # so that its owner is known
         taken = self._entries.get(name)
         # A plug-in may register itself while it is imported; its entry point then tells where it comes from.
         if taken is not None and (taken.cls is not cls or version is None):

@@ -1,13 +1,9 @@
-"""Postprocessors: from the maps of the network to nuclei.
+"""Postprocessors: from the maps of the network to nuclei. Names are imported on first use.
 
-Importing this package registers our own postprocessors, ``hv-watershed`` and ``star-nms``.
 :func:`nuclei_from_instances` measures any instance map, also a ground truth, so that both sides of a comparison are
 made by the same rules.
 """
 
-from cellvit.postprocess.base import POSTPROCESSORS, Postprocessor
-from cellvit.postprocess.hv import HVPostprocessor
-from cellvit.postprocess.measure import nuclei_from_instances
-from cellvit.postprocess.star import StarPostprocessor
+import lazy_loader
 
-__all__ = ["POSTPROCESSORS", "HVPostprocessor", "Postprocessor", "StarPostprocessor", "nuclei_from_instances"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,12 +12,6 @@ from cellvit.plugins.registry import Registry
 from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, NucleiPrediction
 
 
-def postprocessor_of(model: object) -> "Postprocessor | None":
-    """Return the post-processor of a model; None for one that has none of this kind, as a stand-in may."""
-    found = getattr(model, "postprocessor", None)
-    return found if isinstance(found, Postprocessor) else None
-
-
 class Postprocessor(Configurable, ABC):
     """Turns the maps of one image into nuclei.
 
@@ -61,4 +55,12 @@ class Postprocessor(Configurable, ABC):
             raise DataError(message)
 
 
-POSTPROCESSORS: Registry[Postprocessor] = Registry("postprocessor", Postprocessor, package="cellvit.postprocess")
+OWN = {
+    "hv-watershed": "hv",
+    "star-nms": "star",
+}
+"""Module that registers each name of ours; it is imported when the name is asked for."""
+
+POSTPROCESSORS: Registry[Postprocessor] = Registry(
+    "postprocessor", Postprocessor, package="cellvit.postprocess", own=OWN
+)

@@ -52,12 +52,12 @@ class HVPostprocessor(Postprocessor):
     Args:
         magnification: Objective power the maps correspond to, 40 (0.25 µm/px) or 20 (0.5 µm/px). Sets the size of
             the Sobel filter (21 or 11) and of the smallest marker (10 or 3 pixels).
-        normalisation: How distance maps and filter responses are brought to [0, 1]. ``"tile"`` stretches each
+        normalisation: Rule that brings distance maps and filter responses to [0, 1]. ``"tile"`` stretches each
             between its smallest and largest value in the image, as published: a nucleus then depends on the rest of
             the image, and an image with only small nuclei yields none. ``"fixed"`` uses constants (see
             :func:`fixed_edge`), so that a nucleus depends on its surroundings only.
 
-        type_rule: How a nucleus gets its type: ``"majority"`` of its pixels, as published, or their ``"mean"``
+        type_rule: Rule that gives a nucleus its type: ``"majority"`` of its pixels, as published, or their ``"mean"``
             probability; see :func:`cellvit.postprocess.measure.nuclei_from_instances`.
 
     Raises:

@@ -21,7 +21,7 @@ class CompiledTraining(L.Callback):
 
     Args:
         channels_last: Keep the weights, and thereby all maps, with the channels last in memory.
-        backend: Of ``torch.compile``; only ``"inductor"`` makes training faster.
+        backend: Name of a backend of ``torch.compile``; only ``"inductor"`` makes training faster.
     """
 
     def __init__(self, channels_last: bool = True, backend: str = "inductor") -> None:

@@ -100,8 +100,8 @@ class InitFrom(L.Callback):
     What was filled, and which heads start anew, is written to the log.
 
     Args:
-        source: See :func:`init_from`; environment variables in a path are replaced.
-        parts: See :func:`init_from`.
+        source: Name or path of a model, or a checkpoint; environment variables in a path are replaced.
+        parts: Any of ``encoder``, ``decoder`` and ``heads``.
     """
 
     def __init__(self, source: str, parts: Sequence[str] = PARTS) -> None:
@@ -112,7 +112,7 @@ class InitFrom(L.Callback):
         """Load the weights; in :meth:`setup` the Trainer would not yet know of a checkpoint.
 
         Raises:
-            CellViTError: See :func:`init_from`.
+            CellViTError: If the source cannot be read or does not fit, as :func:`init_from` says.
         """
         model = as_cellvit(pl_module, self)
         if trainer.ckpt_path or trainer.global_step:

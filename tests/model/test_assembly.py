@@ -8,13 +8,13 @@ from torch import Tensor
 from cellvit.errors import ConfigError, UnknownPluginError
 from cellvit.metrics import AggregatedJaccard, CentroidDetection, NucleiMetric, PanopticQuality
 from cellvit.model.build import (
-    build_metric,
     head_class,
     image_arrays,
     most_probable,
     start_transfer,
     true_nuclei,
 )
+from cellvit.model.metrics import build_metric
 from cellvit.plotting import draw_comparison
 from cellvit.postprocess import Postprocessor
 from cellvit.types import EMBEDDING_MAP, NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP

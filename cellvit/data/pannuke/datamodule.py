@@ -210,8 +210,10 @@ class PanNukeDataModule(LightningDataModule):
             folds = self.folds[subset]
             if not folds and (stage, subset) == ("fit", "val"):
                 continue
+            if not folds and stage == "predict" and self.trainer is not None:
+                continue  # the Trainer may have been given loaders; if not, it asks for ours, which raises
             if not folds:
-                raise ConfigError(f"{subset}_folds is empty; give at least one fold of {list(self.info.folds)}")
+                raise self._no_folds(subset)
             if subset not in self._sets:
                 train = subset == "train"
                 self._sets[subset] = PanNukeDataset(
@@ -233,7 +235,12 @@ class PanNukeDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the loader of the test folds; the trainer divides it among processes."""
+        if "test" not in self._sets:
+            raise self._no_folds("test")
         return make_loader(self._sets["test"], batch_size=self.val_batch_size, num_workers=self.num_workers)
+
+    def _no_folds(self, subset: str) -> ConfigError:
+        return ConfigError(f"{subset}_folds is empty; give at least one fold of {list(self.info.folds)}")
 
     def _draws(self, data: PanNukeDataset) -> EpochDraws:
         seed = base_seed(self.seed)

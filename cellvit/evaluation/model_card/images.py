@@ -11,11 +11,10 @@ from cellvit.data.folder import image_tensor
 from cellvit.errors import DataError
 from cellvit.evaluation.rasterize import nuclei_from_labels
 from cellvit.inference.image import ArrayImage
-from cellvit.inference.protocol import NucleiModel
+from cellvit.inference.protocol import NucleiModel, postprocessor_of
 from cellvit.io.images import read_image
 from cellvit.io.labels import ImageRecord, nearest, read_label
 from cellvit.model.build import image_arrays
-from cellvit.postprocess.base import postprocessor_of
 from cellvit.slide.view import MAX_SCALE, SlideView
 from cellvit.types import (
     NUCLEI_BINARY_MAP,

@@ -1,0 +1,13 @@
+from .base import ENCODERS as ENCODERS
+from .base import Encoder as Encoder
+from .foundation import FOUNDATION as FOUNDATION
+from .foundation import FoundationEncoder as FoundationEncoder
+from .foundation import FoundationModel as FoundationModel
+from .hybrid import HybridEncoder as HybridEncoder
+from .lora import LoRAEncoder as LoRAEncoder
+from .pretrained import load_encoder_weights as load_encoder_weights
+from .sam import SAMEncoder as SAMEncoder
+from .sam import SAMHugeEncoder as SAMHugeEncoder
+from .sam import SAMLargeEncoder as SAMLargeEncoder
+from .timm import TimmEncoder as TimmEncoder
+from .vit import ViTEncoder as ViTEncoder

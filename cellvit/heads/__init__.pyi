@@ -1,0 +1,10 @@
+from .base import HEADS as HEADS
+from .base import Head as Head
+from .base import HeadSizes as HeadSizes
+from .base import MapHead as MapHead
+from .binary import BinaryHead as BinaryHead
+from .hv import HVHead as HVHead
+from .nuclei_type import NucleiTypeHead as NucleiTypeHead
+from .star import ObjectProbabilityHead as ObjectProbabilityHead
+from .star import RadialDistancesHead as RadialDistancesHead
+from .tissue import TissueHead as TissueHead

@@ -10,10 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from cellvit.errors import OutputError
-from cellvit.io.tables import Cell, shown
+from cellvit.io.tables import Cell, console_table
 
 WIDTH = 160
 """Columns where there is no terminal."""
@@ -38,12 +37,7 @@ def print_scores(rows: Sequence[dict[str, Cell]], *, title: str = "") -> None:
     """Print rows of scores, at least one, as a table, below a title if there is one."""
     if title:
         sys.stdout.write(f"{title}\n")
-    table = Table()
-    for column in rows[0]:
-        table.add_column(escape(column), justify="left" if isinstance(rows[0][column], str) else "right")
-    for row in rows:
-        table.add_row(*(escape(shown(value)) for value in row.values()))
-    output_console(width=SCORES_WIDTH).print(table)
+    output_console(width=SCORES_WIDTH).print(console_table(rows))
 
 
 def check_out_is_no_input(out: Path, inputs: Iterable[Path | None]) -> None:

@@ -11,7 +11,6 @@ from cellvit.cli.console import check_out_is_no_input, print_scores, progress_ba
 from cellvit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cellvit.evaluation.pairing import Pairing
     from cellvit.evaluation.scoring import ImageScores
 
 EPILOG = """\
@@ -107,50 +106,37 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def _score(options: argparse.Namespace) -> None:
-    from cellvit.evaluation import pairing, results, scoring
+    from cellvit.evaluation import results, scoring
 
-    found = pairing.find_pairs(options.pred, options.truth, split=options.split, datasets=options.datasets)
-    if not options.skip_missing:
-        pairing.check_complete(found, pred=options.pred)
-    names, numbered = tuple(options.class_names), True
-    if not names and not options.binary:
-        names, numbered = scoring.truth_classes(pair.truth for pair in found.pairs)
-    settings = scoring.ScoreSettings(
-        class_names=names,
-        numbered=numbered,
-        class_map=_class_map(options.class_map),
-        tissue_names=tuple(sorted({pair.tissue for pair in found.pairs if pair.tissue})),
-        radius=scoring.RADII[options.magnification or 40] if options.radius is None else options.radius,
-        iou_threshold=options.iou_threshold,
-        corners=options.pixel_corners,
-    )
-    results.make_folder(options.out)
     with progress_bar("images") as advance:
-        images = scoring.score_pairs(found.pairs, settings, workers=options.workers, progress=partial(advance, ""))
-    scores = scoring.pooled_scores(images)
-    notes = _notes(found, images, options)
-    inputs = {
-        "pred": options.pred,
-        "truth": options.truth,
-        "split": options.split,
-        "datasets": options.datasets,
-        "without_prediction": found.missing,
-        "without_truth": found.unused,
-        "files": {pair.name: {"pred": pair.pred, "truth": pair.truth} for pair in found.pairs},
-    }
-    results.write_results(options.out, images, scores, settings=settings, inputs=inputs, notes=notes)
-    for note in notes:
+        found = scoring.evaluate(
+            options.pred,
+            options.truth,
+            class_names=options.class_names,
+            class_map=_class_map(options.class_map),
+            binary=options.binary,
+            magnification=options.magnification or 40,
+            radius=options.radius,
+            iou_threshold=options.iou_threshold,
+            pixel_corners=options.pixel_corners,
+            split=options.split,
+            datasets=options.datasets,
+            skip_missing=options.skip_missing,
+            workers=options.workers,
+            progress=partial(advance, ""),
+            out=options.out,
+        )
+    for note in found.notes:
         sys.stderr.write(f"note: {note}\n")
-    title = f"{len(images)} images, {sum(i.true for i in images):,} true and "
-    title += f"{sum(i.predicted for i in images):,} predicted nuclei"
-    print_scores(results.score_rows(scores), title=title)
-    if groups := results.group_rows(scores):
+    title = f"{len(found.images)} images, {sum(i.true for i in found.images):,} true and "
+    title += f"{sum(i.predicted for i in found.images):,} predicted nuclei"
+    print_scores(results.score_rows(found.scores), title=title)
+    if groups := found.groups():
         print_scores(groups)
 
 
 def _monuseg(options: argparse.Namespace) -> None:
     from cellvit.evaluation import monuseg, results
-    from cellvit.evaluation import monuseg as monuseg_results
     from cellvit.inference.protocol import autocast_context, choose_device, load_model
     from cellvit.io.labels import find_records
 
@@ -174,14 +160,14 @@ def _monuseg(options: argparse.Namespace) -> None:
             done += 1
             advance("", done, total)
             if not scores and index < options.pictures and result.form == monuseg.FORMS[0]:
-                monuseg_results.write_picture(pictures, result)
+                monuseg.write_picture(pictures, result)
 
         advance("", 0, total)
         for name in options.model:
             model = load_model(name, device=options.device)
             settings = {"batch_size": options.batch_size, "precision": options.precision}
             scores[name] = monuseg.evaluate_model(model, records, **settings, seen=seen)
-    notes = monuseg_results.untyped_notes(scores)
+    notes = monuseg.untyped_notes(scores)
     if odd:
         notes.append(
             f"{len(odd)} images change their proportions by more than 5 %, such as {odd[0]}: {monuseg.NOT_MEANT}"
@@ -193,7 +179,7 @@ def _monuseg(options: argparse.Namespace) -> None:
         "models": options.model,
         "precision": options.precision,
     }
-    rows = monuseg_results.write_monuseg(options.out, scores, inputs=inputs, notes=notes)
+    rows = monuseg.write_monuseg(options.out, scores, inputs=inputs, notes=notes)
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
     print_scores(rows, title=f"{len(records)} images, scores averaged over images")
@@ -205,35 +191,3 @@ def _class_map(entries: Sequence[str]) -> dict[str, str]:
     if wrong:
         raise ConfigError(f"--class-map {wrong[0]!r} is not of the form 'predicted name=true name'")
     return {old.strip(): new.strip() for old, _, new in pairs}
-
-
-def _notes(found: "Pairing", images: "Sequence[ImageScores]", options: argparse.Namespace) -> list[str]:
-    notes = []
-    if options.pred.samefile(options.truth):
-        notes.append("prediction and truth are the same path: every score compares the truth with itself.")
-    if found.missing:
-        total = len(found.missing) + len(found.pairs)
-        notes.append(f"{len(found.missing)} of {total} images have no prediction and are left out.")
-    if found.unused:
-        notes.append(f"{len(found.unused)} predictions have no truth, such as {found.unused[0]}.")
-    for what, count in (
-        ("predicted", sum(image.occluded for image in images)),
-        ("true", sum(image.occluded_true for image in images)),
-    ):
-        if count:
-            notes.append(f"{count} {what} outlines lie outside their image or under later ones and count nowhere.")
-    if any(image.typed for image in images):
-        untyped = sum(image.untyped for image in images)
-        silent = [image for image in images if image.typed is False]
-        if untyped:
-            notes.append(
-                f"{untyped} predicted nuclei have no type (type 0): panoptic quality leaves them out of images whose "
-                "true types are known, detection counts them."
-            )
-        if silent:
-            count = sum(image.predicted for image in silent)
-            notes.append(
-                f"{len(silent)} predictions state no types while others do, such as {silent[0].name}: their {count} "
-                "nuclei count as type 0."
-            )
-    return notes

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cellvit.inference.plan import SlidePlan
 from cellvit.inference.plan.estimate import Range
-from cellvit.io.format import readable_size
+from cellvit.io.format import readable_size, rough_duration
 
 STAGES = {"read": "reading", "network": "network", "postprocess": "post-processing", "write": "writing"}
 SOURCES = {"slide": "stated by the slide", "mpp": "given by --mpp", "magnification": "given by --magnification"}
@@ -118,15 +118,8 @@ def readable_range(seconds: Range) -> str:
         >>> readable_range(Range(70, 4000)), readable_range(Range(3, 3.4))
         ('1 min 10 s to 1 h 7 min', 'about 3 s')
     """
-    low, high = (_readable_seconds(value) for value in seconds)
+    low, high = (rough_duration(value) for value in seconds)
     return f"about {low}" if low == high else f"{low} to {high}"
-
-
-def _readable_seconds(seconds: float) -> str:
-    whole = round(seconds) if seconds < 600 else round(seconds / 60) * 60
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
-    return " ".join(f"{value} {unit}" for value, unit in parts if value) or "0 s"
 
 
 def _rounded(count: float) -> str:

@@ -14,12 +14,12 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from cellvit.cli.console import output_console
-from cellvit.errors import CellViTError
+from cellvit.errors import CellViTError, DataError
 from cellvit.geometry.regions import Region
 from cellvit.inference.cohort.report import write_report
 from cellvit.inference.cohort.run import CohortFiles, Reporter, SlideJob, SlideOutcome, run_cohort
 from cellvit.inference.cohort.sheet import REPORT_NAME, SUMMARY_NAME, CohortRow, cohort_jobs, read_cohort
-from cellvit.inference.cohort.summary import numbers_of
+from cellvit.inference.cohort.summary import numbers_of, read_summary, with_earlier
 from cellvit.inference.settings import SlideSettings
 from cellvit.inference.slide import slide_task
 from cellvit.slide.naming import expand_inputs
@@ -89,7 +89,7 @@ def segment_slides(
     if options.cluster:
         settings = {**settings, "device": options.device}
     jobs = cohort_jobs(rows, options.out, **settings)
-    files = CohortFiles(jobs, options.out / SUMMARY_NAME)
+    files = CohortFiles(jobs, options.out / SUMMARY_NAME, say=lambda text: say(f"warning: {text}"))
     bars = _Bars(progress, say, files, total=len(jobs), debug=options.debug)
     if options.cluster:
         from cellvit.inference.cohort.dask import run_on_cluster
@@ -148,7 +148,11 @@ class _Bars(Reporter):
 def finish_slides(outcomes: Sequence[SlideOutcome], out: Path) -> bool:
     """Write the report, print a table of slides to standard output, and return whether one failed."""
     report = out / REPORT_NAME
-    write_report(outcomes, report, title=f"Nuclei of {len(outcomes)} slide{'s' * (len(outcomes) != 1)}")
+    try:
+        every = with_earlier(outcomes, read_summary(out / SUMMARY_NAME))
+    except (DataError, OSError):  # the table could not be written, which was told
+        every = list(outcomes)
+    write_report(every, report, title=f"Nuclei of {len(every)} slide{'s' * (len(every) != 1)}")
     table = Table(title=escape(f"Slides in {str(out)!r}"))
     table.add_column("slide", overflow="fold")
     for heading in ("µm/px", "from", "tissue mm²", "nuclei", "per mm²", "tiles", "seconds"):

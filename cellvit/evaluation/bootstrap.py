@@ -22,7 +22,7 @@ def image_weights(strata: Sequence[str], *, resamples: int, seed: int) -> NDArra
 
     Args:
         strata: One name per image, such as that of its data set.
-        resamples: How often to draw.
+        resamples: Number of draws, at least 1.
         seed: The same seed gives the same draws.
 
     Returns:

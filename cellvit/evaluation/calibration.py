@@ -93,7 +93,7 @@ class Fit:
     Attributes:
         nll: Mean negative log-likelihood of the true type.
         accuracy: Share of nuclei whose most probable type is the true one.
-        reliability: Of the most probable type.
+        reliability: Confidence and accuracy of the most probable type.
     """
 
     nll: float
@@ -107,13 +107,13 @@ class Calibration:
 
     Attributes:
         nuclei: Predicted nuclei paired with a true one of known type.
-        no_type: How many of them were given no type; the reliability of ``type_prob`` leaves them out.
+        no_type: Number of those that were given no type; the reliability of ``type_prob`` leaves them out.
         stated: Reliability of ``type_prob`` as the model states it.
         accuracy: Share of right types among those that have one.
-        temperature: That of least negative log-likelihood on all images; None if there were too few images.
+        temperature: Temperature of least negative log-likelihood on all images; None if there were too few images.
         folds: Groups of images in turn held out to measure ``after``.
-        before: Of the mean probabilities as they are.
-        after: Of the same nuclei at the temperature fitted on the images of the other folds.
+        before: Fit of the mean probabilities as they are.
+        after: Fit of the same nuclei at the temperature fitted on the images of the other folds.
     """
 
     nuclei: int

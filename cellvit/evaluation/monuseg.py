@@ -1,5 +1,8 @@
 """The MoNuSeg protocol: one model on images at x40 and x20, each seen whole and in patches of 256 px [1].
 
+A model sees each image in the four :data:`FORMS`; :func:`evaluate_model` scores it, :func:`write_monuseg` writes its
+scores beside the published ones.
+
 References:
     [1] Hörst et al., CellViT: Vision Transformers for precise cell segmentation and classification, Medical Image
     Analysis 2024, doi:10.1016/j.media.2024.103143.
@@ -22,12 +25,13 @@ from cellvit.evaluation.rasterize import nuclei_from_labels
 from cellvit.evaluation.results import versions
 from cellvit.evaluation.scoring import RADII, ImageScores, ScoreSettings, pooled_scores, score_nuclei
 from cellvit.inference.protocol import NucleiModel, autocast_context, evaluation_mode
-from cellvit.io.atomic import atomic_path
+from cellvit.io.format import write_json
 from cellvit.io.images import read_image
 from cellvit.io.labels import ImageRecord, nearest, raise_problems, read_label
-from cellvit.io.tables import Cell, markdown_table, write_csv, write_json, write_text
+from cellvit.io.tables import DIGITS, Cell, render, write_csv, write_text
 from cellvit.model.build import image_arrays
 from cellvit.plotting.overlay import draw_comparison
+from cellvit.plotting.overlay import write_picture as write_overlay_picture
 from cellvit.postprocess.base import Postprocessor
 from cellvit.types import EMBEDDING_MAP, NUCLEI_BINARY_MAP, IntMap, Nuclei, NucleiClasses
 
@@ -42,6 +46,12 @@ NOT_MEANT = "the protocol is made for images of about 1000 px, scores of others 
 
 KINDS = NucleiClasses(("Background", "Nucleus", "Nucleus without a type"), ((0, 0, 0), (0, 220, 0), (255, 220, 0)))
 """All that the protocol tells apart."""
+
+SCORES = ("bPQ", "bDQ", "bSQ", "F1_d_image_mean", "P_d_image_mean", "R_d_image_mean", "Dice")
+"""Scores of the published table."""
+
+ModelScores = Mapping[str, Mapping[str, Sequence[ImageScores]]]
+"""Per model and form, the scores of the images."""
 
 Maps = dict[str, NDArray[Any]]
 
@@ -147,10 +157,10 @@ def predicted_maps(
     Args:
         model: The network.
         image: ``(H, W, 3)`` uint8; it is continued by its mirror image to whole patches.
-        whole: See it at once.
+        whole: True shows it at once, False in patches of 256 px.
         postprocessor: Who will read the maps; see :func:`cellvit.model.build.image_arrays`.
         batch_size: Patches that go through the network together.
-        precision: See :func:`cellvit.inference.protocol.autocast_context`.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
 
     Returns:
         ``(C, H, W)`` or ``(H, W)`` by name, as the post-processor takes them.
@@ -176,7 +186,7 @@ def evaluate_image(
         model: The model, on its device.
         record: Image and label.
         batch_size: Patches that go through the network together.
-        precision: Of the network.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
 
     Raises:
         DataError: If image and label cannot be used together.
@@ -240,7 +250,7 @@ def evaluate_model(
         model: The model, on its device.
         records: The images.
         batch_size: Patches that go through the network together.
-        precision: Of the network.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         seen: Called with the number of the image and each result.
 
     Returns:
@@ -253,54 +263,6 @@ def evaluate_model(
             if seen is not None:
                 seen(index, result)
     return scores
-
-
-def _read(record: ImageRecord) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    image, labels = read_image(record.image), read_label(record.label)[0]
-    if image.shape[:2] != labels.shape:
-        message = f"image '{record.image}' is {image.shape[:2]} and label '{record.label}' {labels.shape}; "
-        raise DataError(message + "both must show the same pixels")
-    return image, labels
-
-
-def _plain(nuclei: Nuclei) -> Nuclei:
-    """Return nuclei whose type says only whether they have one; -1, of the truth, is not told apart."""
-    return replace(nuclei, type=np.where(nuclei.type == 0, 2, 1).astype(np.int32), classes=KINDS)
-
-
-def _forward(
-    model: NucleiModel, images: NDArray[np.uint8], postprocessor: Postprocessor | None, precision: str
-) -> list[Maps]:
-    batch = torch.from_numpy(np.ascontiguousarray(images)).to(model.device).permute(0, 3, 1, 2).float() / 255
-    with torch.inference_mode(), autocast_context(precision, model.device):
-        maps = model.predict_maps(batch)
-    return image_arrays({name: value for name, value in maps.items() if name != EMBEDDING_MAP}, postprocessor)
-
-
-def _stitched(patches: Sequence[NDArray[Any]], rows: int, cols: int) -> NDArray[Any]:
-    return np.concatenate([np.concatenate(patches[r * cols : (r + 1) * cols], axis=-1) for r in range(rows)], axis=-2)
-
-
-def _foreground(maps: Maps, instances: IntMap) -> NDArray[np.bool_]:
-    """Return what the network takes for nucleus, before post-processing; the instances where it does not say."""
-    binary = maps.get(NUCLEI_BINARY_MAP)
-    if binary is None:
-        return instances > 0
-    return np.asarray(binary > 0 if binary.ndim == 2 else binary[1] > binary[0])
-
-
-SCORES = ("bPQ", "bDQ", "bSQ", "F1_d_image_mean", "P_d_image_mean", "R_d_image_mean", "Dice")
-"""Scores of the published table."""
-
-ModelScores = Mapping[str, Mapping[str, Sequence[ImageScores]]]
-"""Per model and form, the scores of the images."""
-
-HOW = """\
-Scores of each image, averaged over the images. x40: sides 1.024 times as long, in whole patches of 256 px, so that
-1000 px become 1024; x20: half of that. 1024 and 512: the image seen whole; 256: in patches without overlap, whose maps
-are put together and post-processed as one. Dice compares the map of the network with the truth, before post-processing.
-The qualities count predicted nuclei of type 0, detection leaves them out.
-"""
 
 
 def mean_scores(scores: ModelScores) -> dict[str, dict[str, dict[str, float]]]:
@@ -394,13 +356,20 @@ def write_monuseg(
     ]
     write_csv(out / "images.csv", every)
     count = len({str(row["image"]) for row in every})
-    parts = ["# MoNuSeg protocol", f"{count} images of `{inputs['data']}`.", *(f"**Note**: {note}" for note in notes)]
-    parts += [markdown_table(rows), HOW, "## Published", markdown_table(published), *about]
-    write_text(out / "monuseg.md", "\n\n".join(parts))
+    page = render(
+        "evaluation/monuseg.md.jinja",
+        count=count,
+        data=inputs["data"],
+        notes=notes,
+        rows=rows,
+        published=published,
+        about=about,
+    )
+    write_text(out / "monuseg.md", page)
     settings = {"radius": {form.name: RADII[form.magnification] for form in FORMS}, "iou_threshold": 0.5}
     content: dict[str, Any] = {"models": means, "over_models": over_models(means), "images": count}
     content |= {"settings": settings, "inputs": dict(inputs), "notes": list(notes), "versions": versions()}
-    write_json(out / "scores.json", content | {"published": {"rows": published, "about": about}})
+    write_json(out / "scores.json", content | {"published": {"rows": published, "about": about}}, digits=DIGITS)
     return rows
 
 
@@ -411,10 +380,42 @@ def write_picture(out: Path, result: FormResult) -> Path:
         OutputError: If the file cannot be written.
     """
     name = f"{result.scores.name.replace('/', '-')}-{result.form.name.replace('/', '-')}.png"
-    picture = Image.fromarray(draw_comparison(result.image, result.target, result.pred))
-    with atomic_path(out / name) as temporary:
-        picture.save(temporary)
+    write_overlay_picture(draw_comparison(result.image, result.target, result.pred), out / name)
     return out / name
+
+
+def _read(record: ImageRecord) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    image, labels = read_image(record.image), read_label(record.label)[0]
+    if image.shape[:2] != labels.shape:
+        message = f"image '{record.image}' is {image.shape[:2]} and label '{record.label}' {labels.shape}; "
+        raise DataError(message + "both must show the same pixels")
+    return image, labels
+
+
+def _plain(nuclei: Nuclei) -> Nuclei:
+    """Return nuclei whose type says only whether they have one; -1, of the truth, is not told apart."""
+    return replace(nuclei, type=np.where(nuclei.type == 0, 2, 1).astype(np.int32), classes=KINDS)
+
+
+def _forward(
+    model: NucleiModel, images: NDArray[np.uint8], postprocessor: Postprocessor | None, precision: str
+) -> list[Maps]:
+    batch = torch.from_numpy(np.ascontiguousarray(images)).to(model.device).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode(), autocast_context(precision, model.device):
+        maps = model.predict_maps(batch)
+    return image_arrays({name: value for name, value in maps.items() if name != EMBEDDING_MAP}, postprocessor)
+
+
+def _stitched(patches: Sequence[NDArray[Any]], rows: int, cols: int) -> NDArray[Any]:
+    return np.concatenate([np.concatenate(patches[r * cols : (r + 1) * cols], axis=-1) for r in range(rows)], axis=-2)
+
+
+def _foreground(maps: Maps, instances: IntMap) -> NDArray[np.bool_]:
+    """Return what the network takes for nucleus, before post-processing; the instances where it does not say."""
+    binary = maps.get(NUCLEI_BINARY_MAP)
+    if binary is None:
+        return instances > 0
+    return np.asarray(binary > 0 if binary.ndim == 2 else binary[1] > binary[0])
 
 
 def _image_row(model: str, form: str, image: ImageScores) -> dict[str, Cell]:

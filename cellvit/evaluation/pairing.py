@@ -9,6 +9,7 @@ from pathlib import Path
 from cellvit.errors import ConfigError, DataError
 from cellvit.io.detections import SUFFIXES, suffix_of
 from cellvit.io.labels import MANIFEST, SPLITS, ImageRecord, find_records
+from cellvit.types import Nuclei
 
 _SHOWN = 5
 
@@ -19,14 +20,14 @@ class Pair:
 
     Attributes:
         name: Name of the image; unique.
-        pred: File of the prediction.
-        truth: File of the ground truth.
+        pred: File of the prediction, or the nuclei themselves.
+        truth: File of the ground truth, or the nuclei themselves.
         tissue: Name of its tissue, None if the truth states none.
     """
 
     name: str
-    pred: Path
-    truth: Path
+    pred: Path | Nuclei
+    truth: Path | Nuclei
     tissue: str | None = None
 
 
@@ -53,8 +54,8 @@ def find_pairs(pred: Path, truth: Path, *, split: str | None = None, datasets: S
             folder of its name.
         truth: File; folder of files; or a data folder as :func:`cellvit.io.labels.find_records` reads it, of which
             the labels count. Its manifest may have a column ``tissue``.
-        split: Of a data folder; None takes all.
-        datasets: Of a data folder; None takes all.
+        split: ``train``, ``val`` or ``test`` of a data folder; None takes all.
+        datasets: Names of data sets of a data folder; None takes all.
 
     Raises:
         ConfigError: If one is a file and the other a folder, or the split is needed or not usable.

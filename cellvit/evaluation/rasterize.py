@@ -27,7 +27,8 @@ def drawn_maps(pred: LoadedNuclei, target: LoadedNuclei, *, corners: bool = Fals
     Args:
         pred: What the tool says.
         target: What is true.
-        corners: How predicted outlines count pixels; see :func:`draw_outlines`. True ones count from centres.
+        corners: True counts pixels of predicted outlines from corners, False from centres, as in
+            :func:`draw_outlines`; true outlines count from centres.
 
     Raises:
         DataError: If the maps differ in shape, or outlines lie outside the grid or need one that is too large.

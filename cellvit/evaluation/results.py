@@ -8,23 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cellvit.errors import OutputError
-from cellvit.evaluation.scoring import ImageScores, ScoreSettings
+from cellvit.evaluation.image_scores import ImageScores, ScoreSettings
 from cellvit.io.atomic import atomic_path
-from cellvit.io.tables import Cell, markdown_table, write_csv, write_json, write_text
+from cellvit.io.format import write_json
+from cellvit.io.tables import DIGITS, Cell, render, write_csv, write_text
 
 _COLUMNS = {"bPQ": "bPQ", "DQ": "bDQ", "SQ": "bSQ", "mPQ": "mPQ", "F1": "F1_d", "P": "P_d", "R": "R_d"}
 _OVERLAPS = ("Dice", "Jaccard", "AJI")
-
-AVERAGES = """\
-* `bPQ`, `bDQ`, `bSQ`, `mPQ`, `mDQ`, `mSQ`: quality of each image, averaged over the images. `PQ/<type>`: averaged over
-  the images in whose truth the type occurs.
-* `*_tissue_mean`: the images of each tissue averaged, then the tissues.
-* `F1_d`, `P_d`, `R_d`, `F1/<type>`: counts of all images added up first. `*_image_mean`: of each image, averaged.
-* `Dice`, `Jaccard`, `AJI`: of each image, averaged over the images.
-* Predicted nuclei of type 0 are left out of the qualities of images whose true types are known, where the predictions
-  state types at all; they count in the rest.
-* An image without true nuclei is left out of the qualities, and one that is empty on both sides out of the rest.
-"""
 
 
 def make_folder(out: Path) -> None:
@@ -93,7 +83,7 @@ def write_results(
         out: An existing folder.
         images: Scores per image.
         scores: Scores over all images.
-        settings: How they were made.
+        settings: Names of types and thresholds they were made with.
         inputs: Where the nuclei came from, as plain data.
         notes: Sentences a reader must know.
 
@@ -103,12 +93,16 @@ def write_results(
     totals = {"images": len(images), "true_nuclei": sum(i.true for i in images)}
     totals["predicted_nuclei"] = sum(i.predicted for i in images)
     write_csv(out / "images.csv", image_rows(images))
-    parts = ["# Scores", f"`{inputs['pred']}` against `{inputs['truth']}`.", markdown_table([dict(totals)])]
-    parts += [*(f"**Note**: {note}" for note in notes), markdown_table(score_rows(scores))]
-    groups = group_rows(scores)
-    parts += [markdown_table(groups)] if groups else []
-    radius, threshold = settings.radius, settings.iou_threshold
-    parts += [f"Matched: IoU above {threshold:g}; centroids at most {radius:g} px apart.", AVERAGES, "## Images"]
-    write_text(out / "scores.md", "\n\n".join([*parts, markdown_table(image_rows(images))]))
+    page = render(
+        "evaluation/scores.md.jinja",
+        inputs=inputs,
+        totals=totals,
+        notes=notes,
+        scores=score_rows(scores),
+        groups=group_rows(scores),
+        settings=settings,
+        images=image_rows(images),
+    )
+    write_text(out / "scores.md", page)
     content = {"scores": dict(scores), **totals, "settings": asdict(settings), "inputs": dict(inputs)}
-    write_json(out / "scores.json", {**content, "notes": list(notes), "versions": versions()})
+    write_json(out / "scores.json", {**content, "notes": list(notes), "versions": versions()}, digits=DIGITS)

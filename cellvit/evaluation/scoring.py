@@ -1,179 +1,247 @@
-"""Scores of predictions against ground truth, per image and over all of them."""
+"""Scores of predictions against ground truth, per image and over all of them.
+
+:func:`evaluate` does all in one call: :func:`score_pairs` scores each image, :func:`pooled_scores` adds them up.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torchmetrics import Metric
+from cellvit.errors import ConfigError, DataError
+from cellvit.evaluation.image_scores import (
+    BINARY_SCORES,
+    RADII,
+    ImageScores,
+    ScoreSettings,
+    pooled_scores,
+    score_nuclei,
+    score_pair,
+)
+from cellvit.evaluation.pairing import Pair, Pairing, check_complete, find_pairs
+from cellvit.evaluation.results import group_rows, image_rows, make_folder, write_results
+from cellvit.io.detections import read_nuclei
+from cellvit.io.tables import Cell
+from cellvit.types import Nuclei
 
-from cellvit.errors import CellViTError, ConfigError, DataError
-from cellvit.evaluation.pairing import Pair
-from cellvit.evaluation.rasterize import drawn_maps, nuclei_from_labels
-from cellvit.io.detections import LoadedNuclei, read_nuclei, translated_types
-from cellvit.metrics import AggregatedJaccard, BinaryOverlap, CentroidDetection, PanopticQuality
-from cellvit.metrics.functional.panoptic import check_iou_threshold
-from cellvit.types import NucleiPrediction
-
-RADII = {40: 12.0, 20: 6.0}
-"""Largest distance of a detected centroid in pixels, by magnification."""
-
-BINARY_SCORES = ("bPQ", "bDQ", "bSQ", "F1_d", "P_d", "R_d", "Dice", "Jaccard", "AJI")
-"""Scores that know no types; a name may go on after them."""
+__all__ = [
+    "BINARY_SCORES",
+    "RADII",
+    "Evaluation",
+    "ImageScores",
+    "ScoreSettings",
+    "evaluate",
+    "pooled_scores",
+    "score_nuclei",
+    "score_pair",
+    "score_pairs",
+    "truth_classes",
+]
 
 _SHOWN = 20
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
-    """How nuclei are scored.
+Source = str | Path | Nuclei
+"""Nuclei of one image, or a file or folder that holds some."""
 
-    Attributes:
-        class_names: Names of the types by id, background first; empty scores outlines only.
-        numbered: Whether a file's type numbers are places among the class names.
-        class_map: Names of predicted classes and what each is called among the class names.
-        tissue_names: Names of the tissues to average over.
-        radius: Largest distance of detected centroids in pixels.
-        iou_threshold: IoU that a matched pair must exceed.
-        ignore_background: Leave predicted nuclei of type 0 out of detection, as published for MoNuSeg. False leaves
-            them out of panoptic quality instead, in images whose true types are known, as published for PanNuke.
-        corners: Predicted outlines count pixels from their corners; see
-            :func:`cellvit.evaluation.rasterize.draw_outlines`.
-
-    Raises:
-        ConfigError: If a number or a list of names cannot work.
-    """
-
-    class_names: tuple[str, ...] = ()
-    numbered: bool = True
-    class_map: Mapping[str, str] = field(default_factory=dict)
-    tissue_names: tuple[str, ...] = ()
-    radius: float = 12.0
-    iou_threshold: float = 0.5
-    ignore_background: bool = False
-    corners: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.radius < float("inf"):
-            raise ConfigError(f"radius {self.radius} is no distance; pass pixels from 0, 12 at x40 or 6 at x20")
-        check_iou_threshold(self.iou_threshold)
-        if len(self.class_names) == 1:
-            raise ConfigError(f"class names {list(self.class_names)} lack a type; give background, then every type")
-        known = {name.casefold() for name in self.class_names}
-        if len(known) < len(self.class_names):
-            raise ConfigError(f"class names {list(self.class_names)} repeat one; upper and lower case count as equal")
-        unknown = sorted(name for name in self.class_map.values() if name.casefold() not in known)
-        if unknown and self.class_names:
-            raise ConfigError(f"class map leads to {unknown}; the classes are {list(self.class_names)}")
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and of all images."""
 
 
 @dataclass(frozen=True)
-class ImageScores:
-    """Scores of one image.
+class Evaluation:
+    """Scores of predictions against ground truth.
 
     Attributes:
-        name: Name of the image.
-        tissue: Its tissue, or None.
-        true: Number of true nuclei.
-        predicted: Number of predicted nuclei.
-        untyped: Number of predicted nuclei of type 0.
-        occluded: Predicted outlines of which no pixel is seen: outside the image or under later ones. They count
-            nowhere.
-        occluded_true: True outlines likewise.
-        typed: Whether the file of the prediction states types; None if it has no nuclei.
-        scores: All scores by name; nan where the image says nothing.
-        metrics: The metrics that saw this image alone; see :func:`pooled_scores`.
+        scores: Scores over all images by name; nan where the images say nothing.
+        images: Scores of each image.
+        settings: Names of types and thresholds they were made with.
+        pairing: Which images were compared, and what has no other side.
+        notes: Sentences a reader must know, such as about nuclei that count nowhere.
     """
 
-    name: str
-    tissue: str | None
-    true: int
-    predicted: int
-    untyped: int
-    occluded: int
-    occluded_true: int
-    typed: bool | None
     scores: dict[str, float]
-    metrics: tuple[Metric, ...]
+    images: tuple[ImageScores, ...]
+    settings: ScoreSettings
+    pairing: Pairing
+    notes: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> float:
+        return self.scores[name]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {self.scores[name]:.4f}" for name in BINARY_SCORES if name in self.scores)
+        return f"Evaluation({len(self.images)} images: {shown})"
+
+    def table(self) -> list[dict[str, Cell]]:
+        """Return one row per image: counts and scores, as ``images.csv`` of ``cellvit evaluate`` holds them."""
+        return image_rows(self.images)
+
+    def groups(self) -> list[dict[str, Cell]]:
+        """Return one row per type and tissue with its scores over all images."""
+        return group_rows(self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return scores, rows of the images, settings and notes as plain data."""
+        return {
+            "scores": dict(self.scores),
+            "images": self.table(),
+            "settings": asdict(self.settings),
+            "notes": list(self.notes),
+        }
 
 
-def score_nuclei(
-    pred: NucleiPrediction,
-    target: NucleiPrediction,
-    settings: ScoreSettings,
+def evaluate(
+    predictions: Source | Sequence[Source],
+    truth: Source | Sequence[Source],
     *,
-    name: str = "",
-    tissue: str | None = None,
-    foreground: NDArray[np.bool_] | None = None,
-    typed: bool = True,
-) -> ImageScores:
-    """Score the nuclei of one image.
+    class_names: Sequence[str] = (),
+    class_map: Mapping[str, str] | None = None,
+    binary: bool = False,
+    magnification: int = 40,
+    radius: float | None = None,
+    iou_threshold: float = 0.5,
+    pixel_corners: bool = False,
+    split: str | None = None,
+    datasets: Sequence[str] | None = None,
+    skip_missing: bool = False,
+    workers: int = 0,
+    progress: Progress | None = None,
+    out: str | Path | None = None,
+) -> Evaluation:
+    """Score nuclei that any tool found against ground truth, as ``cellvit evaluate`` does.
 
     Args:
-        pred: Nuclei found, all that are in the map.
-        target: True nuclei, single pixels too; type -1 is unknown.
-        settings: See :class:`ScoreSettings`.
-        name: Name of the image.
-        tissue: Name of its tissue.
-        foreground: ``(H, W)`` what Dice and Jaccard compare with the true nuclei; None takes the predicted nuclei.
-        typed: Whether the prediction states types; where it does not, no nucleus is left out for having none.
+        predictions: A file, a folder, :class:`~cellvit.types.Nuclei`, or a sequence of files and nuclei, one per image.
+        truth: The same kinds, or a data folder with ``images/`` and ``labels/`` or ``manifest.csv``. Folders are paired
+            by the stems of their files, sequences by their order.
+        class_names: Names of the true types by id, background first; empty takes those that the truth states.
+        class_map: Names of predicted classes and what each is called among the class names.
+        binary: Score outlines only and leave types out.
+        magnification: 40 or 20; centroids may be 12 or 6 pixels apart.
+        radius: Largest distance of detected centroids in pixels instead.
+        iou_threshold: IoU in [0.5, 1) that a matched pair must exceed.
+        pixel_corners: Predicted outlines count pixels from their corners, as QuPath draws them.
+        split: ``"train"``, ``"val"`` or ``"test"`` of a data folder; None takes all.
+        datasets: Names of data sets of a data folder; None takes all.
+        skip_missing: Leave out images without a prediction.
+        workers: Processes that share the images; 0 uses none. The scores do not depend on it.
+        progress: Called after every image with the number of images done and of all images.
+        out: Folder for ``scores.json``, ``images.csv`` and ``scores.md``; None writes nothing.
 
     Raises:
-        DataError: If the two do not fit.
+        ConfigError: If settings cannot work or contradict each other.
+        DataError: If something does not exist, lacks its other side, or cannot be scored.
+        OutputError: If ``out`` cannot be written.
     """
-    names = settings.class_names
-    quality = PanopticQuality(
+    if magnification not in RADII:
+        raise ConfigError(f"magnification {magnification} has no published radius; pass 40, 20, or a radius in pixels")
+    if binary and (class_names or class_map):
+        raise ConfigError("binary=True leaves types out; give class_names and class_map, or binary, not both")
+    if isinstance(predictions, str | Path) and isinstance(truth, str | Path):
+        pairing = find_pairs(Path(predictions), Path(truth), split=split, datasets=datasets)
+        if not skip_missing:
+            check_complete(pairing, pred=Path(predictions))
+        same = Path(predictions).samefile(truth)
+    else:
+        if split is not None or datasets is not None:
+            raise ConfigError("split and datasets choose images of a data folder; give its path as truth, or leave out")
+        pairing, same = _paired_in_order(_listed(predictions), _listed(truth)), False
+    names, numbered = tuple(class_names), True
+    if not names and not binary:
+        names, numbered = truth_classes(pair.truth for pair in pairing.pairs)
+    settings = ScoreSettings(
         class_names=names,
-        tissue_names=settings.tissue_names,
-        iou_threshold=settings.iou_threshold,
-        ignore_background=not settings.ignore_background,
+        numbered=numbered,
+        class_map=dict(class_map or {}),
+        tissue_names=tuple(sorted({pair.tissue for pair in pairing.pairs if pair.tissue})),
+        radius=RADII[magnification] if radius is None else radius,
+        iou_threshold=iou_threshold,
+        corners=pixel_corners,
     )
-    detection = CentroidDetection(
-        class_names=names, radius=settings.radius, ignore_background=settings.ignore_background
-    )
-    overlap, aji = BinaryOverlap(), AggregatedJaccard()
-    quality.update(
-        pred.instance_map,
-        pred.nuclei.type if typed else None,
-        target.instance_map,
-        target.nuclei.type,
-        tissue=settings.tissue_names.index(tissue) if tissue else -1,
-    )
-    detection.update_nuclei(pred, target)
-    aji.update_nuclei(pred, target)
-    mask = pred.instance_map > 0 if foreground is None else foreground
-    overlap.update(torch.from_numpy(mask)[None], torch.from_numpy(target.instance_map > 0)[None])
-    metrics = (quality, detection, overlap, aji)
-    # a metric remembers what it computed, but these are to be added up
-    scores = _computed([metric.clone() for metric in metrics])
-    untyped = int(np.count_nonzero(pred.nuclei.type == 0))
-    return ImageScores(name, tissue, len(target.nuclei), len(pred.nuclei), untyped, 0, 0, None, scores, metrics)
+    if out is not None:
+        make_folder(Path(out))
+    images = tuple(score_pairs(pairing.pairs, settings, workers=workers, progress=progress))
+    notes = (*_pairing_notes(pairing, same=same), *_image_notes(images))
+    found = Evaluation(pooled_scores(images), images, settings, pairing, notes)
+    if out is not None:
+        inputs = {
+            "pred": _plain_source(predictions),
+            "truth": _plain_source(truth),
+            "split": split,
+            "datasets": datasets,
+            "without_prediction": pairing.missing,
+            "without_truth": pairing.unused,
+            "files": {p.name: {"pred": _plain_source(p.pred), "truth": _plain_source(p.truth)} for p in pairing.pairs},
+        }
+        write_results(Path(out), images, found.scores, settings=settings, inputs=inputs, notes=notes)
+    return found
 
 
-def score_pair(pair: Pair, settings: ScoreSettings, *, others_typed: bool = False) -> ImageScores | str:
-    """Read and score one image; return what is wrong where it cannot be scored.
+def _plain_source(source: Source | Sequence[Source]) -> str:
+    """Return where nuclei come from, as text."""
+    named = ["nuclei in memory" if isinstance(one, Nuclei) else str(one) for one in _listed(source)]
+    return named[0] if len(named) == 1 else f"{len(named)} images"
 
-    Args:
-        pair: The files.
-        settings: See :class:`ScoreSettings`.
-        others_typed: Predictions of other images state types: if this one does not, its nuclei are of type 0.
-    """
-    try:
-        stated, truth = read_nuclei(pair.pred), read_nuclei(pair.truth)
-        found, true = drawn_maps(stated, truth, corners=settings.corners)
-        types, true_types = _types(stated, truth, settings)
-        pred, target = nuclei_from_labels(found, _or_zero(types, found)), nuclei_from_labels(true, true_types)
-        typed = types is not None if len(pred.nuclei) else None
-        as_typed = others_typed or typed is not False
-        scores = score_nuclei(pred, target, settings, name=pair.name, tissue=pair.tissue, typed=as_typed)
-        return replace(scores, occluded=_occluded(stated, pred), occluded_true=_occluded(truth, target), typed=typed)
-    except CellViTError as error:
-        return f"{pair.name}: {error}"
+
+def _listed(given: Source | Sequence[Source]) -> list[Source]:
+    return [given] if isinstance(given, str | Path | Nuclei) else list(given)
+
+
+def _paired_in_order(found: Sequence[Source], true: Sequence[Source]) -> Pairing:
+    if len(found) != len(true):
+        raise ConfigError(f"{len(found)} predictions for {len(true)} truths; give one of each per image, in order")
+    sides = [(_in_memory_or_path(one), _in_memory_or_path(other)) for one, other in zip(found, true, strict=True)]
+    folders = [side for pair in sides for side in pair if isinstance(side, Path) and side.is_dir()]
+    if folders:
+        raise ConfigError(f"'{folders[0]}' is a folder among single images; give two folders, or list the files")
+    names = [str(side) if isinstance(side, Path) else f"image {i}" for i, (_, side) in enumerate(sides, start=1)]
+    return Pairing(tuple(Pair(name, one, other) for name, (one, other) in zip(names, sides, strict=True)), (), ())
+
+
+def _in_memory_or_path(source: Source) -> Nuclei | Path:
+    return source if isinstance(source, Nuclei) else Path(source)
+
+
+def _pairing_notes(found: Pairing, *, same: bool) -> list[str]:
+    notes = []
+    if same:
+        notes.append("prediction and truth are the same path: every score compares the truth with itself.")
+    if found.missing:
+        total = len(found.missing) + len(found.pairs)
+        notes.append(f"{len(found.missing)} of {total} images have no prediction and are left out.")
+    if found.unused:
+        notes.append(f"{len(found.unused)} predictions have no truth, such as {found.unused[0]}.")
+    return notes
+
+
+def _image_notes(images: Sequence[ImageScores]) -> list[str]:
+    notes = []
+    for what, count in (
+        ("predicted", sum(image.occluded for image in images)),
+        ("true", sum(image.occluded_true for image in images)),
+    ):
+        if count:
+            notes.append(f"{count} {what} outlines lie outside their image or under later ones and count nowhere.")
+    if not any(image.typed for image in images):
+        return notes
+    untyped = sum(image.untyped for image in images)
+    silent = [image for image in images if image.typed is False]
+    if untyped:
+        notes.append(
+            f"{untyped} predicted nuclei have no type (type 0): panoptic quality leaves them out of images whose "
+            "true types are known, detection counts them."
+        )
+    if silent:
+        count = sum(image.predicted for image in silent)
+        notes.append(
+            f"{len(silent)} predictions state no types while others do, such as {silent[0].name}: their {count} "
+            "nuclei count as type 0."
+        )
+    return notes
 
 
 def score_pairs(
@@ -189,7 +257,7 @@ def score_pairs(
 
     Args:
         pairs: The images.
-        settings: See :class:`ScoreSettings`.
+        settings: Names of types and thresholds that scores are made with.
         workers: Processes that share the images; 0 uses none. The scores do not depend on it.
         progress: Called after every image with the number of images done and of all images.
 
@@ -219,32 +287,11 @@ def score_pairs(
     return scored
 
 
-def pooled_scores(images: Sequence[ImageScores]) -> dict[str, float]:
-    """Return the scores over images, by name; without types where nuclei are predicted and none states any.
-
-    The metrics keep sums, so those of the images are added up; see :class:`cellvit.metrics.PanopticQuality`,
-    :class:`cellvit.metrics.CentroidDetection`, :class:`cellvit.metrics.BinaryOverlap` and
-    :class:`cellvit.metrics.AggregatedJaccard` for what is averaged how.
-
-    Args:
-        images: At least one; all scored with the same settings.
-    """
-    totals = [metric.clone() for metric in images[0].metrics]
-    for image in images[1:]:
-        for total, part in zip(totals, image.metrics, strict=True):
-            for state, value in part.metric_state.items():
-                setattr(total, state, getattr(total, state) + value)
-    scores = _computed(totals)
-    if any(image.typed for image in images) or all(image.typed is None for image in images):
-        return scores
-    return {name: value for name, value in scores.items() if name.startswith(BINARY_SCORES)}
-
-
-def truth_classes(paths: Iterable[Path]) -> tuple[tuple[str, ...], bool]:
+def truth_classes(sources: Iterable[Path | Nuclei]) -> tuple[tuple[str, ...], bool]:
     """Find the classes of a ground truth for which no names are given.
 
     Args:
-        paths: Its files; one that cannot be read is left to the scoring to report.
+        sources: Files, of which one that cannot be read is left to the scoring to report, or nuclei.
 
     Returns:
         Names by id, background first, empty if no file states types; and whether numbers stand for them. Names in the
@@ -252,9 +299,9 @@ def truth_classes(paths: Iterable[Path]) -> tuple[tuple[str, ...], bool]:
     """
     names: dict[str, str] = {}
     highest = 0
-    for path in paths:
+    for source in sources:
         try:
-            stated = read_nuclei(path)
+            stated = read_nuclei(source)
         except DataError:
             continue
         if stated.types is None or stated.types.max() < 1:
@@ -266,30 +313,6 @@ def truth_classes(paths: Iterable[Path]) -> tuple[tuple[str, ...], bool]:
     if names:
         return ("Background", *names.values()), False
     return (("Background", *(f"Type {i}" for i in range(1, highest + 1))) if highest else ()), True
-
-
-def _types(
-    stated: LoadedNuclei, truth: LoadedNuclei, settings: ScoreSettings
-) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-    """Return predicted types, and true types with -1 for unknown, by label; None where there are none."""
-    if not settings.class_names:
-        return None, None
-    names, numbered = settings.class_names, settings.numbered
-    types = translated_types(stated, names, class_map=settings.class_map, numbered=numbered)
-    true_types = translated_types(truth, names, numbered=numbered)
-    return types, None if true_types is None else np.where(true_types > 0, true_types, -1)
-
-
-def _occluded(stated: LoadedNuclei, found: NucleiPrediction) -> int:
-    return 0 if stated.outlines is None else len(stated.outlines) - len(found.nuclei)
-
-
-def _or_zero(types: NDArray[np.int64] | None, instances: NDArray[np.int32]) -> NDArray[np.int64]:
-    return np.zeros(int(instances.max(initial=0)) + 1, np.int64) if types is None else types
-
-
-def _computed(metrics: Iterable[Metric]) -> dict[str, float]:
-    return {name: float(value) for metric in metrics for name, value in metric.compute().items()}
 
 
 def _each(job: Callable[[Pair], ImageScores | str], pairs: Sequence[Pair], workers: int) -> Iterator[ImageScores | str]:

@@ -39,7 +39,7 @@ class LoadedNuclei:
     """What a file says of the nuclei of one image.
 
     Attributes:
-        path: The file.
+        path: The file; of nuclei that come from none, what to call them.
         instance_map: ``(H, W)`` integers, 0 is background; None where the file holds outlines.
         outlines: The outlines; None where the file holds a map. Row ``i`` is label ``i + 1``.
         types: Type of label ``i`` at ``i``, where 0 or less says none; None if the file states no types:
@@ -66,25 +66,22 @@ def suffix_of(path: Path) -> str | None:
     return max(found, key=len, default=None)
 
 
-def read_nuclei(path: Path) -> LoadedNuclei:
+def read_nuclei(path: Path | Nuclei) -> LoadedNuclei:
     """Read the nuclei of one image.
 
     Args:
-        path: A label map (``.npz`` with ``inst_map`` and perhaps ``inst_type`` indexed by label, ``.npy``, ``.png``,
-            ``.tif``), a ``.mat`` file with ``inst_map`` and perhaps ``inst_type``, or outlines (``.geojson``, also
-            ``.gz``; ``.json`` of the released tools; ``.parquet`` of this package).
+        path: Nuclei with outlines, or a file: a label map (``.npz`` with ``inst_map`` and perhaps ``inst_type`` indexed
+            by label, ``.npy``, ``.png``, ``.tif``), a ``.mat`` file with ``inst_map`` and perhaps ``inst_type``, or
+            outlines (``.geojson``, also ``.gz``; ``.json`` of the released tools; ``.parquet`` of this package).
 
     Raises:
         DataError: If the file cannot be read, has another suffix, or holds points where outlines are needed.
     """
+    if isinstance(path, Nuclei):
+        return _from_outlines(path, Path("nuclei in memory"))
     suffix = suffix_of(path)
     if suffix in OUTLINE_READERS:
-        nuclei = OUTLINE_READERS[suffix](path)
-        _check_outlines(nuclei, path)
-        types = np.concatenate([[0], nuclei.type]).astype(np.int64)
-        names = None if nuclei.classes is None else nuclei.classes.names
-        stated = names is not None or bool((types > 0).any())
-        return LoadedNuclei(path, None, nuclei, types if stated else None, names)
+        return _from_outlines(OUTLINE_READERS[suffix](path), path)
     if suffix == ".mat":
         instances, given = _read_mat(path)
     elif suffix in LABEL_SUFFIXES:
@@ -96,6 +93,14 @@ def read_nuclei(path: Path) -> LoadedNuclei:
         message = f"'{path}' has the label {instances.max()} but inst_type of {len(given)} entries; "
         raise DataError(message + "give one type per label, the first for background")
     return LoadedNuclei(path, instances, None, given)
+
+
+def _from_outlines(nuclei: Nuclei, path: Path) -> LoadedNuclei:
+    _check_outlines(nuclei, path)
+    types = np.concatenate([[0], nuclei.type]).astype(np.int64)
+    names = None if nuclei.classes is None else nuclei.classes.names
+    stated = names is not None or bool((types > 0).any())
+    return LoadedNuclei(path, None, nuclei, types if stated else None, names)
 
 
 def translated_types(

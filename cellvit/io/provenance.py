@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cellvit.errors import OutputError
-from cellvit.io.atomic import atomic_text
+from cellvit.io.format import write_json
 
 _TEXT, _LIST = 40, 200  # longest values that are shown whole
 
@@ -64,9 +64,7 @@ def write_record(path: Path, facts: Mapping[str, Any]) -> None:
     Raises:
         OutputError: If it cannot be written.
     """
-    with atomic_text(path) as file:
-        json.dump(facts, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    write_json(path, facts)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:

@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from cellvit.classes import NO_TYPE, type_name
 from cellvit.errors import ConfigError
 from cellvit.io.stream import NucleiStream
 from cellvit.io.text import check_finite
-from cellvit.plotting.legend import Entries, Picture, arrange, draw_legend, font_of, stack_rows, text_size
+from cellvit.plotting.charts import new_axes, to_picture
+from cellvit.plotting.legend import Entries, Picture, arrange, draw_legend, stack_rows, text_size
 from cellvit.types import Nuclei, NucleiClasses
 
 Counts = NDArray[np.int32]
@@ -73,8 +73,7 @@ _SIGMAS = (50, 100, 200, 500, 1000, 2000, 5000)  # microns
 _MIN_SIGMA = 1.5  # pixels; a narrower Gaussian shows the raster and not the tissue
 _STRENGTH = 0.8  # of the colour over the tissue
 _FADE_IN = 0.12  # share of the scale over which the colour appears, so that the tissue is seen where nuclei are rare
-_PAPER, _INK = (255, 255, 255), (30, 30, 30)
-_UNIT = "per square mm"  # the font of the pictures knows neither a raised two nor a micro sign
+_BAR_WIDTH = 260  # pixels that the numbers below a bar of colours need
 
 
 def panel_shape(thumbnail: Picture) -> tuple[int, int]:
@@ -131,7 +130,7 @@ def draw_density(
         thumbnail: ``uint8 (H, W, 3)`` RGB of the same place.
         classes: Names of the types.
         pixel_um: Size of a pixel of the counts in microns, ``(x, y)``.
-        sigma_um: See :func:`smooth_density`.
+        sigma_um: Standard deviation of the Gaussian in microns.
 
     Returns:
         ``uint8 (H, W, 3)`` RGB: a grid of panels, and a line that says what they show.
@@ -149,10 +148,9 @@ def draw_density(
     size = round(1.3 * text_size(max(width, 512)))  # the page is wider than a panel, and is looked at as a whole
     panels = [_panel(t, tissue, smooth_density(c, pixel_um, sigma_um), size) for t, c in shown.items()]
     page = arrange(panels, _columns(len(panels), panels[0].shape), gap=2 * size)
-    note = f"Nuclei {_UNIT}, smoothed with a Gaussian of {sigma_um:g} microns standard deviation."
-    note += " Every panel has its own scale." if len(panels) > 1 else ""
-    lines: Entries = [(None, line) for line in _lines(note, page.shape[1], size)]
-    return stack_rows([page, *(draw_legend([line], page.shape[1], size=size) for line in lines)])
+    notes: Entries = [(None, f"Smoothed with a Gaussian of {sigma_um:g} µm standard deviation.")]
+    notes += [(None, "Every panel has its own scale.")] if len(panels) > 1 else []
+    return stack_rows([page, draw_legend(notes, page.shape[1], size=size)])
 
 
 def _panel(title: str, tissue: NDArray[Any], density: NDArray[np.float64], size: int) -> Picture:
@@ -174,19 +172,15 @@ def _blend(under: NDArray[Any], share: NDArray[np.float64]) -> Picture:
 
 def _scale(most: float, width: int, size: int) -> Picture:
     """Return a bar of the colours from 0 to a density, with numbers below."""
-    pad, height = round(0.7 * size), size
-    font, half, text = font_of(size), f"{most / 2:,.10g}", f"{most:,.10g} {_UNIT}"
-    width = max(width, round(2 * font.getlength(text) + font.getlength(half)) + 3 * pad)
-    panel = Image.new("RGB", (width, 3 * size + pad), _PAPER)
-    ramp = np.tile(np.linspace(0, 1, width - 2 * pad), (height, 1))
-    panel.paste(Image.fromarray(_blend(np.full((*ramp.shape, 3), 235.0), ramp)), (pad, pad))
-    draw = ImageDraw.Draw(panel)
-    draw.rectangle((pad - 1, pad - 1, width - pad, pad + height), outline=(120, 120, 120))
-    below = pad + height + size // 4
-    draw.text((pad, below), "0", fill=_INK, font=font, anchor="lt")
-    draw.text((width / 2, below), half, fill=_INK, font=font, anchor="mt")
-    draw.text((width - pad, below), text, fill=_INK, font=font, anchor="rt")
-    return np.asarray(panel)
+    width = max(width, _BAR_WIDTH)
+    figure, axes = new_axes(width - 5 * size, size, text=size)
+    ramp = np.tile(np.linspace(0, 1, 256), (2, 1))
+    axes.imshow(_blend(np.full((*ramp.shape, 3), 235.0), ramp), aspect="auto", extent=(0, most, 0, 1))
+    axes.set_yticks([])
+    axes.set_xticks([0, most / 2, most], [f"{value:,.10g}" for value in (0, most / 2, most)])
+    axes.set_xlabel("nuclei per mm²")
+    bar = to_picture(figure, margin=size // 2)
+    return np.pad(bar, ((0, 0), (max(0, (width - bar.shape[1]) // 2), 0), (0, 0)), constant_values=255)
 
 
 def _nice_top(value: float) -> float:
@@ -203,15 +197,3 @@ def _columns(count: int, shape: tuple[int, ...]) -> int:
     rows = -(-count // columns)
     ratio = np.log(columns * shape[1] / (rows * shape[0]) / 1.4)
     return int(np.argmin(np.abs(ratio) + (columns * rows - count) / count)) + 1  # empty cells look like an error
-
-
-def _lines(text: str, width: int, size: int) -> list[str]:
-    """Return a text as lines that fit into a width."""
-    font, lines = font_of(size), [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width - 2 * size:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines

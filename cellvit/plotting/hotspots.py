@@ -80,7 +80,7 @@ def write_closeups(
     entries = count_entries(counts, stream.classes)
     entries[0] = (None, f"In these places: {entries[0][1]}")
     notes: Entries = [
-        (None, f"Each place is {size[0] * across:.0f} microns wide."),
+        (None, f"Each place is {size[0] * across:.0f} µm wide."),
         (None, "x and y: top left corner in full-resolution pixels."),
     ]
     width = page.shape[1]

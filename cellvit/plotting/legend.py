@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def draw_legend(entries: Entries, width: int, *, size: int | None = None) -> Pic
     """Return a panel of entries, broken into lines where they do not fit.
 
     Args:
-        entries: See :func:`legend_entries`.
+        entries: Colour, or None for text alone, and text of each.
         width: Wanted width in pixels; the panel is wider if the longest entry is.
         size: Text height in pixels; None chooses one for the width.
 
@@ -106,6 +107,8 @@ def arrange(panels: list[Picture], columns: int, *, gap: int) -> Picture:
 
 
 @lru_cache(maxsize=8)
-def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the font of a text height in pixels."""
-    return ImageFont.load_default(size)
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of a text height in pixels: that of the charts, which knows ² and µ."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)

@@ -30,7 +30,7 @@ def draw_overlay(
         image: ``uint8 (H, W, 3)`` RGB; it is not changed.
         nuclei: In pixels of the image; parts outside are cut off. One without outline becomes a dot.
         legend: Add a panel with the names and counts of the types.
-        thickness: Of the lines in pixels; None chooses by the size of the image and of the nuclei.
+        thickness: Width of the lines in pixels; None chooses by the size of the image and of the nuclei.
 
     Returns:
         ``uint8 (H, W, 3)`` RGB without legend; with it, higher, and wider where a name needs the room.
@@ -54,7 +54,7 @@ def write_overlay(image: NDArray[np.uint8], nuclei: Nuclei, path: str | Path, *,
         image: ``uint8 (H, W, 3)`` RGB.
         nuclei: In pixels of the image.
         path: The file; its suffix (``.png``, ``.jpg``, ``.tif``) says the format.
-        legend: See :func:`draw_overlay`.
+        legend: Add a panel with the names and counts of the types.
 
     Raises:
         ConfigError: If the suffix stands for no format.

@@ -316,6 +316,20 @@ def test_names_cannot_break_a_table(tmp_path):
     assert tables(text)["Table 2a. mPQ per tissue"][0][""] == "x y"
 
 
+def test_names_with_html_stay_text(tmp_path):
+    runs = [fold_scores(1, types=("Background", "<b>x</b>"), tissues=("<script>y</script>", "z"))]
+    text = report(tmp_path, runs, title="<i>T</i>", name=None)
+    assert "PQ, &lt;b>x&lt;/b>" in text
+    assert not re.search(r"<[a-z/]", text)
+
+
+def test_names_in_any_script_can_be_drawn():
+    picture = draw_bars(
+        ["\u4e2d\u6587 $x^", "\U0001f52c"], [Bars("bPQ", [0.5, 0.2], [0.1, 0.1], {})], title="\u4e2d $_"
+    )
+    assert picture.shape[1] >= 1200
+
+
 def test_a_model_without_types_and_tissues_is_reported(tmp_path):
     text = report(tmp_path, [fold_scores(1, types=(), tissues=())], name="sam-h")
     assert "bPQ and F1" not in text.split("##")[0]

@@ -19,7 +19,7 @@ from cellvit.evaluation.scoring import (
     truth_classes,
 )
 from cellvit.io import write_geojson, write_parquet
-from cellvit.io.tables import markdown_table, write_csv
+from cellvit.io.tables import markdown_table, render, write_csv
 from cellvit.metrics import AggregatedJaccard, BinaryOverlap, CentroidDetection, PanopticQuality
 from cellvit.metrics.functional import panoptic_quality
 from cellvit.postprocess.measure import nuclei_from_instances
@@ -328,6 +328,19 @@ def test_files_hold_what_was_computed(tmp_path):
     assert f"| bPQ | {scores['bPQ']:.4f} |" in text
     assert {row["type or tissue"] for row in group_rows(scores)} == {"Small", "Large", "colon"}
     assert "bPQ_tissue_mean" in {row["score"] for row in score_rows(scores)}
+
+
+def test_names_with_html_stay_text(tmp_path):
+    assert markdown_table([{"<b>": "<i>"}]).splitlines()[::2] == ["| &lt;b> |", "| &lt;i> |"]
+    page = render(
+        "evaluation/monuseg.md.jinja",
+        **{key: [{"a": "<b>"}] for key in ("rows", "published")},
+        count=1,
+        data="<script>",
+        notes=["<u>"],
+        about=["<s>"],
+    )
+    assert not any(f"<{tag}>" in page for tag in ("b", "u", "s", "script"))
 
 
 def test_tables(tmp_path):

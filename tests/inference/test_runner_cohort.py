@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,10 @@ from cohort_tasks import (
 from cellvit.cli.segment import build_parser
 from cellvit.errors import ConfigError, DataError, OutputError
 from cellvit.inference.cohort.job import seldom
+from cellvit.inference.cohort.report import write_report
 from cellvit.inference.cohort.run import CohortFiles, SlideJob, SlideOutcome, choose_devices, run_cohort, write_summary
 from cellvit.inference.cohort.sheet import CohortRow, cohort_jobs, read_cohort
+from cellvit.inference.cohort.summary import read_summary, with_earlier
 
 TWO = ("cpu", "cpu")
 
@@ -270,6 +273,7 @@ def test_processes_say_what_cannot_be_sent(tmp_path):
 
 SCRIPT = """
 import signal, sys, time
+from dataclasses import replace
 from pathlib import Path
 from cohort_tasks import jobs_in, resumable
 from cellvit.inference.cohort.run import run_cohort
@@ -409,6 +413,56 @@ def test_progress_is_told_seldom_and_at_the_end():
     progress = seldom(lambda done, total: said.append((done, total)), seconds=0)
     progress(1, 4)
     assert said[1:] == [(1, 4)]
+
+
+def test_slides_of_earlier_calls_stay_until_they_are_done_again(tmp_path):
+    path = tmp_path / "out" / "summary.csv"
+    path.parent.mkdir()
+    failed = SlideOutcome(tmp_path / "c.svs", tmp_path / "out/c", None, "no <b>disk</b>", 0.5, "cpu", {"tiles": "7"})
+    before = [done(tmp_path, "a.svs", {"case": "P1", "tiles": "9"}), done(tmp_path, "b.svs", nuclei=8), failed]
+    write_summary(before, path)
+    first = path.read_text()
+    files = CohortFiles([SlideJob(tmp_path / "b.svs", tmp_path / "out/b")], path)
+    files.write()
+    assert path.read_text() == first  # nothing is done yet, nothing is lost
+    files.finished(done(tmp_path, "b.svs", {"case": "P2"}, nuclei=6))
+    rows = rows_of(path)
+    assert [Path(row["slide"]).name for row in rows] == ["a.svs", "c.svs", "b.svs"]
+    assert [row["nuclei"] for row in rows] == ["100", "", "6"]
+    assert [row["case"] for row in rows] == ["P1", "", "P2"]
+    assert [row["list_tiles"] for row in rows] == ["9", "7", ""]
+    write_report(files.outcomes, path.with_name("report.html"), title="All")
+    page = path.with_name("report.html").read_text()
+    assert all(name in page for name in ("a.svs", "b.svs", "no &lt;b&gt;disk"))
+    assert "<dt>nuclei</dt><dd>106</dd>" in page
+
+
+def test_numbers_of_an_earlier_slide_come_from_its_folder_while_it_is_there(tmp_path):
+    path = tmp_path / "summary.csv"
+    write_summary([replace(done(tmp_path, "a.svs"), out=tmp_path / "a")], path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary_of("a.svs", nuclei=42)))
+    (earlier,) = read_summary(path)
+    assert earlier.summary["nuclei"]["total"] == 42
+    assert with_earlier([done(tmp_path, "b.svs")], [earlier])[0] is earlier
+    elsewhere = replace(earlier, path=Path("other") / "a.svs")  # the same slide, seen from another folder
+    assert with_earlier([elsewhere], [earlier]) == [elsewhere]
+
+
+@pytest.mark.parametrize("damage", ["slide,status\na,done\n", "\0\xff", "{cut}", "path,mpp\na.svs,0.25\n"])
+def test_a_damaged_table_is_told_and_kept_aside(tmp_path, damage):
+    path, said = tmp_path / "summary.csv", []
+    write_summary([done(tmp_path, "a.svs")], path)
+    text = path.read_text()[:-20] if damage == "{cut}" else damage
+    path.write_text(text, encoding="latin-1")
+    (tmp_path / "summary.csv.1").write_text("of another accident")
+    files = CohortFiles([SlideJob(tmp_path / "b.svs", tmp_path / "out/b")], path, say=said.append)
+    files.finished(done(tmp_path, "b.svs"))
+    assert len(said) == 1
+    assert "is damaged" in said[0]
+    assert "kept as" in said[0]
+    assert (tmp_path / "summary.csv.2").read_text(encoding="latin-1") == text
+    assert [Path(row["slide"]).name for row in rows_of(path)] == ["b.svs"]
 
 
 # The page about cohorts.

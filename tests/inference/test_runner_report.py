@@ -11,8 +11,9 @@ from cohort_tasks import summary_of
 from PIL import Image
 
 from cellvit.errors import OutputError
-from cellvit.inference.cohort.report import duration, picture_uri, write_report
+from cellvit.inference.cohort.report import picture_uri, write_report
 from cellvit.inference.cohort.run import SlideOutcome
+from cellvit.io.format import readable_duration as duration
 
 VOID = {"meta", "img", "br", "input", "rect"}
 

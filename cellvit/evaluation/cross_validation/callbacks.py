@@ -1,6 +1,5 @@
 """Callbacks of a cross-validation: where a fold resumes, and what its test leaves behind."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from cellvit.callbacks import item_with_nuclei
 from cellvit.data.pannuke.datamodule import PanNukeDataset
 from cellvit.errors import ConfigError
-from cellvit.io.atomic import atomic_path, atomic_text
+from cellvit.io.atomic import atomic_path
+from cellvit.io.format import write_json
 from cellvit.model.build import number_valid
 from cellvit.model.cellvit import CellViT
 
@@ -103,8 +103,7 @@ class TestScores(L.Callback):
             "dataset": {"name": data.info.name, "mpp": data.info.mpp, "patches": self._patches},
             "scores": {k: v if np.isfinite(v) else None for k, v in sorted(values.items())},
         }
-        with atomic_text(self.path) as file:
-            json.dump(found, file, indent=1)
+        write_json(self.path, found)
 
 
 def _write_sample(model: CellViT, batch: Any, index: int, path: Path, *, tissue: str) -> None:

@@ -1,6 +1,6 @@
 """Pictures of a report: one test image per tissue with its true and its predicted nuclei, and bars of scores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from cellvit.classes import NO_TYPE, standard_colors, type_color
 from cellvit.errors import CellViTError, DataError
+from cellvit.plotting.charts import COLORS, new_axes, to_picture
 from cellvit.plotting.legend import Picture, draw_legend, font_of, stack_rows
 from cellvit.plotting.overlay import draw_overlay
 from cellvit.postprocess.measure import nuclei_from_instances
@@ -20,13 +21,12 @@ from cellvit.types import IntMap, NucleiClasses, NucleiPrediction, Rgb
 
 MAX_SAMPLES = 19
 
-_PAPER, _INK, _GREY = (255, 255, 255), (30, 30, 30), (205, 205, 205)
+_PAPER, _INK = (255, 255, 255), (30, 30, 30)
 _TEXT = 18  # height in pixels
 _GAP = 6
 _HEAD = 24  # text height of titles
 _PAD = 17  # as wide as the margin that a panel of this text height has
-_COLORS: tuple[Rgb, ...] = ((64, 116, 180), (226, 140, 50), (90, 160, 90))
-_MARKS: tuple[Rgb, ...] = ((200, 0, 60), (130, 50, 170))
+_MARKS = ("#c8003c", "#8232aa")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Sample:
     """One test image with its true and its predicted nuclei.
 
     Attributes:
-        name: Of the image.
+        name: Name of the image.
         tissue: Its tissue, or an empty text.
         image: ``uint8 (H, W, 3)`` RGB.
         target: True nuclei.
@@ -68,7 +68,7 @@ def read_samples(folder: str | Path, class_names: Sequence[str]) -> tuple[Sample
     """Read the images that a run has stored for pictures, ``samples/<NN>_<tissue>.npz``.
 
     Args:
-        folder: Of one run.
+        folder: Folder of one run, ``run-<k>``.
         class_names: Names by type id, background first; empty without types.
 
     Returns:
@@ -202,58 +202,37 @@ def draw_bars(rows: Sequence[str], groups: Sequence[Bars], *, title: str) -> Pic
     Returns:
         ``uint8 (h, w, 3)`` RGB, 1,200 pixels wide or more.
     """
-    bar, text = 18, _TEXT
-    step = bar * len(groups) + 14
-    left = 3 * text + round(max((font_of(text).getlength(row) for row in rows), default=0))
-    width = max(1200, left + 700)
-    right = width - 6 * text
-    canvas = Image.new("RGB", (width, step * len(rows) + 3 * text), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    bottom = step * len(rows)
-
-    def at(value: float) -> int:
-        return round(left + (right - left) * min(max(value, 0.0), 1.0))
-
-    for tick in range(0, 11):
-        draw.line([(at(tick / 10), 0), (at(tick / 10), bottom + 5)], fill=_GREY)
-        draw.text((at(tick / 10), bottom + text), f"{tick / 10:.1f}", fill=_INK, font=font_of(text - 2), anchor="mm")
-    for i, row in enumerate(rows):
-        top = i * step + 7
-        middle = top + bar * len(groups) // 2
-        draw.text((left - text, middle), row, fill=_INK, font=font_of(text), anchor="rm")
-        for j, group in enumerate(groups):
-            _draw_bar(draw, group, i, at=at, top=top + j * bar, height=bar, color=_COLORS[j % len(_COLORS)])
-    draw.line([(left, 0), (left, bottom)], fill=_INK, width=2)
-    entries: list[tuple[Rgb | None, str]] = [(_COLORS[j % len(_COLORS)], g.label) for j, g in enumerate(groups)]
-    marks = dict.fromkeys(name for group in groups for name in group.marks)
-    entries += [(_MARKS[k % len(_MARKS)], f"{name} (line)") for k, name in enumerate(marks)]
-    head = [draw_legend([(None, title)], width, size=_HEAD), draw_legend(entries, width, size=_HEAD)]
-    return stack_rows([*head, np.asarray(canvas)])
-
-
-def _draw_bar(
-    draw: ImageDraw.ImageDraw, group: Bars, row: int, *, at: Callable[[float], int], top: int, height: int, color: Rgb
-) -> None:
-    """Draw one bar, its spread, its number and its marks."""
-    mean, std = group.means[row], group.stds[row]
-    middle = top + height // 2
-    ends = [at(value) for values in group.marks.values() if not np.isnan(value := values[row])]
-    if np.isnan(mean):
-        draw.text((at(0) + 6, middle), "none", fill=(110, 110, 110), font=font_of(height - 4), anchor="lm")
-    else:
-        draw.rectangle((at(0), top, at(mean), top + height - 3), fill=color)
-        ends.append(at(mean))
-        if not np.isnan(std):
-            low, high = at(mean - std), at(mean + std)
-            draw.line([(low, middle - 1), (high, middle - 1)], fill=_INK, width=2)
-            for x in (low, high):
-                draw.line([(x, middle - 5), (x, middle + 3)], fill=_INK, width=2)
-            ends.append(high)
-        draw.text((max(ends) + 8, middle - 1), f"{mean:.4f}", fill=_INK, font=font_of(height - 3), anchor="lm")
-    for k, values in enumerate(group.marks.values()):
-        if not np.isnan(values[row]):
-            x = at(values[row])
-            draw.rectangle((x - 1, top - 2, x + 1, top + height - 1), fill=_MARKS[k % len(_MARKS)])
+    figure, axes = new_axes(1100, (22 * len(groups) + 16) * len(rows))
+    height = 0.8 / max(1, len(groups))
+    names = list(dict.fromkeys(name for group in groups for name in group.marks))
+    for j, group in enumerate(groups):
+        places = np.arange(len(rows)) - 0.4 + (j + 0.5) * height
+        means, stds = np.asarray(group.means, float), np.asarray(group.stds, float)
+        axes.barh(places, np.nan_to_num(means), 0.85 * height, color=COLORS[j % len(COLORS)], label=group.label)
+        axes.errorbar(means, places, xerr=np.nan_to_num(stds), fmt="none", ecolor="#1e1e1e", capsize=4)
+        marks = np.array([group.marks[name] for name in group.marks], float).reshape(-1, len(rows))
+        for name, values in zip(group.marks, marks, strict=True):
+            color = _MARKS[names.index(name) % len(_MARKS)]
+            axes.vlines(values, places - height / 2, places + height / 2, color=color, linewidth=3)
+        ends = np.nan_to_num(np.vstack([means, means + np.nan_to_num(stds), marks])).max(axis=0)
+        for place, mean, end in zip(places, means, ends, strict=True):
+            text, x = ("none", 0) if np.isnan(mean) else (f"{mean:.4f}", min(end, 1))
+            axes.annotate(text, (x, place), (6, 0), textcoords="offset points", va="center", fontsize=8)
+    for k, name in enumerate(names):
+        axes.plot([], [], color=_MARKS[k % len(_MARKS)], linewidth=3, label=f"{name} (line)")
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.set_xticks(np.linspace(0, 1, 11))
+    axes.set_xlabel("score")
+    axes.grid(axis="x", color="#cdcdcd")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", pad=34, parse_math=False)
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i].endswith(" (line)"))
+    handles, labels = [handles[i] for i in order], [labels[i] for i in order]
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.4, ncols=4, frameon=False)
+    return to_picture(figure)
 
 
 def _counted(number: int) -> str:

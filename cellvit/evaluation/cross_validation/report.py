@@ -1,12 +1,9 @@
 """The report of a cross-validation: ``report.md``, ``report.json`` and pictures, from the result files of its runs."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from cellvit.evaluation.cross_validation.figures import Bars, draw_bars, draw_samples, read_samples
 from cellvit.evaluation.cross_validation.published import (
@@ -19,8 +16,10 @@ from cellvit.evaluation.cross_validation.published import (
 from cellvit.evaluation.cross_validation.published import published as published_entry
 from cellvit.evaluation.cross_validation.scores import FoldScores, read_runs, run_numbers
 from cellvit.evaluation.cross_validation.text import report_text
-from cellvit.io.atomic import atomic_path, atomic_text
+from cellvit.io.format import write_json
+from cellvit.io.tables import write_text
 from cellvit.plotting.legend import Picture
+from cellvit.plotting.overlay import write_picture
 
 FORMAT = "cellvit-report"
 VERSION = 1
@@ -56,13 +55,10 @@ def write_report(folder: str | Path, *, published: str | None, title: str) -> Pa
     runs = read_runs(root)
     pictures: dict[str, str] = {}
     for name, text, picture in (*_sample_picture(root, runs[0]), _bars_picture(runs, entry)):
-        with atomic_path(root / name) as temporary:
-            Image.fromarray(picture).save(temporary, format="PNG")
+        write_picture(picture, root / name)
         pictures[name] = text
-    with atomic_text(root / DATA_NAME) as file:
-        file.write(json.dumps(report_data(runs, entry, title=title), indent=1, allow_nan=False) + "\n")
-    with atomic_text(root / TEXT_NAME) as file:
-        file.write(report_text(runs, entry, title=title, pictures=pictures))
+    write_json(root / DATA_NAME, report_data(runs, entry, title=title))
+    write_text(root / TEXT_NAME, report_text(runs, entry, title=title, pictures=pictures))
     return root / TEXT_NAME
 
 
@@ -111,19 +107,15 @@ def _published_data(runs: Sequence[FoldScores], entry: Published) -> dict[str, A
 def _line_data(line: ScoreLine, *, compared: bool) -> dict[str, Any]:
     mean, std, folds = line.summary
     return {
-        "runs": [_plain(value) for value in line.runs],
-        "mean": _plain(mean),
-        "std": _plain(std),
+        "runs": list(line.runs),
+        "mean": mean,
+        "std": std,
         "folds": folds,
         "paper_v1": None if line.paper_v1 is None else float(line.paper_v1),
-        "logs": _plain(line.logs),
-        "logs_std": _plain(line.logs_std),
-        "mean_minus_logs": _plain(line.difference) if compared else None,
+        "logs": line.logs,
+        "logs_std": line.logs_std,
+        "mean_minus_logs": line.difference if compared else None,
     }
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _sample_picture(root: Path, run: FoldScores) -> list[tuple[str, str, Picture]]:

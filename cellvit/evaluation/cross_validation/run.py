@@ -23,8 +23,8 @@ from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.evaluation.cross_validation.callbacks import LAST
 from cellvit.evaluation.cross_validation.scores import FILE_NAME as SCORES
 from cellvit.evaluation.cross_validation.scores import DatasetFacts, Fold, FoldScores, write_scores
-from cellvit.io.atomic import atomic_text
-from cellvit.io.provenance import differences, read_record, write_record
+from cellvit.io.format import write_json
+from cellvit.io.provenance import differences, read_record
 
 PLAN = "cross-validation.json"
 SUPERVISED = "CELLVIT_SUPERVISED"
@@ -91,7 +91,7 @@ def _run_fold(plan: CrossValidation, run: int, folds: Fold, *, lock: int | None)
         point = _part("ResumePoint", dirpath=str(checkpoint.parent))
         command = ["fit", *_arguments(plan, run, folds), f"--trainer.callbacks+={point}", *resume]
         seconds = _step(command, folder, what=f"training of run {run}", lock=lock)
-        _write_json(fitted, {} if resume else {"fit": seconds})  # of a resumed training nobody knows the whole
+        write_json(fitted, {} if resume else {"fit": seconds})  # of a resumed training nobody knows the whole
     scores = _part("TestScores", path=str(tested), samples=str(folder / "samples"))
     tested.unlink(missing_ok=True)
     command = ["test", *_arguments(plan, run, folds), f"--trainer.callbacks+={scores}", "--ckpt_path", str(checkpoint)]
@@ -172,7 +172,7 @@ def _check_plan(plan: CrossValidation) -> None:
     }
     started = any(plan.out.glob(f"run-*/checkpoints/{LAST}"))
     if not path.is_file() or not started:  # what failed before its first epoch binds nobody
-        write_record(path, told)
+        write_json(path, told)
         return
     before = read_record(path, advice="choose another --out") or {}
     changed = differences(before, told | {"layers": before.get("layers")})
@@ -205,8 +205,3 @@ def _only_process(folder: Path) -> Iterator[int | None]:
                     raise OutputError(message) from None
                 time.sleep(0.5)
         yield file.fileno()
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with atomic_text(path) as file:
-        json.dump(content, file, indent=1)

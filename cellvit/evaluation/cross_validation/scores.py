@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellvit.errors import DataError
-from cellvit.io.atomic import atomic_text
+from cellvit.io.format import plain_data, write_json
 
 FORMAT = "cellvit-scores"
 VERSION = 1
@@ -120,13 +120,14 @@ def write_scores(path: str | Path, scores: FoldScores) -> None:
         OutputError: If the file cannot be written.
     """
     facts = asdict(scores)
-    values = {name: None if math.isnan(value) else float(value) for name, value in facts.pop("scores").items()}
-    data = {"format": FORMAT, "version": VERSION, **facts, "dataset": scores.dataset._asdict(), "test": values}
-    problems = _problems(json.loads(json.dumps(data)))
+    values = {name: float(value) for name, value in facts.pop("scores").items()}
+    data = plain_data(
+        {"format": FORMAT, "version": VERSION, **facts, "dataset": scores.dataset._asdict(), "test": values}
+    )
+    problems = _problems(data)
     if problems:
         raise DataError(f"scores for {str(path)!r} cannot be written: {'; '.join(problems)}")
-    with atomic_text(path) as file:
-        file.write(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    write_json(path, data)
 
 
 def read_runs(folder: str | Path) -> tuple[FoldScores, ...]:

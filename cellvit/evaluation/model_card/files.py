@@ -20,7 +20,8 @@ from cellvit.evaluation.model_card.tables import (
 )
 from cellvit.evaluation.results import make_folder, versions
 from cellvit.inference.protocol import NucleiModel
-from cellvit.io.tables import Cell, markdown_table, write_csv, write_json, write_text
+from cellvit.io.format import write_json
+from cellvit.io.tables import DIGITS, Cell, render, write_csv, write_text
 from cellvit.model.checkpoint import CONFIG_NAME, bundled_models, sha256
 from cellvit.plotting.overlay import write_picture
 from cellvit.weights.catalogue import BUNDLED
@@ -30,16 +31,6 @@ FAILURES = "failures"
 
 _NAME = 60  # letters of an image's name in that of its picture; file systems allow 255 bytes
 
-HOW = """\
-* `F1_d`, `P_d`, `R_d`, and `P`, `R`, `F1` per type: counts of all images added up. Centroids are paired one to one
-  at the smallest total distance, and pairs farther apart than 3 µm are dropped, as published: not the most pairs there
-  could be. Per type a nucleus found with a wrong type weighs as much as two that are not found, as published too.
-* `bPQ`, `DQ`, `SQ`, `mPQ`, and `PQ` per type: of each image at an IoU above 0.5, averaged over the images. Scores of
-  types are of images whose types are known.
-* In brackets: the middle 95 % of {resamples:,} resamples of the images, each data set by itself. None is given for
-  fewer than 3 images.
-* An image is reduced to the stated µm/px and brought to the model's resolution; the truth stays what it was.
-"""
 NO_CALIBRATION = (
     "No predicted nucleus meets a true one of known type, or the model knows one type only: nothing to tell."
 )
@@ -99,10 +90,10 @@ def write_card(
     Args:
         out: An existing folder; pictures of failures of an earlier card there are replaced.
         found: What was measured.
-        groups: See :func:`cellvit.evaluation.model_card.tables.group_scores`.
-        model: See :func:`model_facts`.
-        settings: How it was measured.
-        seconds: That it took.
+        groups: One per data set and resolution, from :func:`.tables.group_scores`.
+        model: Name, hash, resolution and classes, from :func:`model_facts`.
+        settings: Data, resolutions and resamples it was measured with.
+        seconds: Duration of the measurement.
 
     Raises:
         OutputError: If a file cannot be written.
@@ -122,7 +113,7 @@ def write_card(
         "seconds": float(seconds),
         "versions": versions(),
     }
-    write_json(out / "card.json", content)
+    write_json(out / "card.json", content, digits=DIGITS)
     write_text(out / "card.md", _page(found, groups, model, settings, failures))
 
 
@@ -160,29 +151,21 @@ def _page(
     settings: CardSettings,
     failures: Sequence[Mapping[str, Any]],
 ) -> str:
-    facts = f"Model `{model['name']}`, SHA-256 of the weights {model['sha256'] or 'unknown'}. Split `{settings.split}`"
-    facts += "." if settings.tta == 1 else f", maps averaged over {settings.tta} turned and mirrored views."
-    parts = ["# Measurements", facts, markdown_table(data_facts(found.images))]
-    parts += ["## Scores", markdown_table(score_table(groups)), HOW.format(resamples=settings.resamples).rstrip()]
-    types = type_table(groups)
-    parts += ["## Types", markdown_table(types) if types else "No data set states the types of its nuclei."]
-    parts += ["## Calibration of types"]
     calibration = found.calibration
-    if calibration is None:
-        parts += [NO_CALIBRATION]
-    else:
-        parts += [f"Images at {found.main:g} µm/px; predicted nuclei that meet a true one of known type."]
-        parts += [markdown_table(calibration_table(calibration), digits=3)]
-        parts += ["\n".join(f"* {note}" for note in calibration_notes(calibration, found.type_rule))]
-        parts += [markdown_table(bin_table(calibration), digits=3), "![Reliability](reliability.png)"]
-    if failures:
-        parts += ["## Where most goes wrong"]
-        parts += [
-            f"{row['image']}: {row['missed']} missed, {row['invented']} invented at {row['true']} true nuclei.\n\n"
-            f"![{row['image']}]({row['file']})"
-            for row in failures
-        ]
-    return "\n\n".join(parts)
+    return render(
+        "evaluation/model_card/card.md.jinja",
+        model=model,
+        settings=settings,
+        data=data_facts(found.images),
+        scores=score_table(groups),
+        types=type_table(groups),
+        main=found.main,
+        calibration=None if calibration is None else calibration_table(calibration),
+        notes=[] if calibration is None else calibration_notes(calibration, found.type_rule),
+        bins=[] if calibration is None else bin_table(calibration),
+        no_calibration=NO_CALIBRATION,
+        failures=failures,
+    )
 
 
 def _plain_group(group: GroupScores) -> dict[str, Any]:

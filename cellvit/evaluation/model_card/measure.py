@@ -43,8 +43,8 @@ class CardSettings:
         datasets: Names of data sets; None takes all.
         mpp: Resolutions in microns per pixel that the images are given at.
         tta: Mirrored and turned views to average; one of :data:`cellvit.geometry.symmetry.VIEWS`, 1 is none.
-        resamples: Of the bootstrap.
-        seed: Of everything that is drawn.
+        resamples: Number of resamples of the bootstrap, at least 1.
+        seed: Seed of everything that is drawn, from 0.
         pictures: Number of failures to draw, 0 to :data:`MAX_PICTURES`.
         tissue: Draw them on the tissue; without it, pictures hold outlines only.
 
@@ -100,7 +100,7 @@ class Measurements:
         calibration: None where no predicted nucleus meets a true one of known type, or the model knows one type only.
         windows: Where most goes wrong.
         main: The resolution of calibration and windows: the one nearest to the model's.
-        type_rule: How the model chooses the type of a nucleus.
+        type_rule: Rule by which the model chooses the type of a nucleus.
     """
 
     images: tuple[CardImage, ...]
@@ -114,7 +114,7 @@ def find_images(settings: CardSettings, model: NucleiModel) -> list[ImageRecord]
     """Check all images and labels, and return where they lie.
 
     Args:
-        settings: See :class:`CardSettings`.
+        settings: Data, resolutions and what to draw.
         model: The model that will see them.
 
     Raises:
@@ -162,7 +162,7 @@ def measure(
     Args:
         model: The model.
         records: At least one; see :func:`find_images`.
-        settings: See :class:`CardSettings`.
+        settings: Data, resolutions and what to draw.
         progress: Called with the name of an image, and how many are done and of how many.
 
     Raises:

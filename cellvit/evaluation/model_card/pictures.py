@@ -6,14 +6,14 @@ from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from cellvit.evaluation.calibration import Reliability
 from cellvit.io.labels import ImageRecord
 from cellvit.metrics.functional.detection import match_centroids
-from cellvit.plotting.legend import Picture, draw_legend, font_of, stack_rows
+from cellvit.plotting.charts import COLORS, new_axes, to_picture
+from cellvit.plotting.legend import Picture, draw_legend, stack_rows
 from cellvit.plotting.overlay import draw_comparison
-from cellvit.types import Nuclei, NucleiClasses, Rgb
+from cellvit.types import Nuclei, NucleiClasses
 
 WINDOW = 256
 """Side of a window in pixels at the model's resolution."""
@@ -26,9 +26,7 @@ _FOUND = NucleiClasses(("Background", "True nucleus", "Invented"), ((0, 0, 0), _
 _TYPED = NucleiClasses((*_FOUND.names, "Of another type"), (*_FOUND.colors, _OTHER))
 
 _DARK = 30
-_INK, _GREY, _PAPER = (30, 30, 30), (205, 205, 205), (255, 255, 255)
-_COLORS: tuple[Rgb, ...] = ((64, 116, 180), (226, 140, 50), (90, 160, 90))
-_TEXT, _HEAD, _PLOT, _BARS = 18, 22, 520, 110  # text heights, side of the plot and height of the bars in pixels
+_TEXT = 18  # height in pixels
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,10 @@ class Window:
 
     Attributes:
         record: Files of the image.
-        left: Of the window, in pixels of the image at the model's resolution.
-        top: Likewise.
+        left: x of its left edge, in pixels of the image at the model's resolution.
+        top: y of its top edge, in the same pixels.
         true: True nuclei whose centroid lies inside.
-        missed: How many of them were not found.
+        missed: Number of those that were not found.
         invented: Predicted nuclei inside that are no true one.
         image: ``uint8 (h, w, 3)`` RGB.
         target: True nuclei, of type 1 where found and 2 where missed.
@@ -74,7 +72,7 @@ def worst_window(
         target: True nuclei in pixels of the image; type -1 is unknown.
         pred: Predicted nuclei likewise.
         radius: Largest distance of a pair of centroids in pixels.
-        side: Of the window; it is cut to the image.
+        side: Width and height of the window in pixels; it is cut to the image.
 
     Returns:
         The first of the worst in reading order; None if nothing is wrong anywhere.
@@ -109,7 +107,7 @@ def choose_windows(windows: Sequence[Window], number: int) -> tuple[Window, ...]
 
     Args:
         windows: At most one per image.
-        number: How many, at most.
+        number: Largest number of windows, from 0.
     """
     groups: dict[str, list[Window]] = {}
     for window in sorted(windows, key=lambda w: -w.errors):
@@ -144,51 +142,32 @@ def draw_reliability(curves: Mapping[str, Reliability]) -> Picture:
     Returns:
         ``uint8 (h, w, 3)`` RGB.
     """
-    left, top = 5 * _TEXT, _TEXT
-    canvas = Image.new("RGB", (left + _PLOT + 2 * _TEXT, top + _PLOT + _BARS + 5 * _TEXT), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    font, small = font_of(_TEXT), font_of(_TEXT - 3)
-    for tick in range(0, 11, 2):
-        x, y = left + _PLOT * tick / 10, top + _PLOT * (1 - tick / 10)
-        draw.line([(x, top), (x, top + _PLOT + _TEXT + _BARS)], fill=_GREY)
-        draw.line([(left, y), (left + _PLOT, y)], fill=_GREY)
-        draw.text((x, top + _PLOT + 2 * _TEXT + _BARS), f"{tick / 10:.1f}", fill=_INK, font=small, anchor="mm")
-        draw.text((left - 8, y), f"{tick / 10:.1f}", fill=_INK, font=small, anchor="rm")
-    draw.line([(left, top + _PLOT), (left + _PLOT, top)], fill=(120, 120, 120), width=2)
-    draw.text((left + 8, top + 4), "share of right types", fill=_INK, font=font, anchor="lt")
-    draw.text((left + _PLOT / 2, top + _PLOT + 3.5 * _TEXT + _BARS), "confidence", fill=_INK, font=font, anchor="mm")
-    base = top + _PLOT + _TEXT + _BARS
-    most = max(max(curve.count) for curve in curves.values())
-    for k, (curve, color) in enumerate(zip(curves.values(), _COLORS, strict=False)):
-        _draw_curve(draw, curve, color, left=left, top=top)
-        width = _PLOT / len(curve.count)
-        part = (width - 4) / len(curves)
-        for i, count in enumerate(curve.count):
-            x, high = left + i * width + 2 + k * part, _BARS * count / max(most, 1)
-            if count:
-                draw.rectangle((x, base - max(high, 1), x + part - 1, base), fill=color)
-    draw.line([(left, base), (left + _PLOT, base)], fill=_INK)
-    draw.text((left - 8, base - _BARS), f"{most:,}", fill=_INK, font=small, anchor="rm")
-    draw.text((left - 8, base), "0", fill=_INK, font=small, anchor="rm")
-    named = zip(_COLORS, curves.items(), strict=False)
-    names = [(color, f"{name} (ECE {curve.ece:.3f})") for color, (name, curve) in named]
-    title = draw_legend([(None, "Confidence and accuracy of types")], canvas.width, size=_HEAD)
-    lines = [draw_legend([entry], canvas.width, size=_TEXT - 3) for entry in names]
-    return stack_rows([title, *lines, np.asarray(canvas)])
+    from matplotlib.ticker import MaxNLocator
 
-
-def _draw_curve(draw: ImageDraw.ImageDraw, curve: Reliability, color: Rgb, *, left: int, top: int) -> None:
-    """Draw the points of a curve, joined by lines; larger ones stand for more nuclei."""
-    points = [
-        (left + _PLOT * c, top + _PLOT * (1 - a), n)
-        for c, a, n in zip(curve.confidence, curve.accuracy, curve.count, strict=True)
-        if n
-    ]
-    draw.line([(x, y) for x, y, _ in points], fill=color, width=2)
-    most = max((n for *_, n in points), default=1)
-    for x, y, n in points:
-        size = 3 + 6 * (n / most) ** 0.5
-        draw.ellipse((x - size, y - size, x + size, y + size), fill=color, outline=_PAPER)
+    figure, axes = new_axes(520, 520)
+    below = axes.inset_axes((0, -0.27, 1, 0.22), sharex=axes)
+    axes.plot([0, 1], [0, 1], color="#787878")
+    for k, (name, curve) in enumerate(curves.items()):
+        color, count = COLORS[k % len(COLORS)], np.asarray(curve.count)
+        share = count / max(1, count.max())
+        known = count > 0
+        confidence, accuracy = np.asarray(curve.confidence)[known], np.asarray(curve.accuracy)[known]
+        axes.plot(confidence, accuracy, color=color, label=f"{name} (ECE {curve.ece:.3f})")
+        axes.scatter(confidence, accuracy, 20 + 160 * share[known], color=color, edgecolor="white", zorder=3)
+        width = 1 / len(count)
+        part = 0.9 * width / len(curves)
+        below.bar(np.arange(len(count)) * width + 0.05 * width + (k + 0.5) * part, count, part, color=color)
+    for each in (axes, below):
+        each.grid(color="#cdcdcd")
+        each.set_axisbelow(True)
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of right types")
+    axes.tick_params(labelbottom=False)
+    axes.set_title("Confidence and accuracy of types", loc="left", pad=14)
+    below.set(ylabel="nuclei", xlabel="confidence")
+    below.yaxis.set_major_formatter("{x:,.0f}")
+    below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    below.legend(*axes.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(0, -0.5), frameon=False)
+    return to_picture(figure)
 
 
 def _starts(length: int, side: int) -> NDArray[np.int64]:

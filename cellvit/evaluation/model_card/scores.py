@@ -54,7 +54,7 @@ def resampled_sums(sums: Sums, weights: NDArray[np.int64]) -> dict[str, NDArray[
     """Return the states of every resample, ``(resamples, ...)`` each: one product of integers, exact.
 
     Args:
-        sums: Of every image, see :func:`image_sums`.
+        sums: States per image, ``(images, ...)`` each, from :func:`image_sums`.
         weights: ``(resamples, images)`` how often each image counts.
     """
     flat = {name: value.reshape(len(value), -1) for name, value in sums.items()}
@@ -97,7 +97,7 @@ def estimate_scores(
         images: At least one; all scored with the same settings.
         class_names: Names of the types by id, background first.
         strata: Data set of every image; resamples keep their sizes.
-        resamples: How often the images are drawn.
+        resamples: Number of draws of the images, at least 1.
         seed: Decides the draws.
 
     Returns:

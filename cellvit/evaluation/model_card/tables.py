@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from cellvit.evaluation.calibration import TEMPERATURES, Calibration
 from cellvit.evaluation.model_card.measure import CardImage, CardSettings
 from cellvit.evaluation.model_card.scores import SCORES, TYPE_SCORES, Estimate, estimate_scores, image_sums
-from cellvit.io.tables import Cell, shown
+from cellvit.io.format import readable_number
+from cellvit.io.tables import Cell
 
 ALL = "all"
 """Name of the group of all data sets."""
@@ -21,8 +22,8 @@ class GroupScores:
     Attributes:
         group: Name of the data set, or :data:`ALL`.
         mpp: Microns per pixel the images were given at.
-        images: How many there are.
-        typed_images: Of how many all types are known.
+        images: Number of images.
+        typed_images: Number of images of which all types are known.
         nuclei: True nuclei.
         type_nuclei: True nuclei per type of the typed images, by name.
         scores: Per name.
@@ -83,7 +84,7 @@ def score_table(groups: Sequence[GroupScores], *, intervals: bool = True) -> lis
     """Return one row per group with the scores of all nuclei.
 
     Args:
-        groups: See :func:`group_scores`.
+        groups: One per data set and resolution, from :func:`group_scores`.
         intervals: Write them behind the scores; without, cells are numbers.
     """
     rows: list[dict[str, Cell]] = []
@@ -184,5 +185,5 @@ def calibration_notes(found: Calibration, type_rule: str) -> list[str]:
 def _cell(estimate: Estimate, interval: bool) -> Cell:
     if not interval:
         return estimate.value
-    text = shown(estimate.value, digits=3)
+    text = readable_number(estimate.value, digits=3)
     return text if estimate.low is None else f"{text} ({estimate.low:.3f} to {estimate.high:.3f})"

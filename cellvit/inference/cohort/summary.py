@@ -3,15 +3,16 @@
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from cellvit.classes import NO_TYPE, palette_color, standard_colors
-from cellvit.errors import OutputError
+from cellvit.errors import DataError, OutputError
 from cellvit.inference.cohort.job import Reporter, SlideJob, SlideOutcome
-from cellvit.io.atomic import atomic_text
+from cellvit.io.tables import Cell, write_csv
 from cellvit.types import Rgb
 
 BEFORE_TYPES = ("slide", "status", "error", "nuclei")
@@ -26,13 +27,13 @@ class SlideNumbers:
     """The numbers of a finished slide; None where its summary states none.
 
     Attributes:
-        nuclei: How many were found.
-        by_type: How many of each type.
+        nuclei: Number of nuclei found.
+        by_type: Number of nuclei per type.
         tissue_mm2: Area of the tissue, or of the region of interest.
         density: Nuclei per square millimetre.
         mpp: Microns per pixel of level 0, the mean of x and y.
         mpp_source: Who states that.
-        tiles: How many tiles went through the network.
+        tiles: Number of tiles that went through the network.
         seconds: From start to end, those of an earlier run for a slide that was finished then.
     """
 
@@ -108,12 +109,44 @@ def write_summary(outcomes: Sequence[SlideOutcome], path: str | Path) -> None:
     types = list(type_colors(outcomes))
     ours = [*BEFORE_TYPES, *(f"nuclei_{name}" for name in types), *AFTER_TYPES]
     extra = _extra_columns(outcomes, taken=ours)
-    with atomic_text(path) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([*ours, *extra.values()])
-        for outcome in outcomes:
-            values = _values(outcome, types, Path(path).parent)
-            writer.writerow([*map(_cell, values), *(outcome.extra.get(name, "") for name in extra)])
+    rows = [
+        dict(zip(ours, _values(outcome, types, Path(path).parent), strict=True))
+        | {heading: outcome.extra.get(name, "") for name, heading in extra.items()}
+        for outcome in outcomes
+    ]
+    write_csv(path, rows, columns=[*ours, *extra.values()])
+
+
+def read_summary(path: str | Path) -> list[SlideOutcome]:
+    """Return what came of the slides of a table that :func:`write_summary` has written.
+
+    Args:
+        path: The table. What its folders still hold in ``summary.json`` counts; of slides without, the row alone.
+
+    Returns:
+        One per row, in order; none if there is no table.
+
+    Raises:
+        DataError: If it is no such table.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            return [_outcome_of(row, Path(path).parent) for row in reader]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        message = f"{str(path)!r} is no table of a cohort ({error!r}); remove it or name another folder"
+        raise DataError(message) from error
+
+
+def with_earlier(outcomes: Sequence[SlideOutcome], earlier: Iterable[SlideOutcome]) -> list[SlideOutcome]:
+    """Return the earlier outcomes of other slides, then these."""
+    paths = {outcome.path.resolve() for outcome in outcomes}
+    # a path may have been given as seen from another folder; then the folder of results tells
+    folders = {(outcome.out.resolve(), outcome.path.name) for outcome in outcomes}
+    kept = [e for e in earlier if e.path.resolve() not in paths and (e.out.resolve(), e.path.name) not in folders]
+    return [*kept, *outcomes]
 
 
 def relative(target: Path, folder: Path) -> str:
@@ -127,23 +160,41 @@ def relative(target: Path, folder: Path) -> str:
 class CohortFiles(Reporter):
     """Keeps ``summary.csv`` up to date while a cohort runs, so that nothing is lost when it is stopped.
 
-    A table that cannot be written, such as one that is open in another program, does not stop the cohort: it is tried
-    again after the next slide.
+    Rows of earlier calls stay, each until its slide is finished anew. A table that cannot be read as one is kept
+    beside the new one under another name. A table that cannot be written, such as one that is open in another program,
+    does not stop the cohort: it is tried again after the next slide.
 
     Args:
         jobs: The slides; their order is that of the rows.
         path: The table.
+        say: Takes what the user should know, a sentence at a time; None tells nobody.
     """
 
-    def __init__(self, jobs: Sequence[SlideJob], path: str | Path) -> None:
+    def __init__(self, jobs: Sequence[SlideJob], path: str | Path, *, say: Callable[[str], None] | None = None) -> None:
         self.path = Path(path)
+        self._say = say
         self._order = [job.out for job in jobs]
         self._finished: dict[Path, SlideOutcome] = {}
+        self._earlier: list[SlideOutcome] = []
+        try:
+            self._earlier = read_summary(self.path)
+        except DataError as error:
+            names = (self.path.with_name(f"{self.path.name}.{number}") for number in count(1))
+            aside = self.path.rename(next(name for name in names if not name.exists()))
+            reason = f"{str(self.path)!r} is damaged ({error.__cause__!r})"
+            self.warned(f"{reason} and kept as {aside.name!r}; a new one is begun")
+        except OSError:
+            pass  # not a file that can be read; writing says what to do
 
     @property
     def outcomes(self) -> list[SlideOutcome]:
-        """Return the outcomes so far, in the order of the jobs."""
-        return [self._finished[out] for out in self._order if out in self._finished]
+        """Return the outcomes so far: of slides of earlier calls, then in the order of the jobs."""
+        return with_earlier([self._finished[out] for out in self._order if out in self._finished], self._earlier)
+
+    def warned(self, text: str) -> None:
+        """Pass on a sentence."""
+        if self._say is not None:
+            self._say(text)
 
     def finished(self, outcome: SlideOutcome) -> None:
         """Add a row to the table."""
@@ -162,6 +213,51 @@ class CohortFiles(Reporter):
         write_summary(self.outcomes, self.path)
 
 
+def _outcome_of(row: Mapping[str, str], folder: Path) -> SlideOutcome:
+    """Return what a row says of a slide.
+
+    Raises:
+        ValueError: If a cell is missing or one too many, or a number is none.
+        KeyError: If a column is missing.
+    """
+    if None in row or None in row.values():
+        raise ValueError(f"the row of {row['slide']!r} has another number of cells than the heading")
+    columns = list(row)
+    types = columns[len(BEFORE_TYPES) : columns.index(AFTER_TYPES[0])]
+    ours = {*BEFORE_TYPES, *types, *AFTER_TYPES}
+    counts = {name.removeprefix("nuclei_"): int(row[name]) for name in types if row[name]}
+
+    def number(column: str) -> float | None:
+        return float(row[column]) if row[column] else None
+
+    mpp, seconds = number("mpp"), number("seconds") or 0.0
+    stated = {
+        "model": {"classes": ["Background", *(name for name in counts if name != NO_TYPE)]},
+        "nuclei": {
+            "total": int(row["nuclei"]) if row["nuclei"] else None,
+            "by_type": counts,
+            "density_per_mm2": number("nuclei_per_mm2"),
+        },
+        "tissue": {"area_mm2": number("tissue_mm2")},
+        "resolution": {"mpp": None if mpp is None else [mpp], "source": row["mpp_source"] or None},
+        "tiles": {"done": int(row["tiles"]) if row["tiles"] else None},
+        "seconds": {"total": seconds},
+    }
+    out = folder / row["folder"]
+    summary = dict(_finished_before(out)) or stated
+    if row["status"] not in ("done", "failed"):
+        raise ValueError(f"status {row['status']!r} is neither 'done' nor 'failed'")
+    error = row["error"] or "failed" if row["status"] == "failed" else None
+    extra = {_stated_name(name, ours): value for name, value in row.items() if name not in ours}
+    return SlideOutcome(Path(row["slide"]), out, None if error else summary, error, seconds, "", extra)
+
+
+def _stated_name(heading: str, ours: set[str]) -> str:
+    """Return the name that a column of a list had before it was told apart from one of ours."""
+    name = heading.removeprefix("list_")
+    return name if name in ours else heading
+
+
 def _extra_columns(outcomes: Sequence[SlideOutcome], *, taken: Sequence[str]) -> dict[str, str]:
     """Return the heading of every column that lists of slides have beside ours."""
     used, headings = set(taken), {}
@@ -174,10 +270,10 @@ def _extra_columns(outcomes: Sequence[SlideOutcome], *, taken: Sequence[str]) ->
     return headings
 
 
-def _values(outcome: SlideOutcome, types: Sequence[str], folder: Path) -> list[Any]:
+def _values(outcome: SlideOutcome, types: Sequence[str], folder: Path) -> list[Cell]:
     numbers = numbers_of(outcome)
     known = numbers.nuclei is not None
-    return [
+    values = [
         str(outcome.path),
         "done" if outcome.error is None else "failed",
         " ".join((outcome.error or "").split()),
@@ -191,9 +287,4 @@ def _values(outcome: SlideOutcome, types: Sequence[str], folder: Path) -> list[A
         round(numbers.seconds, 2),
         relative(outcome.out, folder),
     ]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return [f"{value:.6g}" if isinstance(value, float) else value for value in values]

@@ -54,10 +54,9 @@ def write_plan_picture(
     _outline(canvas, prepared.tissue.mask, TISSUE, width)
     if prepared.region is not None:
         _outline(canvas, prepared.region.mask(shape, prepared.slide.bounds), REGION, 2 * width)
-    # the font of the pictures knows no raised two
     searched = "tissue" if prepared.tissue_source.startswith("found") else prepared.tissue_source
     entries = [
-        (TISSUE, f"{searched}: {prepared.tissue_mm2:,.2f} square mm"),
+        (TISSUE, f"{searched}: {prepared.tissue_mm2:,.2f} mm²"),
         (TILE, f"{len(tiles):,} of {len(prepared.grid):,} tiles are searched"),
         *([(DONE, f"{len(done):,} done")] if len(done) else []),
         *([(MEASURED, f"{len(measured):,} measured")] if len(measured) else []),

@@ -30,6 +30,7 @@ from .decoders.base import Decoder as Decoder
 from .encoders.base import ENCODERS as ENCODERS
 from .encoders.base import Encoder as Encoder
 from .errors import CellViTError as CellViTError
+from .evaluation.scoring import evaluate as evaluate
 from .heads.base import HEADS as HEADS
 from .heads.base import Head as Head
 from .heads.base import HeadSizes as HeadSizes

@@ -37,6 +37,7 @@ PUBLIC = [
     "Postprocessor",
     "SlideResult",
     "SlideSettings",
+    "evaluate",
     "init_from",
     "list_models",
     "load_model",

@@ -5,6 +5,9 @@ a caller would expect, so both ``except CellViTError`` and ``except ValueError``
 was wrong, shows the value and says what to do.
 """
 
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
 
 class CellViTError(Exception):
     """Root of all errors raised by cellvit."""
@@ -36,3 +39,20 @@ class WeightsError(CellViTError, ValueError):
 
 class OutputError(CellViTError, OSError):
     """A result cannot be written."""
+
+
+def did_you_mean(name: str, known: Iterable[str] | Mapping[str, str]) -> str:
+    """Return the beginning of an advice, with a space at its end, that names what is spelt alike; else nothing.
+
+    Args:
+        name: What was given.
+        known: Names, in any case; of a mapping the keys, whose values are shown.
+
+    Example:
+        >>> did_you_mean("segmnt", ["segment", "plan"])
+        "did you mean 'segment'? "
+    """
+    meant = known if isinstance(known, Mapping) else {each: each for each in known}
+    spelt = {each.casefold(): shown for each, shown in meant.items()}
+    close = dict.fromkeys(spelt[match] for match in get_close_matches(name.casefold(), spelt))
+    return f"did you mean {' or '.join(map(repr, close))}? " if close else ""

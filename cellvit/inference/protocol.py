@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from cellvit.errors import ConfigError
 from cellvit.heads.base import Head
 from cellvit.inference.acceleration import accelerated_inference
+from cellvit.inference.settings import DEVICES, PRECISIONS
 from cellvit.model.network import CellViTNetwork
 from cellvit.postprocess.base import Postprocessor
 from cellvit.types import NucleiClasses, NucleiPrediction
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished tiles and the number of all tiles."""
@@ -144,7 +142,7 @@ def autocast_context(precision: str, device: torch.device) -> AbstractContextMan
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     if dtype is torch.float16 and device.type == "cpu":
         raise ConfigError("precision '16-mixed' needs a GPU; use 'bf16-mixed' or '32-true' on the CPU")
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

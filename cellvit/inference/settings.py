@@ -11,6 +11,9 @@ from typing import Any, Literal
 from cellvit.errors import ConfigError
 from cellvit.geometry.symmetry import symmetries
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 Origin = Literal["slide", "bounds"]
 
 FORMATS: Mapping[str, str] = {

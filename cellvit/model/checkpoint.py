@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
 from cellvit.encoders.base import ENCODERS
-from cellvit.errors import CellViTError, ConfigError, OutputError, UnknownPluginError, WeightsError
+from cellvit.errors import CellViTError, ConfigError, OutputError, WeightsError
 from cellvit.model.released import describe_other, is_released, read_released
 from cellvit.model.requirements import required_packages
 from cellvit.plugins.components import resolve
-from cellvit.weights.catalogue import BUNDLED, MODEL, entries
+from cellvit.weights.catalogue import BUNDLED
 from cellvit.weights.licences import announce_model
-from cellvit.weights.locate import find_weights
+from cellvit.weights.locate import model_path
 from cellvit.weights.safe_loading import open_safely
 from cellvit.weights.state_dict import misfits
 
@@ -186,27 +186,11 @@ class _Stored(NamedTuple):
 
 
 def _read(name_or_path: str | Path) -> _Stored:
-    path = Path(name_or_path)
-    if str(name_or_path) in bundled_models():
-        path = BUNDLED / str(name_or_path)
-    if not path.exists():
-        path = _downloaded(str(name_or_path))
+    path = model_path(name_or_path)
     stored = _read_folder(path) if path.is_dir() else _read_file(path)
     about = stored.settings.get("about")
     announce_model(about if isinstance(about, Mapping) else None, path.name)
     return stored
-
-
-def _downloaded(name: str) -> Path:
-    """Return the file of a published model by its name in the catalogue, where it is here."""
-    entry = next((entry for entry in entries() if entry.name == name and entry.kind == MODEL), None)
-    found = find_weights(entry) if entry is not None else None
-    if found is not None:
-        return found.path
-    known = ", ".join(bundled_models()) or "none"
-    if entry is not None:
-        raise UnknownPluginError(f"model {name!r} is not here; 'cellvit models {name}' says how to get it")
-    raise UnknownPluginError(f"no model {name!r}: neither a path nor a bundled model (bundled: {known})")
 
 
 def sha256(path: Path) -> str:

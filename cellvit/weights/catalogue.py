@@ -5,12 +5,11 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cellvit.errors import UnknownPluginError
+from cellvit.errors import UnknownPluginError, did_you_mean
 from cellvit.io.schema import checked
 from cellvit.weights.licences import Licence, announce, find_licence, model_licence
 
@@ -139,9 +138,7 @@ def by_name(name: str) -> Entry:
             return entry
     if (Path(name) / "config.json").is_file():
         return _of_folder(Path(name))
-    spellings = {label.casefold(): entry.name for entry in known for label in _labels(entry)}
-    close = dict.fromkeys(spellings[match] for match in get_close_matches(name.casefold(), spellings, n=3))
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    hint = did_you_mean(name, {label: entry.name for entry in known for label in _labels(entry)})
     raise UnknownPluginError(
         f"no model and no weights {name!r}, and no model folder; {hint}known: {', '.join(e.name for e in known)}"
     )

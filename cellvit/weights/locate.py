@@ -1,10 +1,12 @@
 """Where the files of the catalogue are looked for, and which are there; nothing is fetched."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellvit.weights.catalogue import BUNDLED, MODEL, SUFFIXES, Entry, entries
+from cellvit.errors import UnknownPluginError, did_you_mean
+from cellvit.weights.catalogue import BUNDLED, MODEL, SUFFIXES, Entry, by_name, entries
 
 WEIGHTS_VARIABLE = "CELLVIT_WEIGHTS"
 """Environment variable that names the folder of weight files."""
@@ -93,6 +95,41 @@ def list_models() -> dict[str, Entry]:
         0.25
     """
     return {entry.name: entry for entry in entries() if entry.kind == MODEL and find_weights(entry) is not None}
+
+
+def model_path(name: str | Path) -> Path:
+    """Return the folder or file of a model; nothing is fetched or opened.
+
+    Args:
+        name: Name of a model of the catalogue, or a path.
+
+    Raises:
+        UnknownPluginError: If there is neither such a model nor such a path, or the file of the model is not here.
+    """
+    models = {entry.name: entry for entry in entries() if entry.kind == MODEL}
+    entry = models.get(str(name))
+    if entry is not None and entry.folder is not None:
+        return entry.folder
+    if Path(name).exists():
+        return Path(name)
+    if entry is None:
+        raise UnknownPluginError(_no_model(str(name), list(models)))
+    found = find_weights(entry)
+    if found is None:
+        raise UnknownPluginError(f"model {entry.name!r} is not here; 'cellvit models {entry.name}' says how to get it")
+    return found.path
+
+
+def _no_model(name: str, known: Sequence[str]) -> str:
+    """Return why a name stands for no model, and what may have been meant."""
+    start = f"no model {name!r}: neither a path nor a bundled model"
+    try:
+        other = by_name(name)
+    except UnknownPluginError:
+        return f"{start}; {did_you_mean(name, known)}'cellvit models' lists them: {', '.join(known)}"
+    if other.kind == MODEL:
+        return f"{start}; did you mean {other.name!r}? 'cellvit models {other.name}' says how to get and use it"
+    return f"{start}, but weights of an encoder; 'cellvit models {other.name}' says how to train with them"
 
 
 def _expanded(path: str) -> Path:

@@ -1,13 +1,16 @@
 """``cellvit card``: the measurements of a model card by one command."""
 
 import argparse
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from cellvit.cli.console import check_out_is_no_input, print_scores, progress_bar
-from cellvit.cli.options import add_tta, positive
+from cellvit.cli.console import Output
+from cellvit.cli.inputs import not_there
+from cellvit.cli.options import add_tta, check_out_is_no_input, positive
+from cellvit.cli.verb import add_output_options, command, verb_parser
+from cellvit.errors import DataError
+from cellvit.io.paths import SPLITS
+from cellvit.weights.locate import model_path
 
 EPILOG = """\
 DATA is a folder as 'cellvit fit' reads it: manifest.csv, or train/, val/ and test/ with images/ and labels/ each.
@@ -18,43 +21,16 @@ exit status: 0 done; 1 something cannot be used (nothing is written); 2 wrong us
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
-
-    Args:
-        argv: Its arguments; None takes those of the process.
-
-    Returns:
-        0 on success, 2 for wrong usage.
-
-    Raises:
-        CellViTError: If something cannot be read, measured or written.
-    """
-    try:
-        options = build_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed why, or the help
-        return int(stop.code or 0)
-    check_out_is_no_input(options.out, [options.data])
-    _measure(options)
-    sys.stdout.write(f"wrote {options.out}\n")
-    return 0
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
-    from cellvit.evaluation.model_card.measure import SPLITS
-
-    parser = argparse.ArgumentParser(
-        "cellvit card",
-        description="Measure a model on a data folder: scores with confidence intervals, calibration, failures.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "card", "Measure a model on a data folder: scores with confidence intervals, calibration, failures.", EPILOG
     )
     add = parser.add_argument
     add("--model", required=True, metavar="MODEL", help="name, folder or checkpoint of a model")
     add("--data", required=True, type=Path, metavar="DATA", help="data folder")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
-    add("--split", choices=SPLITS, default="val", help="part of the data (default: val)")
+    add("--split", choices=(*SPLITS, "all"), default="val", help="part of the data (default: val)")
     add("--datasets", nargs="+", metavar="NAME", help="data sets of the folder (default: all)")
     add("--mpp", nargs="+", type=positive(float), default=[0.25, 0.5], metavar="UM", help="(default: 0.25 0.5)")
     add_tta(parser)
@@ -63,10 +39,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     add("--pictures", type=int, default=4, metavar="N", help="failures to draw (default: 4)")
     add("--outlines-only", action="store_true", help="draw them without tissue, for images that must not be passed on")
+    add_output_options(parser, json="print one JSON object per line of the table")
     return parser
 
 
-def _measure(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, output: Output) -> int:
+    check_out_is_no_input(options.out, [options.data])
+    model_path(options.model)
+    if reason := not_there(options.data):
+        raise DataError(reason)
     from cellvit.evaluation import results
     from cellvit.evaluation.model_card import files as card_files
     from cellvit.evaluation.model_card import measure as card
@@ -90,7 +71,7 @@ def _measure(options: argparse.Namespace) -> None:
     results.make_folder(options.out)
     if options.pictures:
         results.make_folder(options.out / card_files.FAILURES)
-    with progress_bar("images") as advance:
+    with output.progress("images") as advance:
         found = card.measure(model, records, settings, progress=advance)
         advance("", len(records), len(records))
     groups = card_tables.group_scores(found.images, model.classes.names, settings)
@@ -98,5 +79,10 @@ def _measure(options: argparse.Namespace) -> None:
     seconds = time.monotonic() - started
     card_files.write_card(options.out, found, groups, model=facts, settings=settings, seconds=seconds)
     if found.calibration is None:
-        sys.stderr.write(f"note: calibration of types: {card_files.NO_CALIBRATION}\n")
-    print_scores(card_tables.score_table(groups, intervals=False))
+        output.note(f"calibration of types: {card_files.NO_CALIBRATION}")
+    output.scores(card_tables.score_table(groups, intervals=False))
+    output.line(f"wrote {options.out}")
+    return 0
+
+
+main = command(build_parser, _run)

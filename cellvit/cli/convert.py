@@ -1,11 +1,12 @@
 """``cellvit convert``: a checkpoint of the published implementation becomes safetensors and JSON."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from cellvit.cli.console import add_model_output
+from cellvit.cli.console import Output
+from cellvit.cli.options import add_model_output
+from cellvit.cli.verb import command, verb_parser
+from cellvit.errors import WeightsError
 
 EPILOG = """\
 Every tensor of the file must find its place, and nothing in the file is run. The folder then works wherever a model is
@@ -13,44 +14,34 @@ asked for: cellvit segment IMAGE --model DIR --out RESULTS, CellViT.from_pretrai
 """
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: Its arguments.
-
-    Returns:
-        0 on success.
-
-    Raises:
-        CellViTError: If the file is no such checkpoint or cannot be read, its values do not fit the type, or the folder
-            cannot be written.
-    """
-    parser = argparse.ArgumentParser(
-        "cellvit convert",
-        description="Turn a checkpoint of the published implementation of CellViT (.pth) into safetensors + JSON.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb's arguments."""
+    parser = verb_parser(
+        "convert",
+        "Turn a checkpoint of the published implementation of CellViT (.pth) into safetensors + JSON.",
+        EPILOG,
     )
     parser.add_argument("checkpoint", help="such as CellViT-256-x40.pth or CellViT-SAM-H-x40.pth")
     add_model_output(parser)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _run(options: argparse.Namespace, output: Output) -> int:
+    if not Path(options.checkpoint).is_file():
+        raise WeightsError(f"no file {options.checkpoint!r}; give a checkpoint of the published implementation")
 
     import torch
 
-    from cellvit.errors import WeightsError
     from cellvit.model.cellvit import CellViT
 
-    if not Path(arguments.checkpoint).is_file():
-        raise WeightsError(f"no file {arguments.checkpoint!r}; give a checkpoint of the published implementation")
-    model = CellViT.from_pretrained(arguments.checkpoint)
+    model = CellViT.from_pretrained(options.checkpoint)
     source = model.about.get("source", {})
     if "arch" not in source:
         raise WeightsError(
-            f"{arguments.checkpoint!r} is a checkpoint of cellvit itself; 'cellvit export' turns it into a folder"
+            f"{options.checkpoint!r} is a checkpoint of cellvit itself; 'cellvit export' turns it into a folder"
         )
     state, encoder = model.state_dict(), model.settings["encoder"]["class_path"]
-    model.save_pretrained(arguments.out, dtype=getattr(torch, arguments.dtype))
+    model.save_pretrained(options.out, dtype=getattr(torch, options.dtype))
     lines = [
         f"{source['file']}: {source['arch']} with encoder {encoder}, {len(state)} tensors, "
         f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters",
@@ -58,7 +49,10 @@ def main(argv: Sequence[str]) -> int:
         f"resolution: {model.mpp:g} µm/px ({model.about['resolution']})",
         f"sha256 of the file: {source['sha256']}",
         *([f"left out: {model.about['left_out']}"] if "left_out" in model.about else []),
-        f"wrote {arguments.out}",
+        f"wrote {options.out}",
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    output.line("\n".join(lines))
     return 0
+
+
+main = command(build_parser, _run)

@@ -1,12 +1,12 @@
 """``cellvit cross-validate``: train and test a configuration on all folds, and report the tables of the paper."""
 
 import argparse
-import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from cellvit.cli.config import config_texts
+from cellvit.cli.console import Output
+from cellvit.cli.verb import command, verb_parser
 from cellvit.errors import ConfigError
 from cellvit.evaluation.cross_validation.published import known_names
 from cellvit.evaluation.cross_validation.scores import ROTATIONS
@@ -22,30 +22,19 @@ exit status: 0 all runs done and reported; 1 a run failed (what was finished is 
 """
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: Its arguments.
-
-    Returns:
-        0 on success, 130 if interrupted from the keyboard.
-
-    Raises:
-        CellViTError: If a setting cannot work or a run fails.
-    """
-    parser = argparse.ArgumentParser(
-        "cellvit cross-validate",
-        description="Train and test a configuration on every fold and write one report.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb's arguments."""
+    parser = verb_parser(
+        "cross-validate",
+        "Train and test a configuration on every fold and write one report.",
+        EPILOG,
         allow_abbrev=False,
     )
     parser.add_argument("config", help="YAML file as for 'cellvit fit', with a data module of folds")
     parser.add_argument("--out", required=True, type=Path, help="folder of the runs and the report")
     parser.add_argument(
         "--rotation",
-        choices=ROTATIONS,
+        choices=tuple(ROTATIONS),
         default="published",
         help="folds of the runs: as published, where fold 3 is tested twice, or every fold tested once",
     )
@@ -55,7 +44,11 @@ def main(argv: Sequence[str]) -> int:
         metavar="NAME",
         help=f"published results to compare with: {', '.join(known_names())} or none; default: the file's name",
     )
-    options, others = parser.parse_known_args(argv)
+    return parser
+
+
+def _run(options: argparse.Namespace, output: Output) -> int:
+    others = options.others
     if not Path(options.config).is_file():
         raise ConfigError(f"configuration '{options.config}' does not exist; give a YAML file")
     refused = sorted({name for name in map(_flag, others) if name in OURS})
@@ -68,14 +61,10 @@ def main(argv: Sequence[str]) -> int:
     name = Path(options.config).stem
     rotation = ROTATIONS[options.rotation]
     plan = CrossValidation(name, tuple(layers), tuple(others), rotation, options.out)
-    try:
-        run_all(plan, say=_say)
-    except KeyboardInterrupt:
-        _say("stopped; the same command goes on from the last finished epoch")
-        return 128 + signal.SIGINT
+    run_all(plan, say=_say)
     wanted = options.published or name
     report = write_report(options.out, published=wanted if wanted in known_names() else None, title=name)
-    sys.stdout.write(f"report: {report}\n")
+    output.line(f"report: {report}")
     return 0
 
 
@@ -86,3 +75,6 @@ def _flag(argument: str) -> str:
 def _say(line: str) -> None:
     sys.stderr.write(f"cross-validate: {line}\n")
     sys.stderr.flush()
+
+
+main = command(build_parser, _run, resumes=True, rest=True)

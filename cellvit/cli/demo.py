@@ -2,8 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+
+from cellvit.cli.console import Output
+from cellvit.cli.verb import command, verb_parser
 
 DEMO_MPP = 0.5
 """Resolution assumed for scikit-image's colon tissue, whose file states none; its nuclei are about 16 px wide."""
@@ -24,18 +26,16 @@ How good this model is, and where it fails: docs/pages/models/nano.md
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo.
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the demo's arguments."""
+    parser = verb_parser("demo", "Find the nuclei of a real tissue image.")
+    text = "folder for the results (default: demo)"
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help=text)
+    return parser
 
-    Args:
-        argv: Arguments; None takes those of the process.
 
-    Returns:
-        The exit code of ``cellvit segment``.
-    """
-    parser = argparse.ArgumentParser("cellvit.cli.demo", description="Find the nuclei of a real tissue image.")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
-    out = parser.parse_args(argv).out
+def _run(options: argparse.Namespace, output: Output) -> int:
+    out = options.out
 
     import cv2
     from skimage import data
@@ -57,5 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+main = command(build_parser, _run)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from cellvit.cli.console import output_console
+from cellvit.cli.console import Output, output_console
+from cellvit.cli.verb import command, verb_parser
 from cellvit.doctor import Finding, examine
 
 EPILOG = """\
@@ -24,19 +25,7 @@ MARKS = {"ok": "[green]ok     [/green]", "note": "[yellow]note   [/yellow]", "pr
 NAME_WIDTH = 24
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
-
-    Args:
-        argv: Its arguments; None takes those of the process.
-
-    Returns:
-        0 without problems, 1 with, 2 for wrong usage.
-    """
-    try:
-        options = build_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed why, or the help
-        return int(stop.code or 0)
+def _run(options: argparse.Namespace, output: Output) -> int:
     if options.json:
         findings = list(examine())
         sys.stdout.write(json.dumps(as_data(findings), indent=2, ensure_ascii=False) + "\n")
@@ -47,11 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
-    parser = argparse.ArgumentParser(
-        "cellvit doctor",
-        description="Check this installation: packages, devices, readers of slides, models, worker processes.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "doctor", "Check this installation: packages, devices, readers of slides, models, worker processes.", EPILOG
     )
     parser.add_argument("--brief", action="store_true", help="leave out what is well")
     parser.add_argument("--json", action="store_true", help="print one object instead of lines")
@@ -97,3 +83,6 @@ def _print_one(console: Console, finding: Finding) -> None:
     console.print(f"  {mark}  {escape(finding.name):<{NAME_WIDTH}}  {escape(finding.text)}", soft_wrap=True)
     if finding.advice:
         console.print(f"{'':<{NAME_WIDTH + 13}}-> {escape(finding.advice)}", soft_wrap=True)
+
+
+main = command(build_parser, _run)

@@ -1,14 +1,18 @@
 """``cellvit evaluate``: results of any tool against ground truth, and the MoNuSeg protocol for models."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellvit.cli.console import check_out_is_no_input, print_scores, progress_bar
-from cellvit.errors import ConfigError
+from cellvit.cli.console import Output
+from cellvit.cli.inputs import not_there
+from cellvit.cli.options import check_out_is_no_input
+from cellvit.cli.verb import UsageError, add_output_options, command, verb_parser
+from cellvit.errors import ConfigError, DataError
+from cellvit.inference.settings import PRECISIONS
+from cellvit.weights.locate import model_path
 
 if TYPE_CHECKING:
     from cellvit.evaluation.scoring import ImageScores
@@ -20,43 +24,12 @@ the released tools, .parquet). TRUTH may also be a data folder: manifest.csv, or
 
 exit status: 0 done; 1 something cannot be scored (nothing is written); 2 wrong usage.
 """
-WIDTH = 120
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
-
-    Args:
-        argv: Its arguments; None takes those of the process.
-
-    Returns:
-        0 on success, 2 for wrong usage.
-
-    Raises:
-        CellViTError: If something cannot be read, scored or written.
-    """
-    parser = build_parser()
-    try:
-        options = parser.parse_args(argv)
-        _check_usage(parser, options)
-    except SystemExit as stop:  # argparse has printed why, or the help
-        return int(stop.code or 0)
-    check_out_is_no_input(options.out, [options.pred, options.truth, options.monuseg])
-    if options.monuseg is not None:
-        _monuseg(options)
-    else:
-        _score(options)
-    sys.stdout.write(f"wrote {options.out}\n")
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
-    parser = argparse.ArgumentParser(
-        "cellvit evaluate",
-        description="Score nuclei that any tool found against ground truth, or models by the MoNuSeg protocol.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "evaluate", "Score nuclei that any tool found against ground truth, or models by the MoNuSeg protocol.", EPILOG
     )
     add = parser.add_argument
     add("pred", nargs="?", type=Path, metavar="PRED", help="file or folder of predictions")
@@ -64,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
     add("--split", metavar="NAME", help="train, val or test of a data folder (default: all)")
     add("--datasets", nargs="+", metavar="NAME", help="data sets of a data folder (default: all)")
+    add_output_options(parser, json="print one JSON object per image (MoNuSeg: per row of the table) instead of tables")
     results = parser.add_argument_group("results of a tool")
     add = results.add_argument
     add("--class-names", nargs="+", default=[], metavar="NAME", help="the truth's types by number, background first")
@@ -80,35 +54,51 @@ def build_parser() -> argparse.ArgumentParser:
     add("--monuseg", type=Path, metavar="DATA", help="data folder: images/ and labels/, or manifest.csv")
     add("--model", nargs="+", default=[], metavar="MODEL", help="names or folders of models, such as one per fold")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
-    add("--precision", default="32-true", metavar="NAME", help="32-true, bf16-mixed or 16-mixed (default: 32-true)")
+    add("--precision", default="32-true", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: 32-true)")
     add("--batch-size", type=int, default=4, metavar="N", help="patches at once (default: 4)")
     add("--pictures", type=int, default=3, metavar="N", help="images to draw with truth and prediction (default: 3)")
     return parser
 
 
-def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, output: Output) -> int:
+    _check_usage(options)
+    check_out_is_no_input(options.out, [options.pred, options.truth, options.monuseg])
+    for path in (options.pred, options.truth, options.monuseg):
+        if path is not None and (reason := not_there(path)):
+            raise DataError(reason)
+    for name in options.model:
+        model_path(name)
+    if options.monuseg is not None:
+        _monuseg(options, output)
+    else:
+        _score(options, output)
+    output.line(f"wrote {options.out}")
+    return 0
+
+
+def _check_usage(options: argparse.Namespace) -> None:
     if options.monuseg is not None:
         if options.pred is not None or options.truth is not None:
-            parser.error("--monuseg runs models on DATA: leave out PRED and --truth")
+            raise UsageError("--monuseg runs models on DATA: leave out PRED and --truth")
         if not options.model:
-            parser.error("--monuseg needs --model")
+            raise UsageError("--monuseg needs --model")
     elif options.pred is None or options.truth is None:
-        parser.error("give PRED and --truth, or --monuseg and --model")
+        raise UsageError("give PRED and --truth, or --monuseg and --model")
     elif options.model:
-        parser.error("--model goes with --monuseg; 'cellvit segment' makes predictions of a model")
+        raise UsageError("--model goes with --monuseg; 'cellvit segment' makes predictions of a model")
     if options.magnification is not None and options.radius is not None:
-        parser.error("--magnification and --radius both set the radius: give one")
+        raise UsageError("--magnification and --radius both set the radius: give one")
     if options.binary and (options.class_names or options.class_map):
-        parser.error("--binary leaves types out: drop --class-names and --class-map")
+        raise UsageError("--binary leaves types out: drop --class-names and --class-map")
     for name, lowest in (("workers", 0), ("batch_size", 1), ("pictures", 0)):
         if getattr(options, name) < lowest:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be {lowest} or more")
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)} must be {lowest} or more")
 
 
-def _score(options: argparse.Namespace) -> None:
+def _score(options: argparse.Namespace, output: Output) -> None:
     from cellvit.evaluation import results, scoring
 
-    with progress_bar("images") as advance:
+    with output.progress("images") as advance:
         found = scoring.evaluate(
             options.pred,
             options.truth,
@@ -127,15 +117,18 @@ def _score(options: argparse.Namespace) -> None:
             out=options.out,
         )
     for note in found.notes:
-        sys.stderr.write(f"note: {note}\n")
+        output.note(note)
+    for row in results.image_rows(found.images):
+        output.row(row)
     title = f"{len(found.images)} images, {sum(i.true for i in found.images):,} true and "
     title += f"{sum(i.predicted for i in found.images):,} predicted nuclei"
-    print_scores(results.score_rows(found.scores), title=title)
+    output.scores(results.score_rows(found.scores), title=title)
     if groups := found.groups():
-        print_scores(groups)
+        output.scores(groups)
 
 
-def _monuseg(options: argparse.Namespace) -> None:
+
+def _monuseg(options: argparse.Namespace, output: Output) -> None:
     from cellvit.evaluation import monuseg, results
     from cellvit.inference.protocol import autocast_context, choose_device, load_model
     from cellvit.io.labels import find_records
@@ -151,7 +144,7 @@ def _monuseg(options: argparse.Namespace) -> None:
     scores: dict[str, dict[str, list[ImageScores]]] = {}
     pictures = options.out / "pictures"
     results.make_folder(pictures if options.pictures else options.out)
-    with progress_bar("images and forms") as advance:
+    with output.progress("images and forms") as advance:
         total = len(options.model) * len(records) * len(monuseg.FORMS)
         done = 0
 
@@ -181,8 +174,10 @@ def _monuseg(options: argparse.Namespace) -> None:
     }
     rows = monuseg.write_monuseg(options.out, scores, inputs=inputs, notes=notes)
     for note in notes:
-        sys.stderr.write(f"note: {note}\n")
-    print_scores(rows, title=f"{len(records)} images, scores averaged over images")
+        output.note(note)
+    for row in rows:
+        output.row(row)
+    output.scores(rows, title=f"{len(records)} images, scores averaged over images")
 
 
 def _class_map(entries: Sequence[str]) -> dict[str, str]:
@@ -191,3 +186,6 @@ def _class_map(entries: Sequence[str]) -> dict[str, str]:
     if wrong:
         raise ConfigError(f"--class-map {wrong[0]!r} is not of the form 'predicted name=true name'")
     return {old.strip(): new.strip() for old, _, new in pairs}
+
+
+main = command(build_parser, _run)

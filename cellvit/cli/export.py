@@ -1,39 +1,37 @@
 """``cellvit export``: a training checkpoint becomes safetensors and JSON."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 
-from cellvit.cli.console import add_model_output
+from cellvit.cli.console import Output
+from cellvit.cli.options import add_model_output
+from cellvit.cli.verb import command, verb_parser
+from cellvit.weights.locate import model_path
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: Its arguments.
-
-    Returns:
-        0 on success.
-
-    Raises:
-        CellViTError: If the checkpoint cannot be read or the folder not be written.
-    """
-    parser = argparse.ArgumentParser("cellvit export", description="Turn a checkpoint into safetensors + JSON.")
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb's arguments."""
+    parser = verb_parser("export", "Turn a checkpoint into safetensors + JSON.")
     parser.add_argument("checkpoint", help="a .ckpt file written by 'cellvit fit', or a model folder")
     add_model_output(parser)
     parser.add_argument("--merge-adapters", action="store_true", help="add LoRA adapters to the weights they adapt")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _run(options: argparse.Namespace, output: Output) -> int:
+    model_path(options.checkpoint)
 
     import torch
 
     from cellvit.model.cellvit import CellViT
 
-    model = CellViT.from_pretrained(arguments.checkpoint)
-    if arguments.merge_adapters:
+    model = CellViT.from_pretrained(options.checkpoint)
+    if options.merge_adapters:
         from cellvit.training.finetuning import merge_adapters
 
         model = merge_adapters(model)
-    model.save_pretrained(arguments.out, dtype=getattr(torch, arguments.dtype))
-    sys.stdout.write(f"wrote {arguments.out}\n")
+    model.save_pretrained(options.out, dtype=getattr(torch, options.dtype))
+    output.line(f"wrote {options.out}")
     return 0
+
+
+main = command(build_parser, _run)

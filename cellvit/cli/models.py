@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from cellvit.cli.console import output_console
+from cellvit.cli.console import NARROW, Output, output_console
+from cellvit.cli.verb import command, verb_parser
 from cellvit.io.format import readable_size
 from cellvit.weights.catalogue import ENCODER_WEIGHTS, MODEL, Entry, by_name, entries
 from cellvit.weights.locate import (
@@ -35,26 +36,9 @@ CONVENTION = (
     "GFLOP: one tile of 1024 px through the whole network, a multiply-add counted as two; encoder weights with the "
     "published decoder and heads of 6 nucleus and 19 tissue types."
 )
-NARROW = 120
-"""Columns; on less, an entry takes two lines."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
-
-    Args:
-        argv: Its arguments; None takes those of the process.
-
-    Returns:
-        0 on success, 2 for wrong usage.
-
-    Raises:
-        UnknownPluginError: If there is no model or weights of the name asked for.
-    """
-    try:
-        options = build_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed why, or the help
-        return int(stop.code or 0)
+def _run(options: argparse.Namespace, output: Output) -> int:
     chosen = entries() if options.name is None else (by_name(options.name),)
     if options.json:
         rows = [entry_row(entry) for entry in chosen]
@@ -70,15 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
-    parser = argparse.ArgumentParser(
-        "cellvit models",
-        description="List models and weights of encoders: size, cost, types, resolution, licence, and where they are.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "models",
+        "List models and weights of encoders: size, cost, types, resolution, licence, and where they are.",
+        EPILOG,
     )
-    parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="show all about one: its name, its file's name or a model folder"
-    )
+    text = "show all about one: its name, its file's name or a model folder"
+    parser.add_argument("name", nargs="?", metavar="NAME", help=text)
     parser.add_argument("--json", action="store_true", help="print objects instead of tables")
     return parser
 
@@ -228,3 +210,6 @@ def _looked_for(entry: Entry) -> str:
     for _, path in candidate_paths(entry):
         folders.setdefault(str(path.parent), []).append(path.name)
     return "\n".join(f"{folder}: {', '.join(names)}" for folder, names in folders.items())
+
+
+main = command(build_parser, _run)

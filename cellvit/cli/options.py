@@ -1,11 +1,14 @@
-"""Options that several verbs share, and what their values may be."""
+"""Options that several verbs share, and what their values may be; nothing heavy is imported for them."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from cellvit.errors import OutputError
 from cellvit.geometry.symmetry import VIEWS
-from cellvit.inference.protocol import DEVICES, PRECISIONS
+from cellvit.inference.settings import DEVICES, PRECISIONS
+
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -44,7 +47,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(DEVICES)}, cuda:1, or several as cuda:0,cuda:1 (default: auto, all GPUs)",
     )
-    add("--precision", default="32-true", choices=tuple(PRECISIONS), help="of the network (default: 32-true)")
+    add("--precision", default="32-true", choices=PRECISIONS, help="of the network (default: 32-true)")
     add_tta(parser)
     add("--batch-size", default=1, type=positive(int), metavar="N", help="tiles at once (default: 1)")
     add("--tile-size", default=1024, type=positive(int), metavar="PX", help="side of a tile (default: 1024)")
@@ -66,3 +69,21 @@ def add_slide_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         help="coordinates: of the file, or of its scanned part",
     )
     return group
+
+
+def add_model_output(parser: argparse.ArgumentParser) -> None:
+    """Add the options ``--out`` and ``--dtype`` of a verb that writes a model folder."""
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the stored weights")
+
+
+def check_out_is_no_input(out: Path, inputs: Iterable[Path | None]) -> None:
+    """Refuse to write results into a folder that is read.
+
+    Raises:
+        OutputError: If one of the inputs is that folder.
+    """
+    for path in inputs:
+        if path is not None and path.is_dir() and out.exists() and out.samefile(path):
+            message = f"--out {str(out)!r} is also an input folder; choose another, or its results become inputs"
+            raise OutputError(message)

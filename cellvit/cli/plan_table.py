@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cellvit.cli.console import Output
 from cellvit.inference.plan import SlidePlan
 from cellvit.inference.plan.estimate import Range
 from cellvit.io.format import readable_size, rough_duration
@@ -15,11 +15,11 @@ STAGES = {"read": "reading", "network": "network", "postprocess": "post-processi
 SOURCES = {"slide": "stated by the slide", "mpp": "given by --mpp", "magnification": "given by --magnification"}
 
 
-def print_plan(console: Console, plan: SlidePlan, picture: Path | None) -> None:
+def print_plan(output: Output, plan: SlidePlan, picture: Path | None) -> None:
     """Print the plan of a slide as a table of labels and sentences.
 
     Args:
-        console: Where to.
+        output: Where to.
         plan: The plan.
         picture: Where its picture was written, or None.
     """
@@ -32,8 +32,8 @@ def print_plan(console: Console, plan: SlidePlan, picture: Path | None) -> None:
         table.add_row("  [yellow]warning[/yellow]", escape(text))
     if picture is not None:
         table.add_row("  picture", escape(str(picture)))
-    console.print(f"[bold]{escape(str(plan.path))}[/bold]", soft_wrap=True)
-    console.print(table)
+    output.show(f"[bold]{escape(str(plan.path))}[/bold]", soft_wrap=True, highlight=False)
+    output.show(table, highlight=False)
 
 
 def _facts(plan: SlidePlan) -> Iterator[tuple[str, str]]:

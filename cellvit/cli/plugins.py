@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from cellvit.cli.console import output_console
+from cellvit.cli.console import NARROW, Output, output_console
+from cellvit.cli.verb import command, verb_parser
 from cellvit.plugins.listing import OURS, REGISTRIES, plugin_rows
 
 EPILOG = """\
@@ -23,23 +24,9 @@ taken is listed with the reason.
 
 exit status: 0 all can be used; 1 some cannot; 2 wrong usage.
 """
-NARROW = 120
-"""Columns; on less, five columns would be slivers."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb.
-
-    Args:
-        argv: Its arguments; None takes those of the process.
-
-    Returns:
-        0 if all plug-ins of the kinds listed can be used, 1 if some cannot, 2 for wrong usage.
-    """
-    try:
-        options = build_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed why, or the help
-        return int(stop.code or 0)
+def _run(options: argparse.Namespace, output: Output) -> int:
     rows = plugin_rows([options.kind] if options.kind else list(REGISTRIES))
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
@@ -50,13 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
-    parser = argparse.ArgumentParser(
-        "cellvit plugins",
-        description="List the parts of a model that configurations can name, and which package brings each.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "plugins", "List the parts of a model that configurations can name, and which package brings each.", EPILOG
     )
-    parser.add_argument("kind", nargs="?", choices=REGISTRIES, metavar="KIND", help=f"one of {', '.join(REGISTRIES)}")
+    parser.add_argument(
+        "kind", nargs="?", choices=tuple(REGISTRIES), metavar="KIND", help=f"one of {', '.join(REGISTRIES)}"
+    )
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
     return parser
 
@@ -103,3 +89,6 @@ def _narrow_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def _text(row: dict[str, Any]) -> str:
     return f"[red]cannot be used:[/red] {escape(row['error'])}" if row["error"] else escape(row["summary"])
+
+
+main = command(build_parser, _run)

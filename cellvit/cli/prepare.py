@@ -2,15 +2,17 @@
 
 import argparse
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
-from cellvit.cli.console import output_console, progress_bar
+from cellvit.cli.console import Output
+from cellvit.cli.inputs import not_there
+from cellvit.cli.verb import add_output_options, command, verb_parser
+from cellvit.errors import DataError
 
 if TYPE_CHECKING:
     from cellvit.data.pannuke.convert import FoldSummary
@@ -31,35 +33,9 @@ class _Faults:
         return iter(ACCEPTABLE)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: Its arguments.
-
-    Returns:
-        0 on success, 130 if it was interrupted.
-
-    Raises:
-        CellViTError: If something is wrong with the data, or the result cannot be written.
-    """
-    options = build_parser().parse_args(argv)
-    try:
-        options.run(options)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what is finished is kept, run the same command to go on\n")
-        return 130
-    return 0
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="cellvit prepare",
-        description="Check a data set and write it in the form that training reads.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("prepare", "Check a data set and write it in the form that training reads.", EPILOG)
     kinds = parser.add_subparsers(required=True, metavar="DATASET")
     pannuke = kinds.add_parser("pannuke", help="the folds of PanNuke as they are distributed")
     pannuke.add_argument("root", type=Path, metavar="ROOT", help="folder with 'Fold 1', 'Fold 2', 'Fold 3'")
@@ -77,13 +53,21 @@ def build_parser() -> argparse.ArgumentParser:
     monuseg.set_defaults(run=_monuseg)
     for kind, default in ((pannuke, "ROOT/prepared[-mppUM]"), (like, "./pannuke-like"), (monuseg, "ROOT/prepared")):
         kind.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write (default: {default})")
+        add_output_options(kind, json="print one JSON object per fold or image instead of tables")
     return parser
 
 
-def _pannuke(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, output: Output) -> int:
+    if reason := not_there(options.root):
+        raise DataError(reason)
+    options.run(options, output)
+    return 0
+
+
+def _pannuke(options: argparse.Namespace, output: Output) -> None:
     from cellvit.data.pannuke.prepare import prepare_pannuke
 
-    with progress_bar("patches") as advance:
+    with output.progress("patches") as advance:
         prepared = prepare_pannuke(
             options.root,
             options.out,
@@ -92,53 +76,52 @@ def _pannuke(options: argparse.Namespace) -> None:
             accept=options.accept,
             report=advance,
         )
-    _show_folds(prepared)
-    _say_next(_training(prepared), prepared.out)
+    _show_folds(prepared, output)
+    _say_next(output, _training(prepared), prepared.out)
 
 
-def _pannuke_like(options: argparse.Namespace) -> None:
+def _pannuke_like(options: argparse.Namespace, output: Output) -> None:
     from cellvit.data.datasets.consep import cut_folds
     from cellvit.data.pannuke.prepare import prepare_pannuke
 
     out = options.out or Path("pannuke-like")
-    with progress_bar("images") as advance:
+    with output.progress("images") as advance:
         cut = cut_folds(options.root, out, report=lambda done, total: advance("cut", done, total))
-    with progress_bar("patches") as advance:
+    with output.progress("patches") as advance:
         prepared = prepare_pannuke(out, report=advance)
     state = "were there" if cut.kept else "written"
-    sys.stdout.write(f"folds as PanNuke distributes them {state}: {out}\n")
+    output.line(f"folds as PanNuke distributes them {state}: {out}")
     for number, names in cut.images.items():
-        sys.stdout.write(f"  fold {number}: {cut.patches[number]} patches of {', '.join(names)}\n")
+        output.line(f"  fold {number}: {cut.patches[number]} patches of {', '.join(names)}")
     if cut.left_out:
-        sys.stdout.write(f"  left out, no label or no types: {', '.join(cut.left_out)}\n")
-    _show_folds(prepared)
-    _say_next(_training(prepared), out)
+        output.line(f"  left out, no label or no types: {', '.join(cut.left_out)}")
+    _show_folds(prepared, output)
+    _say_next(output, _training(prepared), out)
 
 
-def _monuseg(options: argparse.Namespace) -> None:
+def _monuseg(options: argparse.Namespace, output: Output) -> None:
     from cellvit.data.datasets.monuseg import prepare_monuseg
 
     out = options.out or options.root / "prepared"
-    with progress_bar("images") as advance:
+    with output.progress("images") as advance:
         made = prepare_monuseg(options.root, out, report=advance)
-    console = output_console()
     table = Table(title=escape(f"MoNuSeg in {str(out)!r}"))
     table.add_column("image", overflow="fold")
     for heading in ("nuclei", "wholly under others", "outlines of < 3 points", ""):
         table.add_column(heading, justify="right")
     for one in made:
+        output.row({"image": one.name, "nuclei": one.nuclei, "kept": one.kept, "out": out})
         numbers = ("", "", "kept") if one.kept else (f"{one.occluded:,}", f"{one.dropped:,}", "")
         table.add_row(escape(one.name), f"{one.nuclei:,}", *numbers)
     table.add_section()
     table.add_row(f"{len(made)} images", f"{sum(one.nuclei for one in made):,}")
-    console.print(table)
-    _say_next("cellvit segment --out results", out / "images")
+    output.show(table)
+    _say_next(output, "cellvit segment --out results", out / "images")
 
 
-def _show_folds(prepared: "Prepared") -> None:
+def _show_folds(prepared: "Prepared", output: Output) -> None:
     """Print what each fold holds."""
     dataset = prepared.dataset
-    console = output_console()
     title = f"{dataset.name}: {dataset.patch_size} px patches at {dataset.mpp:g} µm/px in {str(prepared.out)!r}"
     table = Table(title=escape(title))
     table.add_column("fold", justify="right")
@@ -148,15 +131,17 @@ def _show_folds(prepared: "Prepared") -> None:
         kinds = fold.nuclei.values()
         numbers = (fold.patches, fold.without_nuclei, len(fold.tissues), sum(kinds), *kinds)
         table.add_row(str(fold.number), *(f"{number:,}" for number in numbers))
-    console.print(table)
+        facts = {"patches": fold.patches, "without_nuclei": fold.without_nuclei, "nuclei": fold.nuclei}
+        output.row({"fold": fold.number, **facts, "notes": _notes(fold), "out": prepared.out})
+    output.show(table)
     if len(dataset.tissue_names) > 1:
-        console.print(_tissue_table(prepared))
+        output.show(_tissue_table(prepared))
     for fold in prepared.folds:
         for note in _notes(fold):
-            console.print(f"fold {fold.number}: {note}", markup=False, highlight=False, soft_wrap=True)
+            output.show(f"fold {fold.number}: {note}", markup=False, highlight=False, soft_wrap=True)
     if prepared.kept:
         kept = ", ".join(map(str, prepared.kept))
-        console.print(f"finished before and kept: fold {kept}", highlight=False, soft_wrap=True)
+        output.show(f"finished before and kept: fold {kept}", highlight=False, soft_wrap=True)
 
 
 def _tissue_table(prepared: "Prepared") -> Table:
@@ -196,5 +181,8 @@ def _training(prepared: "Prepared") -> str:
     return f"cellvit cross-validate {config} --out runs/{name} {resolution}--data.root"
 
 
-def _say_next(command: str, path: Path) -> None:
-    sys.stdout.write(f"next: {command} {shlex.quote(str(path))}\n")
+def _say_next(output: Output, command: str, path: Path) -> None:
+    output.line(f"next: {command} {shlex.quote(str(path))}")
+
+
+main = command(build_parser, _run, resumes=True)

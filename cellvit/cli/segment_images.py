@@ -15,28 +15,38 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from cellvit.cli.console import output_console
-from cellvit.errors import CellViTError, OutputError
+from cellvit.cli.console import Output
+from cellvit.cli.inputs import Inputs, failure_text
+from cellvit.cli.segment import IMAGE_FORMATS
+from cellvit.errors import OutputError
 from cellvit.inference.image import segment_image
-from cellvit.inference.protocol import NucleiModel
+from cellvit.inference.protocol import NucleiModel, load_model
+from cellvit.inference.tta import with_tta
 from cellvit.io.images import read_image
 from cellvit.slide.naming import output_names
 from cellvit.slide.resolution import image_resolution
 from cellvit.types import Nuclei
 
-SUFFIXES = {"geojson": ".geojson", "json": ".json", "parquet": ".parquet", "overlay": ".png"}
-"""Formats of an image and the suffix of each."""
 
 
 @dataclass
 class Outcome:
-    """What became of one image: nuclei per type, or an error."""
+    """What became of one image: nuclei per type and files, or an error."""
 
     path: Path
     counts: NDArray[np.int64] | None = None
     mpp: float = 0.0
     seconds: float = 0.0
+    files: dict[str, Path] = field(default_factory=dict)
     error: str | None = None
+
+    def row(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return it as plain data; ``names`` are those of the types, no type first."""
+        found = {}
+        if self.counts is not None:
+            types = {name: int(n) for name, n in zip(("no type", *names[1:]), self.counts, strict=True)}
+            found = {"nuclei": int(self.counts.sum()), "types": types, "mpp": self.mpp, "seconds": self.seconds}
+        return {"path": self.path, "error": self.error, **found, "files": {k: str(v) for k, v in self.files.items()}}
 
 
 @dataclass
@@ -46,48 +56,58 @@ class Job:
     model: NucleiModel
     options: argparse.Namespace
     formats: tuple[str, ...]
-    say: Callable[[str], None]
+    output: Output
     outcomes: list[Outcome] = field(default_factory=list)
 
 
-def segment_images(job: Job, images: Sequence[Path], progress: Progress) -> None:
-    """Do images one after the other; what becomes of each is kept in the job.
+def segment_images(
+    inputs: Inputs, options: argparse.Namespace, formats: tuple[str, ...], *, device: str, output: Output
+) -> bool:
+    """Do images one after the other, print what became of each, and return whether one failed.
 
     Args:
-        job: What is the same for all.
-        images: Files, each once.
-        progress: Shows how far it is.
+        inputs: Of the command line, at least one image.
+        options: Of the command line.
+        formats: Keys of :data:`cellvit.cli.segment.IMAGE_FORMATS`.
+        device: Name of one device.
+        output: Where results and errors are printed.
     """
-    names = output_names(images, job.options.out, suffixes=[SUFFIXES[name] for name in job.formats])
-    overall = progress.add_task("images", total=len(images))
-    for path in images:
-        _segment_one(job, path, names[path], progress)
-        progress.advance(overall)
+    names = output_names(inputs.images, options.out, suffixes=[IMAGE_FORMATS[name] for name in formats])
+    with output.bars() as progress:
+        starting = progress.add_task("loading the model", total=None)
+        job = Job(with_tta(load_model(options.model, device=device), options.tta), options, formats, output)
+        progress.remove_task(starting)
+        overall = progress.add_task("images", total=len(inputs.images))
+        for path in inputs.images:
+            job.outcomes.append(_segment_one(job, path, names[path], progress))
+            output.row(job.outcomes[-1].row(job.model.classes.names))
+            progress.advance(overall)
+    failed = any(outcome.error for outcome in job.outcomes)
+    job.outcomes[:0] = [Outcome(Path(text), error=reason) for text, reason in inputs.missing]
+    _print_table(job)
+    return failed
 
 
-def _segment_one(job: Job, path: Path, name: str, progress: Progress) -> None:
+def _segment_one(job: Job, path: Path, name: str, progress: Progress) -> Outcome:
     """Do one image; an error is reported and kept, the next image can go on."""
     task: TaskID = progress.add_task(escape(f"  {path.name}"), total=None)
     outcome, started = Outcome(path), time.monotonic()
     try:
         _produce(job, outcome, name, lambda done, total: progress.update(task, completed=done, total=total))
         outcome.seconds = time.monotonic() - started
-        job.outcomes.append(outcome)
-    except CellViTError as error:
-        if job.options.debug:
-            raise
-        _fail(job, outcome, str(error) if path.name in str(error) else f"{str(path)!r}: {error}")
     except Exception as error:  # a fault of ours in one image must not cost the user the others
         if job.options.debug:
             raise
-        _fail(job, outcome, f"{str(path)!r}: {type(error).__name__}: {error} (--debug shows where)")
+        outcome.error = failure_text(path, error)
+        job.output.error(outcome.error)
     finally:
         progress.remove_task(task)
+    return outcome
 
 
 def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int], None]) -> None:
     options, path = job.options, outcome.path
-    targets = {format_: options.out / f"{name}{SUFFIXES[format_]}" for format_ in job.formats}
+    targets = {format_: options.out / f"{name}{IMAGE_FORMATS[format_]}" for format_ in job.formats}
     existing = [str(target) for target in targets.values() if target.exists()]
     if existing and not options.overwrite:
         raise OutputError(f"{existing[0]!r} exists; pass --overwrite to replace it, or another --out")
@@ -118,6 +138,7 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         "cellvit_version": version("cellvit-lightning"),
     }
     _write(targets, image, nuclei, metadata)
+    outcome.files = targets
     outcome.counts = np.bincount(nuclei.type, minlength=len(job.model.classes))
 
 
@@ -138,20 +159,12 @@ def _resolution(job: Job, path: Path) -> tuple[float, str]:
     """Return the microns per pixel to use for a file and where the value is from; warn if the file disagrees."""
     found, warnings = image_resolution(path, mpp=job.options.mpp, magnification=job.options.magnification)
     for text in warnings:
-        job.say(f"warning: {text}")
+        job.output.note(text, "warning")
     return found.mpp[0], "argument" if found.source in ("mpp", "magnification") else found.source
 
 
-def _fail(job: Job, outcome: Outcome, reason: str) -> None:
-    """Keep what went wrong with an image, and say it."""
-    outcome.error = reason
-    job.outcomes.append(outcome)
-    job.say(f"error: {reason}")
-
-
-def print_images(job: Job) -> None:
+def _print_table(job: Job) -> None:
     """Print the counts per class of every image to standard output."""
-    console = output_console()
     names = job.model.classes.names
     counts = [outcome.counts for outcome in job.outcomes if outcome.counts is not None]
     total: NDArray[np.int64] = np.sum([np.zeros(len(names), dtype=np.int64), *counts], axis=0)
@@ -171,4 +184,4 @@ def print_images(job: Job) -> None:
     if len(counts) > 1:
         table.add_section()
         table.add_row("total", "", *(f"{number:,}" for number in (total.sum(), *total[shown])))
-    console.print(table)
+    job.output.show(table)

@@ -3,8 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,56 +12,16 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from cellvit.cli.console import output_console
+from cellvit.cli.console import Output
+from cellvit.cli.inputs import failure_text, not_there
 from cellvit.errors import CellViTError, DataError
-from cellvit.geometry.regions import Region
 from cellvit.inference.cohort.report import write_report
 from cellvit.inference.cohort.run import CohortFiles, Reporter, SlideJob, SlideOutcome, run_cohort
-from cellvit.inference.cohort.sheet import REPORT_NAME, SUMMARY_NAME, CohortRow, cohort_jobs, read_cohort
+from cellvit.inference.cohort.sheet import REPORT_NAME, SUMMARY_NAME, CohortRow, cohort_jobs
 from cellvit.inference.cohort.summary import numbers_of, read_summary, with_earlier
-from cellvit.inference.settings import SlideSettings
-from cellvit.inference.slide import slide_task
-from cellvit.slide.naming import expand_inputs
 
 LOG_SECONDS = 60.0
 """Between two lines about one slide where there is no terminal."""
-
-
-def read_inputs(texts: Sequence[str]) -> tuple[list[CohortRow], list[Path], list[tuple[str, str]]]:
-    """Return what inputs of a command line stand for.
-
-    Args:
-        texts: Files, folders, patterns, and lists of slides, whose names end in ``.csv``.
-
-    Returns:
-        The slides of lists; other files, each once; for every input that stands for nothing the input and the reason.
-
-    Raises:
-        DataError: If a list has faults.
-    """
-    lists = [text for text in texts if text.lower().endswith(".csv")]
-    files, missing = expand_inputs([text for text in texts if text not in lists])
-    return [row for text in lists for row in read_cohort(text)], files, missing
-
-
-def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dict[str, Any]:
-    """Return the arguments of :func:`cellvit.inference.slide.slide_task` that a command line means.
-
-    Args:
-        options: Of the command line.
-        formats: Those that are written for slides.
-
-    Raises:
-        ConfigError: If a value cannot work.
-    """
-    named = {field.name for field in fields(SlideSettings)}
-    values = {name: value for name, value in vars(options).items() if name in named}
-    values |= {"tissue_filter": not options.no_tissue_filter, "embeddings": not options.no_embeddings}
-    values |= {"formats": formats}
-    SlideSettings(**values)
-    if options.roi is not None:
-        Region.read(options.roi)  # a fault in it is told once, before anything is started
-    return {**values, "model": options.model}
 
 
 def segment_slides(
@@ -70,27 +29,44 @@ def segment_slides(
     options: argparse.Namespace,
     settings: Mapping[str, Any],
     devices: Sequence[str],
-    progress: Progress,
-    say: Callable[[str], None],
-) -> list[SlideOutcome]:
-    """Do slides, on one device, several, or a cluster.
+    *,
+    output: Output,
+) -> bool:
+    """Do slides, on one device, several, or a cluster, print what came of each, and return whether one failed.
 
     Args:
-        rows: The slides.
+        rows: The slides; the user has been told of those that do not exist.
         options: Of the command line.
-        settings: From :func:`slide_settings`.
+        settings: From :func:`cellvit.cli.inputs.slide_settings`.
         devices: From :func:`cellvit.inference.cohort.run.choose_devices`.
-        progress: Shows how far each is.
-        say: Prints a line.
-
-    Returns:
-        What came of each, in the order of the slides.
+        output: Where results, errors and the log are printed.
     """
     if options.cluster:
         settings = {**settings, "device": options.device}
     jobs = cohort_jobs(rows, options.out, **settings)
-    files = CohortFiles(jobs, options.out / SUMMARY_NAME, say=lambda text: say(f"warning: {text}"))
-    bars = _Bars(progress, say, files, total=len(jobs), debug=options.debug)
+    files = CohortFiles(jobs, options.out / SUMMARY_NAME, say=lambda text: output.note(text, "warning"))
+    with output.bars() as progress:
+        bars = _Bars(progress, output, files, total=len(jobs), debug=options.debug)
+        absent = [] if options.cluster else [_absent(job, reason) for job in jobs if (reason := not_there(job.path))]
+        for outcome in absent:
+            bars.count(outcome)
+        lost = {outcome.out for outcome in absent}
+        found = _run_all([job for job in jobs if job.out not in lost], options, devices, bars)
+    by_folder = {outcome.out: outcome for outcome in (*absent, *found)}
+    return _finish([by_folder[job.out] for job in jobs], options.out, output)
+
+
+def _absent(job: SlideJob, reason: str) -> SlideOutcome:
+    return SlideOutcome(job.path, job.out, None, reason, 0.0, "", job.extra)
+
+
+def _run_all(
+    jobs: Sequence[SlideJob], options: argparse.Namespace, devices: Sequence[str], bars: "_Bars"
+) -> list[SlideOutcome]:
+    if not jobs:
+        return []
+    from cellvit.inference.slide import slide_task
+
     if options.cluster:
         from cellvit.inference.cohort.dask import run_on_cluster
 
@@ -101,10 +77,8 @@ def segment_slides(
 class _Bars(Reporter):
     """Shows a bar per slide in work, and keeps the files of the cohort up to date."""
 
-    def __init__(
-        self, progress: Progress, say: Callable[[str], None], files: CohortFiles, *, total: int, debug: bool
-    ) -> None:
-        self._progress, self._say, self._files, self._debug = progress, say, files, debug
+    def __init__(self, progress: Progress, output: Output, files: CohortFiles, *, total: int, debug: bool) -> None:
+        self._progress, self._output, self._files, self._debug = progress, output, files, debug
         self._overall = progress.add_task("slides", total=total)
         self._tasks: dict[Path, TaskID] = {}
         self._lines = not progress.console.is_terminal  # a log gets lines with the time, not bars
@@ -112,7 +86,7 @@ class _Bars(Reporter):
 
     def _log(self, path: Path, text: str) -> None:
         if self._lines:
-            self._say(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {path.name}: {text}")
+            self._output.note(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {path.name}: {text}", "")
             self._told[path] = time.monotonic()
 
     def started(self, job: SlideJob, device: str) -> None:
@@ -128,25 +102,38 @@ class _Bars(Reporter):
     def finished(self, outcome: SlideOutcome) -> None:
         if outcome.path in self._tasks:
             self._progress.remove_task(self._tasks.pop(outcome.path))
-        self._progress.advance(self._overall)
-        self._files.finished(outcome)
+        self.count(outcome)
         if outcome.error is None:
             self._log(outcome.path, f"done in {outcome.seconds:.0f} s")
-        if outcome.error is not None:
-            named = outcome.path.name in outcome.error
-            self._say(f"error: {outcome.error}" if named else f"error: {str(outcome.path)!r}: {outcome.error}")
+        else:
+            self._output.error(failure_text(outcome.path, CellViTError(outcome.error)))
             if self._debug:
                 sys.stderr.write(outcome.trace or "")
                 raise CellViTError(f"stopped at the first error, that of {str(outcome.path)!r}, because of --debug")
         for text in (outcome.summary or {}).get("warnings", ()):
-            self._say(f"warning: {str(outcome.path)!r}: {text}")
+            self.warned(f"{str(outcome.path)!r}: {text}")
 
     def warned(self, text: str) -> None:
-        self._say(f"warning: {text}")
+        self._output.note(text, "warning")
+
+    def count(self, outcome: SlideOutcome) -> None:
+        """Take note of an outcome, of which a reader has been told."""
+        self._progress.advance(self._overall)
+        self._files.finished(outcome)
+        self._output.row(_row(outcome))
 
 
-def finish_slides(outcomes: Sequence[SlideOutcome], out: Path) -> bool:
-    """Write the report, print a table of slides to standard output, and return whether one failed."""
+def _row(outcome: SlideOutcome) -> dict[str, Any]:
+    row: dict[str, Any] = {"path": outcome.path, "error": outcome.error}
+    if outcome.summary is not None:
+        facts = numbers_of(outcome)
+        row |= {"nuclei": facts.nuclei, "types": dict(facts.by_type), "mpp": facts.mpp, "seconds": outcome.seconds}
+        row |= {"mpp_source": facts.mpp_source, "tissue_mm2": facts.tissue_mm2, "nuclei_per_mm2": facts.density}
+    return {**row, "folder": outcome.out}
+
+
+def _finish(outcomes: Sequence[SlideOutcome], out: Path, output: Output) -> bool:
+    """Write the report, print a table of slides, and return whether one failed."""
     report = out / REPORT_NAME
     try:
         every = with_earlier(outcomes, read_summary(out / SUMMARY_NAME))
@@ -159,9 +146,8 @@ def finish_slides(outcomes: Sequence[SlideOutcome], out: Path) -> bool:
         table.add_column(heading, justify="right")
     for outcome in outcomes:
         table.add_row(escape(outcome.path.name), *_cells(outcome))
-    console = output_console()
-    console.print(table)
-    console.print(escape(f"all slides: {out / SUMMARY_NAME}, {report}"), highlight=False, soft_wrap=True)
+    output.show(table)
+    output.show(escape(f"all slides: {out / SUMMARY_NAME}, {report}"), highlight=False, soft_wrap=True)
     return any(outcome.error for outcome in outcomes)
 
 

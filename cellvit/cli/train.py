@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import warnings
 from contextlib import suppress
@@ -19,7 +20,7 @@ from cellvit.cli.config import expand_bases
 from cellvit.data import FolderDataModule, PanNukeDataModule  # noqa: F401  likewise
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
-from cellvit.errors import WeightsError
+from cellvit.errors import CellViTError, WeightsError
 from cellvit.evaluation.cross_validation.run import SUPERVISED
 from cellvit.heads.base import HEADS
 from cellvit.metrics.base import METRICS
@@ -82,6 +83,7 @@ def main(arguments: list[str]) -> int:
     Returns:
         0, or 143 if it was told to stop; LightningCLI raises on errors and exits with 2 on wrong usage.
     """
+    sys.path.append(str(Path.cwd()))  # a class in a file beside can be named, though the console script hides it
     for registry in (ENCODERS, DECODERS, HEADS, METRICS, POSTPROCESSORS):
         registry.load()  # plug-ins are known before anything is parsed
     if os.environ.get(SUPERVISED):
@@ -91,6 +93,8 @@ def main(arguments: list[str]) -> int:
     except SIGTERMException:  # a SystemExit that would otherwise pass for success
         return 128 + signal.SIGTERM
     except (RuntimeError, ValueError) as error:
+        if isinstance(error.__cause__, CellViTError):  # the parser wraps what our classes say in all that it tried
+            raise error.__cause__ from error
         if "loading state_dict" not in str(error) and "parameter group" not in str(error):
             raise
         reason = " ".join(str(error).split())[:500]

@@ -13,9 +13,9 @@ from PIL import Image
 
 from cellvit.errors import DataError
 from cellvit.io.images import DAMAGE
+from cellvit.io.paths import SPLITS as SPLITS
 
 MANIFEST = "manifest.csv"
-SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 LABEL_SUFFIXES = (".npz", ".npy", ".png", ".tif", ".tiff")
 _COLUMNS = ("dataset", "image", "split")

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from cellvit.errors import ConfigError
 
+SPLITS = ("train", "val", "test")
+"""Folders of a data folder, or values of the column ``split`` of its manifest."""
+
 
 def expand_path(path: str | Path) -> Path:
     """Return a path with its environment variables and ``~`` expanded.

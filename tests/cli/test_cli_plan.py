@@ -7,10 +7,10 @@ from PIL import Image
 from support.drawn_slides import drawn_block, write_drawn_slide
 
 from cellvit import cli
-from cellvit.cli import plan as cli_plan
 from cellvit.cli.plan import main
 from cellvit.cli.plan_table import readable_range
 from cellvit.cli.segment import main as segment
+from cellvit.inference import plan as plan_package
 from cellvit.inference.plan.estimate import Range
 
 
@@ -143,20 +143,20 @@ def test_a_region_of_interest(slides, model, tmp_path, capsys):
 def test_wrong_usage_starts_nothing(slides, model, tmp_path, capsys, monkeypatch, extra, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("")
-    monkeypatch.setattr(cli_plan, "plan_slide", lambda *a, **k: pytest.fail("started"))
+    monkeypatch.setattr(plan_package, "plan_slide", lambda *a, **k: pytest.fail("started"))
     assert main([str(slides / "a.tif"), *options(model), *extra]) == 2
     assert words in capsys.readouterr().err
 
 
 def test_a_fault_of_ours_costs_one_slide(slides, model, capsys, monkeypatch):
-    real = cli_plan.plan_slide
+    real = plan_package.plan_slide
 
     def faulty(path, **settings):
         if path.name == "a.tif":
             raise ZeroDivisionError("division by zero")
         return real(path, **settings)
 
-    monkeypatch.setattr(cli_plan, "plan_slide", faulty)
+    monkeypatch.setattr(plan_package, "plan_slide", faulty)
     command = [str(slides), "--sample", "0", *options(model)]
     assert main(command) == 1
     printed = capsys.readouterr()

@@ -43,7 +43,7 @@ def as_flags(text: str, flags: Mapping[str, str]) -> str:
             return found[0]
         if found[2] in ("True", "False"):
             return flag
-        values = re.findall(r"[^][(),\s]+", found[2]) if found[2][0] in "[(" else [found[2]]
+        values = re.findall(r"[^][(),'\s]+", found[2]) if found[2][0] in "[(" else [found[2]]
         return " ".join([flag, *values])
 
     def bare(found: re.Match[str]) -> str:

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cellvit.cli.console import Output
+from cellvit.cli.flags import as_flags
 from cellvit.inference.plan import SlidePlan
 from cellvit.inference.plan.estimate import Range
 from cellvit.io.format import readable_size, rough_duration
@@ -29,7 +30,7 @@ def print_plan(output: Output, plan: SlidePlan, picture: Path | None) -> None:
     for label, text in _facts(plan):
         table.add_row(f"  {label}", escape(text))
     for text in plan.warnings:
-        table.add_row("  [yellow]warning[/yellow]", escape(text))
+        table.add_row("  [yellow]warning[/yellow]", escape(as_flags(text, output.flags)))
     if picture is not None:
         table.add_row("  picture", escape(str(picture)))
     output.show(f"[bold]{escape(str(plan.path))}[/bold]", soft_wrap=True, highlight=False)

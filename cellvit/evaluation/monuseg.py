@@ -222,7 +222,7 @@ def check_records(records: Sequence[ImageRecord], *, where: Path) -> list[str]:
         DataError: If there are none, or some cannot be used; one error names them all.
     """
     if not records:
-        raise DataError(f"data folder '{where}' has no images; check the path, or pass --split")
+        raise DataError(f"data folder '{where}' has no images; check the path, or choose another split")
     problems, odd = [], []
     for record in records:
         try:

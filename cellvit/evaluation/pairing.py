@@ -69,7 +69,7 @@ def find_pairs(pred: Path, truth: Path, *, split: str | None = None, datasets: S
     if truth.is_dir() and (split is not None or datasets is not None or _is_data_folder(truth)):
         return _with_records(pred, truth, split, datasets)
     if split is not None or datasets is not None:
-        raise ConfigError(f"'{truth}' is a file: leave out --split and --datasets, or give a data folder")
+        raise ConfigError(f"'{truth}' is a file: leave out split and datasets, or give a data folder")
     if truth.is_file():
         return Pairing((Pair(_stem(truth), pred, truth),), (), ())
     found, true = _files_by_stem(pred, "prediction"), _files_by_stem(truth, "truth")
@@ -89,7 +89,7 @@ def check_complete(pairing: Pairing, *, pred: Path) -> None:
     names = ", ".join(pairing.missing[:20]) + (", ..." if len(pairing.missing) > 20 else "")
     total = len(pairing.pairs) + len(pairing.missing)
     message = f"{len(pairing.missing)} of {total} images have no prediction in '{pred}': {names}; "
-    raise DataError(message + "add them, or pass --skip-missing to score the others alone")
+    raise DataError(message + "add them, or pass skip_missing=True to score the others alone")
 
 
 def _is_data_folder(path: Path) -> bool:
@@ -102,7 +102,7 @@ def _with_records(pred: Path, truth: Path, split: str | None, datasets: Sequence
     if not records:
         wanted = "no split" if split is None else f"split {split!r}"
         raise DataError(
-            f"data folder '{truth}' has no images of {wanted}; pass --split with one of {', '.join(SPLITS)}"
+            f"data folder '{truth}' has no images of {wanted}; choose a split of {', '.join(SPLITS)}"
         )
     absent = [str(record.label) for record in records if not record.label.is_file()]
     if absent:
@@ -136,7 +136,8 @@ def _check_unambiguous(records: Sequence[ImageRecord], found: dict[str, Path | N
     if shared is not None:
         names = [record.name for record in records if found[record.name] == shared]
         message = f"'{shared}' would be the prediction of {' and '.join(names)}; "
-        raise DataError(message + "put the predictions of each data set into a folder of its name, or use --datasets")
+        way = "put the predictions of each data set into a folder of its name, or choose some: datasets=['NAME']"
+        raise DataError(message + way)
 
 
 def _check_common(pred: Path, truth: Path, found: dict[str, Path], names: Sequence[str]) -> None:

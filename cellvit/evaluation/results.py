@@ -27,7 +27,7 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"cannot make the folder '{out}' ({reason}); choose another --out") from error
+        raise OutputError(f"cannot make the folder '{out}' ({reason}); choose another out=FOLDER") from error
     probe = out / ".cellvit-write-test"
     with atomic_path(probe):
         pass

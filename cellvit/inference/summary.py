@@ -125,7 +125,7 @@ class SlideFacts:
         x, y, width, height = self._place(table.unreadable[0])
         return [
             f"{len(table.unreadable)} of {len(self.prepared.tiles)} tiles could not be read and hold no nuclei, as "
-            f"{width} x {height} px at x={x}, y={y}; copy the slide again and run it with --overwrite"
+            f"{width} x {height} px at x={x}, y={y}; copy the slide again and run it with overwrite=True"
         ]
 
     def _slide(self, digest: str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def nuclei_of(future: "Future[Nuclei]") -> Nuclei:
 def _worker_died() -> OutputError:
     return OutputError(
         "a post-processing worker was killed, most likely for lack of memory; the finished parts are kept: "
-        "run the same command again with fewer --workers"
+        "run the same again with fewer workers"
     )
 
 

@@ -22,6 +22,7 @@ REGISTRIES = {
 """Module and name of the registry of each kind, in the order of the data; imported when it is listed."""
 OURS = "cellvit-lightning"
 MARKUP = re.compile(r":\w+:`~?([^`]*)`|``([^`]*)``|`([^`]*)`")
+CITATION = re.compile(r"\s*\[\d+\]")
 
 
 def plugin_rows(kinds: Sequence[str]) -> list[dict[str, Any]]:
@@ -64,6 +65,6 @@ def _row(kind: str, entry: RegistryEntry[Any]) -> dict[str, Any]:
 
 
 def _summary(cls: type | None) -> str:
-    """Return the first line of a class's own docstring, without marks of reStructuredText."""
+    """Return the first line of a class's own docstring, without marks of reStructuredText and of citations."""
     lines = ((cls.__doc__ if cls else None) or "").strip().splitlines()
-    return MARKUP.sub(lambda found: found[1] or found[2] or found[3], lines[0]) if lines else ""
+    return CITATION.sub("", MARKUP.sub(lambda found: found[1] or found[2] or found[3], lines[0])) if lines else ""

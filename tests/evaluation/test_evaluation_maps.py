@@ -271,7 +271,7 @@ def test_files_are_paired_by_stem(tmp_path):
     ]
     assert found.missing == ("d",)
     assert [p.name for p in found.unused] == ["c.json"]
-    with pytest.raises(DataError, match=r"1 of 3 images have no prediction in .*: d; add them, or pass --skip-missing"):
+    with pytest.raises(DataError, match=r"1 of 3 images have no prediction in .*: d; add them, or pass skip_missing=True"):
         check_complete(found, pred=pred)
 
 
@@ -283,7 +283,7 @@ def test_two_files_are_a_pair_whatever_their_names(tmp_path):
         find_pairs(tmp_path, tmp_path / "y.npz")
     with pytest.raises(DataError, match=r"truth '.*z' does not exist"):
         find_pairs(tmp_path, tmp_path / "z")
-    with pytest.raises(ConfigError, match="leave out --split"):
+    with pytest.raises(ConfigError, match="leave out split"):
         find_pairs(tmp_path / "x.geojson", tmp_path / "y.npz", split="val")
 
 
@@ -332,7 +332,7 @@ def test_one_prediction_cannot_serve_two_images(tmp_path):
 
 def test_data_folders_with_faults(tmp_path):
     touch(tmp_path / "d" / "val" / "images" / "x.png", tmp_path / "pred" / "x.npz")
-    with pytest.raises(DataError, match="pass --split"):
+    with pytest.raises(DataError, match="choose a(nother)? split"):
         find_pairs(tmp_path / "pred", tmp_path / "d")
     with pytest.raises(DataError, match=r"1 of 1 images .* have no label: .*x\.npz"):
         find_pairs(tmp_path / "pred", tmp_path / "d", split="val")

@@ -443,7 +443,7 @@ def test_a_killed_worker_is_a_clear_error(slide, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline.PostprocessPool, "submit", lambda self, maps: Dies())
     Dies.done = lambda self: True
-    with pytest.raises(OutputError, match="fewer --workers"):
+    with pytest.raises(OutputError, match="fewer workers"):
         run(slide, tmp_path / "out")
 
 

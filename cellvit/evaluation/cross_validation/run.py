@@ -70,7 +70,8 @@ def run_all(plan: CrossValidation, *, say: Callable[[str], None]) -> None:
     try:
         plan.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write into {str(plan.out)!r} ({error.strerror}); choose another --out") from error
+        message = f"cannot write into {str(plan.out)!r} ({error.strerror}); choose another out=FOLDER"
+        raise OutputError(message) from error
     with _only_process(plan.out) as lock:
         _check_plan(plan)
         for run, folds in enumerate(plan.rotation, start=1):
@@ -174,13 +175,13 @@ def _check_plan(plan: CrossValidation) -> None:
     if not path.is_file() or not started:  # what failed before its first epoch binds nobody
         write_json(path, told)
         return
-    before = read_record(path, advice="choose another --out") or {}
+    before = read_record(path, advice="choose another out=FOLDER") or {}
     changed = differences(before, told | {"layers": before.get("layers")})
     if told["layers"] != before.get("layers"):
         changed.append("the text of the configuration has changed")
     if changed:
         raise ConfigError(
-            f"'{plan.out}' holds a cross-validation with other settings ({'; '.join(changed)}); choose another --out, "
+            f"'{plan.out}' holds a cross-validation with other settings ({'; '.join(changed)}); choose another out=FOLDER, "
             f"or repeat the command it was made with, see {path.name}"
         )
 
@@ -201,7 +202,7 @@ def _only_process(folder: Path) -> Iterator[int | None]:
                 break
             except OSError:
                 if time.monotonic() > end:
-                    message = f"another process works in '{folder}'; wait for it, stop it, or choose another --out"
+                    message = f"another process works in '{folder}'; wait for it, stop it, or choose another out=FOLDER"
                     raise OutputError(message) from None
                 time.sleep(0.5)
         yield file.fileno()

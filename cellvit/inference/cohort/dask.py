@@ -179,7 +179,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise OutputError(f"folder '{folder}' cannot be made: {reason}; choose another --out") from error
+        raise OutputError(f"folder '{folder}' cannot be made: {reason}; choose another out=FOLDER") from error
 
 
 class _Run:

@@ -219,13 +219,13 @@ def _shortages(plan: SlidePlan, found: Estimate) -> list[str]:
     if needed > plan.free_disk:
         warnings.append(
             f"the disk has {plan.free_disk / 1e9:.1f} GB free, and up to {needed / 1e9:.1f} GB are needed; free some, "
-            "choose another --out, or leave out embeddings (--no-embeddings) or formats"
+            "choose another out=FOLDER, or leave out embeddings (embeddings=False) or formats"
         )
     more = found.memory - peak_memory()  # this process has its share already
     if plan.free_memory is not None and more > plan.free_memory:
         warnings.append(
             f"{plan.free_memory / 1e9:.1f} GB of memory are free, and {more / 1e9:.1f} GB more are needed; pass fewer "
-            "--workers, or a smaller --batch-size or --tile-size"
+            "workers, or a smaller batch_size or tile_size"
         )
     return warnings
 

@@ -58,7 +58,7 @@ def test_a_bad_file_does_not_stop_the_others(images, model, tmp_path, capsys):
     printed = capsys.readouterr()
     lines = printed.err.strip().splitlines()
     assert len(lines) == 3
-    assert [word in line for word, line in zip(("cut.png", "notes.jpg", "gone.png"), lines, strict=True)] == [True] * 3
+    assert [word in line for word, line in zip(("gone.png", "cut.png", "notes.jpg"), lines, strict=True)] == [True] * 3
     assert "Traceback" not in printed.err
     assert printed.out.count("failed") == 3
     assert "grey [x].v2.tif" in printed.out

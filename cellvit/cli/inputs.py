@@ -1,16 +1,14 @@
 """What the inputs and settings of ``cellvit segment`` and ``cellvit plan`` stand for, checked before anything heavy."""
 
 import argparse
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cellvit.errors import CellViTError, ImageError
+from cellvit.errors import CellViTError
 from cellvit.inference.cohort.sheet import CohortRow, read_cohort
 from cellvit.inference.settings import SlideSettings
 from cellvit.slide.naming import SLIDE_SUFFIXES, expand_inputs
-from cellvit.weights.locate import model_path
 
 
 @dataclass
@@ -66,16 +64,6 @@ def _looks_like_slide(path: Path) -> bool:
     return is_slide(path)
 
 
-def check_model(options: argparse.Namespace) -> None:
-    """Refuse a model that is not here, unless the workers of a cluster have models of their own.
-
-    Raises:
-        UnknownPluginError: With what may have been meant, or where to get it.
-    """
-    if not getattr(options, "cluster", None):
-        model_path(options.model)
-
-
 def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dict[str, Any]:
     """Return the arguments of :func:`cellvit.inference.slide.slide_task` that a command line means.
 
@@ -113,12 +101,6 @@ def check_network(options: argparse.Namespace, device: str) -> None:
 
     autocast_context(options.precision, choose_device(device))
     tile_grid(1, 1, tile_size=options.tile_size, overlap=options.overlap)
-
-
-def refuse_missing(reasons: Iterable[str], *, debug: bool) -> None:
-    """Raise the first of the reasons why inputs are missing if the user wants to stop at the first error."""
-    for reason in reasons if debug else ():
-        raise ImageError(reason)
 
 
 def failure_text(path: Path, error: Exception) -> str:

@@ -9,21 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellvit.cli.console import Output
-from cellvit.cli.inputs import (
-    check_model,
-    check_network,
-    failure_text,
-    not_there,
-    refuse_missing,
-    slide_settings,
-    sort_inputs,
-)
+from cellvit.cli.inputs import check_network, failure_text, not_there, slide_settings, sort_inputs
 from cellvit.cli.options import add_network_options, add_slide_options
 from cellvit.cli.verb import add_output_options, command, verb_parser
-from cellvit.errors import ConfigError, OutputError
+from cellvit.errors import ConfigError, ImageError, OutputError
 from cellvit.inference.cohort.sheet import CohortRow, SlideJob, cohort_jobs
 from cellvit.inference.settings import DEFAULT_FORMATS
 from cellvit.slide.naming import output_names
+from cellvit.weights.locate import model_path
 
 if TYPE_CHECKING:
     from cellvit.inference.plan import SlidePlan
@@ -70,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, output: Output) -> int:
     if options.sample < 0:
         raise ConfigError(f"--sample {options.sample} must be 0 (measure nothing) or more")
-    check_model(options)
+    model_path(options.model)
     rows, failures = _slides(options, output)
     if not rows and not failures:
         raise ConfigError(
@@ -79,32 +72,23 @@ def _run(options: argparse.Namespace, output: Output) -> int:
         )
     settings = slide_settings(options, _formats(options.formats))
     pictures = _pictures(options.thumbnail, rows)
-    refuse_missing((failure.error for failure in failures), debug=options.debug)
+    if failures and options.debug:
+        raise ImageError(failures[0].error)
     for failure in failures:
         output.error(failure.error)
     jobs = cohort_jobs(rows, options.out or Path(), **settings)
-    found = _Found([], 0) if not jobs else _plan_all(jobs, options, pictures, output)
+    results, total, devices = _plan_all(jobs, options, pictures, output) if jobs else ([], None, 0)
     if options.json:
-        slides = [*map(_as_data, failures), *map(_as_data, found.results)]
-        total = found.total
-        data = {"slides": slides, "devices": found.devices, "seconds": None if total is None else total._asdict()}
+        slides = [_as_data(result) for result in (*failures, *results)]
+        data = {"slides": slides, "devices": devices, "seconds": None if total is None else total._asdict()}
         sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-    return 1 if failures or any(isinstance(result, Failure) for result in found.results) else 0
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What came of the slides, on how many devices they would be done, and the time for all of them."""
-
-    results: "list[SlidePlan | Failure]"
-    devices: int
-    total: "Range | None" = None
+    return 1 if any(isinstance(result, Failure) for result in (*failures, *results)) else 0
 
 
 def _plan_all(
     jobs: Sequence[SlideJob], options: argparse.Namespace, pictures: dict[Path, Path], output: Output
-) -> _Found:
-    """Plan slides, at least one, and print the tables."""
+) -> "tuple[list[SlidePlan | Failure], Range | None, int]":
+    """Plan slides, print the tables, and return the plans, the time for all of them, and the number of devices."""
     from cellvit.cli.plan_table import print_plan, readable_range
     from cellvit.inference.cohort.run import choose_devices
 
@@ -121,7 +105,7 @@ def _plan_all(
     total = _total(plans, len(devices))
     if len(plans) > 1 and total is not None:
         output.show(f"{len(plans)} slides on {len(devices)} device(s): {readable_range(total)}", highlight=False)
-    return _Found(results, len(devices), total)
+    return results, total, len(devices)
 
 
 def _plans(

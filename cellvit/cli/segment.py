@@ -5,19 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellvit.cli.console import Output
-from cellvit.cli.inputs import (
-    Inputs,
-    check_model,
-    check_network,
-    not_there,
-    refuse_missing,
-    slide_settings,
-    sort_inputs,
-)
+from cellvit.cli.inputs import Inputs, check_network, not_there, slide_settings, sort_inputs
 from cellvit.cli.options import add_network_options, add_slide_options, check_out_is_no_input
 from cellvit.cli.verb import add_output_options, command, verb_parser
-from cellvit.errors import ConfigError, OutputError
+from cellvit.errors import ConfigError, ImageError, OutputError
 from cellvit.inference.settings import DEFAULT_FORMATS, FORMATS
+from cellvit.weights.locate import model_path
 
 IMAGE_FORMATS = {"geojson": ".geojson", "json": ".json", "parquet": ".parquet", "overlay": ".png"}
 """Formats of an image and the suffix of each."""
@@ -60,7 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, output: Output) -> int:
-    check_model(options)
+    if not options.cluster:  # its workers have models of their own
+        model_path(options.model)
     inputs = sort_inputs(options)
     _check_inputs(inputs, options)
     _check_folder(options.out, options.inputs)
@@ -68,7 +62,8 @@ def _run(options: argparse.Namespace, output: Output) -> int:
     settings = slide_settings(options, tuple(name for name in formats if name in FORMATS))
     absent = [] if options.cluster else [reason for row in inputs.slides if (reason := not_there(row.path))]
     reasons = [*(reason for _, reason in inputs.missing), *absent]
-    refuse_missing(reasons, debug=options.debug)
+    if reasons and options.debug:
+        raise ImageError(reasons[0])
     for reason in reasons:
         output.error(reason)
     for text, reason in inputs.missing:

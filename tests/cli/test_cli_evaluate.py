@@ -115,7 +115,7 @@ def test_the_same_folder_twice_is_said_aloud(tissue_folder, tmp_path, capsys):
     ("arguments", "error", "message"),
     [
         (["--radius", "-1"], ConfigError, "radius -1"),
-        (["--iou-threshold", "1"], ConfigError, "iou_threshold"),
+        (["--iou-threshold", "1"], ConfigError, "--iou-threshold 1"),
         (["--class-map", "Tiny"], ConfigError, "'Tiny' is not of the form"),
         (["--class-names", "Background", "Small", "small"], ConfigError, "repeat one"),
         (["--split", "dev"], DataError, "split 'dev' is unknown"),

@@ -57,7 +57,7 @@ def test_what_is_missing_or_misspelt_is_told_before_anything_heavy_is_imported(t
         "cellvit models CellViT-SAM-H-x40": ["plan", f"{none}.svs", "--model", "CellViT-SAM-H-x40"],
         "weights of an encoder; 'cellvit models uni'": ["card", "--model", "UNI", "--data", none, "--out", out],
         "none' does not exist": ["card", "--model", "nano", "--data", none, "--out", out],
-        "out' does not exist": ["evaluate", out, "--truth", none, "--out", out],
+        "gone' does not exist": ["evaluate", f"{none}/gone", "--truth", none, "--out", out],
         "no model 'none.ckpt'": ["export", "none.ckpt", "--out", out],
         "no file 'none.pth'": ["convert", "none.pth", "--out", out],
         "pannuke' does not exist": ["prepare", "monuseg", str(tmp_path / "pannuke")],

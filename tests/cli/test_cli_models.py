@@ -109,7 +109,7 @@ def test_commands_to_use_a_model_are_commands(name):
     for line in usage(by_name(name)):
         program, verb, *arguments = shlex.split(line)
         assert program == "cellvit"
-        module = import_module(cli.VERBS[verb])
+        module = import_module(cli.VERBS[verb].module)
         if hasattr(module, "build_parser"):
             assert module.build_parser().parse_args(arguments)
         else:

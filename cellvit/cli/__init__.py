@@ -127,5 +127,6 @@ def _print_completion(arguments: Sequence[str]) -> int:
         return 2
     from cellvit.cli.completion import completion
 
-    sys.stdout.write(completion(VERBS.values(), arguments[0]) + "\n")
+    verbs = {v.name: (v.text, None if v.name in TRAINING_VERBS else v.module) for v in VERBS.values()}
+    sys.stdout.write(completion(verbs, arguments[0]) + "\n")
     return 0

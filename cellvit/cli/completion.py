@@ -1,15 +1,12 @@
 """What a shell reads to complete verbs, options and files of the command."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import shtab
-
-if TYPE_CHECKING:
-    from cellvit.cli import Verb
 
 FOLDERS = frozenset({"DIR", "DATA", "ROOT"})
 """Metavariables of options whose values are folders."""
@@ -17,31 +14,28 @@ FOLDERS = frozenset({"DIR", "DATA", "ROOT"})
 FILES = frozenset({"FILE", "INPUT", "SLIDE"})
 
 
-def completion(verbs: "Iterable[Verb]", shell: str) -> str:
+def completion(verbs: Mapping[str, tuple[str, str | None]], shell: str) -> str:
     """Return the completion script of the command.
 
     Args:
-        verbs: All of them; of those of LightningCLI only the name and ``--config`` are completed.
+        verbs: Help and module of each verb by name; None for one of LightningCLI, where ``--config`` is completed.
         shell: One of those that shtab knows.
     """
-    from cellvit.cli import TRAINING_VERBS
-
-    known = {verb.name: verb for verb in verbs}
 
     def parser_of(prog: str, **settings: Any) -> argparse.ArgumentParser:
-        verb = known[prog.split()[-1]]
-        if verb.name in TRAINING_VERBS:
+        module = verbs[prog.split()[-1]][1]
+        if module is None:
             parser = argparse.ArgumentParser(prog)
             parser.add_argument("--config", metavar="FILE", help="YAML file")
         else:
-            parser = import_module(verb.module).build_parser()
+            parser = import_module(module).build_parser()
         _complete_files(parser)
         return parser
 
     root = argparse.ArgumentParser("cellvit")
     below = root.add_subparsers(metavar="VERB", parser_class=cast("type[argparse.ArgumentParser]", parser_of))
-    for verb in known.values():
-        below.add_parser(verb.name, help=verb.text)
+    for name, (text, _) in verbs.items():
+        below.add_parser(name, help=text)
     return shtab.complete(root, shell)
 
 

@@ -8,6 +8,8 @@ from cellvit.errors import OutputError
 from cellvit.geometry.symmetry import VIEWS
 from cellvit.inference.settings import DEVICES, PRECISIONS
 
+IMAGE_FORMATS = {"geojson": ".geojson", "json": ".json", "parquet": ".parquet", "overlay": ".png"}
+"""Formats of an image and the suffix of each."""
 DTYPES = ("float32", "float16", "bfloat16")
 
 

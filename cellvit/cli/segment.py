@@ -6,14 +6,11 @@ from pathlib import Path
 
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import Inputs, check_network, not_there, slide_settings, sort_inputs
-from cellvit.cli.options import add_network_options, add_slide_options, check_out_is_no_input
+from cellvit.cli.options import IMAGE_FORMATS, add_network_options, add_slide_options, check_out_is_no_input
 from cellvit.cli.verb import add_output_options, command, verb_parser
 from cellvit.errors import ConfigError, ImageError, OutputError
 from cellvit.inference.settings import DEFAULT_FORMATS, FORMATS
 from cellvit.weights.locate import model_path
-
-IMAGE_FORMATS = {"geojson": ".geojson", "json": ".json", "parquet": ".parquet", "overlay": ".png"}
-"""Formats of an image and the suffix of each."""
 
 EPILOG = f"""\
 A slide (a scanner's format, a pyramid, a tiled TIFF, or more than 67 million pixels) gets a folder of its own in DIR,

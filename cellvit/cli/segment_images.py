@@ -17,7 +17,7 @@ from rich.table import Table
 
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import Inputs, failure_text
-from cellvit.cli.segment import IMAGE_FORMATS
+from cellvit.cli.options import IMAGE_FORMATS
 from cellvit.errors import OutputError
 from cellvit.inference.image import segment_image
 from cellvit.inference.protocol import NucleiModel, load_model
@@ -68,7 +68,7 @@ def segment_images(
     Args:
         inputs: Of the command line, at least one image.
         options: Of the command line.
-        formats: Keys of :data:`cellvit.cli.segment.IMAGE_FORMATS`.
+        formats: Keys of :data:`cellvit.cli.options.IMAGE_FORMATS`.
         device: Name of one device.
         output: Where results and errors are printed.
     """

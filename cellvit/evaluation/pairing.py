@@ -101,9 +101,7 @@ def _with_records(pred: Path, truth: Path, split: str | None, datasets: Sequence
     records = find_records(truth, split=split, datasets=datasets)
     if not records:
         wanted = "no split" if split is None else f"split {split!r}"
-        raise DataError(
-            f"data folder '{truth}' has no images of {wanted}; choose a split of {', '.join(SPLITS)}"
-        )
+        raise DataError(f"data folder '{truth}' has no images of {wanted}; choose a split of {', '.join(SPLITS)}")
     absent = [str(record.label) for record in records if not record.label.is_file()]
     if absent:
         shown = ", ".join(absent[:20]) + (", ..." if len(absent) > 20 else "")

@@ -79,6 +79,10 @@ def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dic
     values |= {"tissue_filter": not options.no_tissue_filter, "embeddings": not options.no_embeddings}
     values |= {"formats": formats}
     SlideSettings(**values)
+    if options.mpp and options.magnification:
+        from cellvit.slide.resolution import given_resolution
+
+        given_resolution(options.mpp, options.magnification)  # one rule for slides and images
     if options.roi is not None:
         from cellvit.geometry.regions import Region
 

@@ -28,7 +28,6 @@ from cellvit.slide.resolution import image_resolution
 from cellvit.types import Nuclei
 
 
-
 @dataclass
 class Outcome:
     """What became of one image: nuclei per type and files, or an error."""

@@ -125,7 +125,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("cellvit.data.pannuke.convert.merge_channels", interrupt)
     assert main(["prepare", "pannuke", str(write_pannuke(tmp_path))]) == 130
-    assert "run the same command to go on" in capsys.readouterr().err
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_monuseg_is_prepared_and_shown(tmp_path, capsys):

@@ -244,3 +244,15 @@ def test_a_configuration_whose_variable_is_not_set_says_so_in_a_line(monkeypatch
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cellvit fit:")]
     assert "CELLVIT_TEST_DATA" in line
     assert "export" in line
+
+
+@pytest.mark.parametrize("verb", ["segment", "plan"])
+@pytest.mark.parametrize("kind", ["image", "slide"])
+def test_a_resolution_said_twice_and_differently_is_refused(images, tmp_path, capsys, verb, kind):
+    extra = ["--out", str(tmp_path / "out"), "--mpp", "0.25", "--magnification", "20", "--as", "slide"]
+    if kind == "image" and verb == "segment":
+        extra[-1] = "image"
+    assert main([verb, str(images / "a.png"), *extra]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --mpp 0.25 and --magnification 20 (about 0.5 µm/px) contradict each other")
+    assert not list((tmp_path / "out").glob("*.json"))

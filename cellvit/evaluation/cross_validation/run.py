@@ -181,8 +181,8 @@ def _check_plan(plan: CrossValidation) -> None:
         changed.append("the text of the configuration has changed")
     if changed:
         raise ConfigError(
-            f"'{plan.out}' holds a cross-validation with other settings ({'; '.join(changed)}); choose another out=FOLDER, "
-            f"or repeat the command it was made with, see {path.name}"
+            f"'{plan.out}' holds a cross-validation with other settings ({'; '.join(changed)}); choose another "
+            f"out=FOLDER, or repeat the command it was made with, see {path.name}"
         )
 
 

@@ -53,6 +53,7 @@ def test_what_is_missing_or_misspelt_is_told_before_anything_heavy_is_imported(t
     told = {
         "none.png' does not exist": ["segment", f"{none}.png", "--out", out],
         "none.svs' does not exist": ["plan", f"{none}.svs"],
+        "none.svs' does not exist; check": ["segment", f"{none}.svs", "--out", out],
         "did you mean 'nano'?": ["segment", f"{none}.svs", "--out", out, "--model", "nanno"],
         "cellvit models CellViT-SAM-H-x40": ["plan", f"{none}.svs", "--model", "CellViT-SAM-H-x40"],
         "weights of an encoder; 'cellvit models uni'": ["card", "--model", "UNI", "--data", none, "--out", out],

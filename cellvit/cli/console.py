@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cellvit.cli.flags import as_flags
-from cellvit.io.format import plain_data
 
 if TYPE_CHECKING:  # the help of a verb needs no rich
     from rich.console import Console, RenderableType
@@ -101,6 +100,8 @@ class Output:
     def row(self, row: Mapping[str, Any]) -> None:
         """Print a result for a program, as a JSON object in a line; nan becomes null, as JSON has none."""
         if self.json:
+            from cellvit.io.format import plain_data
+
             sys.stdout.write(json.dumps(plain_data(row)) + "\n")
             sys.stdout.flush()
 

@@ -127,7 +127,6 @@ def _score(options: argparse.Namespace, output: Output) -> None:
         output.scores(groups)
 
 
-
 def _monuseg(options: argparse.Namespace, output: Output) -> None:
     from cellvit.evaluation import monuseg, results
     from cellvit.inference.protocol import autocast_context, choose_device, load_model

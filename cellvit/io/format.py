@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cellvit.io.atomic import atomic_text
 
 UNITS = ("B", "kB", "MB", "GB")
@@ -90,10 +88,11 @@ def plain_data(value: Any, *, digits: int | None = None) -> Any:
         digits: Round fractions to so many digits after the point; None keeps all.
 
     Example:
+        >>> import numpy as np
         >>> plain_data({"a": np.float32("nan"), 1: (np.arange(2), Path("x"))})
         {'a': None, '1': [[0, 1], 'x']}
     """
-    if isinstance(value, np.ndarray | np.generic):
+    if type(value).__module__ == "numpy":  # asked without importing it: the command line writes sizes long before
         value = value.tolist()
     if isinstance(value, Mapping):
         return {str(key): plain_data(entry, digits=digits) for key, entry in value.items()}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_training import make_loader
+from support.tiny import make_loader
 from torch.utils.data import DataLoader, TensorDataset
 
 from cellvit import CellViT, FolderDataModule, segment_slide

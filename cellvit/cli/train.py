@@ -93,7 +93,8 @@ def main(arguments: list[str]) -> int:
     except SIGTERMException:  # a SystemExit that would otherwise pass for success
         return 128 + signal.SIGTERM
     except (RuntimeError, ValueError) as error:
-        if isinstance(error.__cause__, CellViTError):  # the parser wraps what our classes say in all that it tried
+        # the parser wraps what our classes say in all that it tried
+        if isinstance(error.__cause__, CellViTError) and not isinstance(error, CellViTError):
             raise error.__cause__ from error
         if "loading state_dict" not in str(error) and "parameter group" not in str(error):
             raise

@@ -72,7 +72,7 @@ def settle(statements: Sequence[Statement], *, magnification: float | None = Non
         magnification: Power of the objective that the file states, or None.
 
     Example:
-        >>> settle([Statement("TIFF tags", "72 pixels per inch", (352.8, 352.8))]).notes[0][:56]
+        >>> settle([Statement("TIFF tags", "72 pixels per inch", (352.8, 352.8))]).notes[0][:57]
         'states no resolution that can be used: 72 pixels per inch'
     """
     first = next((i for i, statement in enumerate(statements) if statement.usable), None)

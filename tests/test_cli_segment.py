@@ -114,6 +114,19 @@ def test_the_resolution_of_the_file_is_used_and_a_contradiction_named(images, mo
     assert "image 'scan.tif' states 0.5 µm/px; mpp makes it 0.25 µm/px, which is used" in capsys.readouterr().err
 
 
+def test_pixels_that_are_not_square_are_told_and_resampled_per_axis(images, model, tmp_path, capsys):
+    path = images / "scan.tif"
+    tags = {"x_resolution": 40_000, "y_resolution": 20_000, "resolution_unit": "cm"}
+    Image.open(images / "a.png").save(path, **tags)
+    out = tmp_path / "out"
+    assert main([str(path), "--model", model, "--device", "cpu", "--formats", "json", "--out", str(out)]) == 0
+    head = json.loads((out / "scan.json").read_text())["wsi_metadata"]
+    assert (head["base_mpp"], head["mpp_source"]) == (0.375, "file")
+    (warning,) = head["warnings"]
+    assert "states pixels that are not square: 0.25 x 0.5 µm/px" in warning
+    assert warning in capsys.readouterr().err
+
+
 def test_mpp_and_magnification_that_contradict_each_other_are_refused(images, model, tmp_path, capsys):
     arguments = [str(images / "a.png"), "--out", str(tmp_path / "out"), "--model", model, "--device", "cpu"]
     for kind in ("image", "slide"):

@@ -111,11 +111,12 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
     if existing and not options.overwrite:
         raise OutputError(f"{existing[0]!r} exists; pass --overwrite to replace it, or another --out")
     image = read_image(path)
-    outcome.mpp, source = _resolution(job, path)
+    mpp, source, warnings = _resolution(job, path)
+    outcome.mpp = sum(mpp) / 2
     nuclei = segment_image(
         image,
         model=job.model,
-        mpp=outcome.mpp,
+        mpp=mpp,
         tile_size=options.tile_size,
         overlap=options.overlap,
         batch_size=options.batch_size,
@@ -135,6 +136,7 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         "precision": options.precision,
         "tta": options.tta,
         "cellvit_version": version("cellvit-lightning"),
+        **({"warnings": warnings} if warnings else {}),
     }
     _write(targets, image, nuclei, metadata)
     outcome.files = targets
@@ -154,12 +156,12 @@ def _write(targets: dict[str, Path], image: NDArray[np.uint8], nuclei: Nuclei, m
         writers[format_](target)
 
 
-def _resolution(job: Job, path: Path) -> tuple[float, str]:
-    """Return the microns per pixel to use for a file and where the value is from; warn if the file disagrees."""
+def _resolution(job: Job, path: Path) -> tuple[tuple[float, float], str, list[str]]:
+    """Return the microns per pixel to use for a file, where they are from, and the doubts, which are said."""
     found, warnings = image_resolution(path, mpp=job.options.mpp, magnification=job.options.magnification)
     for text in warnings:
         job.output.note(text, "warning")
-    return found.mpp[0], "argument" if found.source in ("mpp", "magnification") else found.source
+    return found.mpp, "argument" if found.source in ("mpp", "magnification") else found.source, warnings
 
 
 def _print_table(job: Job) -> None:

@@ -33,7 +33,7 @@ def segment_image(
     image: ArrayLike,
     *,
     model: str | Path | NucleiModel = "nano",
-    mpp: float = 0.25,
+    mpp: float | tuple[float, float] = 0.25,
     tile_size: int = 1024,
     overlap: int = 64,
     batch_size: int = 1,
@@ -51,7 +51,7 @@ def segment_image(
     Args:
         image: ``(H, W, 3)`` RGB, ``(H, W)`` grey, or with alpha; uint8, uint16, or float in [0, 1].
         model: Name of a model, path of its folder or checkpoint, or the model itself.
-        mpp: Resolution of the image in microns per pixel.
+        mpp: Resolution of the image in microns per pixel; ``(x, y)`` where pixels are not square.
         tile_size: Side of a tile in pixels at the model's resolution.
         overlap: Pixels that neighbouring tiles share at least, at the model's resolution. A nucleus longer than
             that is joined from two pieces if a seam crosses it.
@@ -77,12 +77,13 @@ def segment_image(
     pixels = to_rgb(image)
     if batch_size < 1:
         raise ConfigError(f"batch_size {batch_size} must be 1 or more")
-    if not (np.isfinite(mpp) and mpp > 0):
+    axes = mpp if isinstance(mpp, tuple) else (mpp, mpp)
+    if len(axes) != 2 or not all(np.isfinite(axis) and axis > 0 for axis in axes):
         raise ConfigError(f"mpp {mpp} is not a resolution; give microns per pixel, such as 0.25")
     network, views = unwrap_tta(load_model(model, device=device), tta)
     predictor = with_tta(network, views)
     autocast = autocast_context(precision, network.device)
-    view = SlideView(ArrayImage(pixels), mpp=(mpp, mpp), target_mpp=network.mpp)
+    view = SlideView(ArrayImage(pixels), mpp=axes, target_mpp=network.mpp)
     grid = tile_grid(view.width, view.height, tile_size=tile_size, overlap=overlap)
     found: list[tuple[int, Nuclei]] = []
     with evaluation_mode(network):

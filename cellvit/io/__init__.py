@@ -10,7 +10,8 @@ GeoJSON        write_geojson, read_geojson         all but embeddings; broken ou
 cells JSON     write_json, read_json               all but embeddings; the layout of the released tools
 AnnData        write_anndata, read_anndata         all but outlines
 SpatialData    write_spatialdata                   everything; broken outlines are repaired
-images         read_image, read_mpp, to_rgb        RGB as ``uint8 (H, W, 3)``, microns per pixel
+images         read_image, to_rgb                  RGB as ``uint8 (H, W, 3)``
+resolution     read_mpp, read_resolution           microns per pixel, where it stands, what is wrong with it
 label maps     read_label                          nuclei of a data set as a map of instances
 any file       atomic_path, atomic_text            a file that is whole or not there
 =============  ==================================  ============================================================

@@ -10,6 +10,7 @@ from .geojson import write_geojson as write_geojson
 from .geojson import write_geojson_stream as write_geojson_stream
 from .images import read_image as read_image
 from .images import read_mpp as read_mpp
+from .images import read_resolution as read_resolution
 from .images import to_rgb as to_rgb
 from .labels import read_label as read_label
 from .nuclei import read_nuclei as read_nuclei

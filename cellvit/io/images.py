@@ -5,6 +5,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cellvit.errors import ImageError
-from cellvit.io.tiff_metadata import is_tiff, plausible_mpp, quiet_tifffile, stated_mpp
+from cellvit.io.resolution import CONTRADICTION, StatedResolution, Statement, apart, settle
+from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile, tags_statement, tiff_resolution
 
 MAX_PIXELS = 2**30
 """Largest image read whole (32,768 x 32,768 px, 3 GB as RGB)."""
 
 Rgb8 = NDArray[np.uint8]
 
+_ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 274, 282, 283, 296  # tags of EXIF and TIFF
 _PILLOW_LOCK = threading.Lock()
 DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError),
@@ -109,25 +112,60 @@ def read_image(path: str | Path) -> Rgb8:
 
 
 def read_mpp(path: str | Path) -> float | None:
-    """Return the resolution a file states, in micrometres per pixel, or None if it states none.
+    """Return the resolution a file states, in micrometres per pixel, or None if it states none that can be used.
 
-    Read are OME-XML, the Aperio description and TIFF resolution tags. A value outside 0.01 to 20 micrometres (such
-    as the 72 dots per inch many programs write) says nothing about a microscope and counts as not stated; so do
-    pixels that are not square within 1 %.
+    Where the axes are a few per cent apart, it is their mean; further apart, one number does not say it, and it is
+    None. :func:`read_resolution` returns both axes, where they stand, and why a statement cannot be used.
 
     Args:
         path: An image file.
     """
+    mpp = read_resolution(path).mpp
+    if mpp is None or apart(mpp[:1], mpp[1:]) > CONTRADICTION:
+        return None
+    return round(sum(mpp) / 2, 6)
+
+
+def read_resolution(path: str | Path) -> StatedResolution:
+    """Return what a file states about its resolution, and a note for all that is wrong with the statement.
+
+    Read are OME-XML, the descriptions of Aperio and ImageJ, the resolution tags of TIFF and EXIF, and the density of
+    PNG, JPEG and what else Pillow knows. A value outside 0.01 to 20 micrometres (such as the 72 dots per inch many
+    programs write) says nothing about a microscope. Axes are those of the picture as :func:`read_image` returns it.
+
+    Args:
+        path: An image file; one that is missing or damaged states nothing.
+    """
     import tifffile
 
     try:
-        with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
-            stated = plausible_mpp(stated_mpp(tiff))
-    except DAMAGE:
+        if is_tiff(Path(path)):
+            with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
+                return tiff_resolution(tiff)
+        with open_pillow(Path(path)) as image:
+            return settle([s for s in (_density(image),) if s is not None])
+    except DAMAGE:  # an ImageError is among them; whoever reads the pixels says what is wrong
+        return StatedResolution()
+
+
+def _density(image: Image.Image) -> Statement | None:
+    """Return what the head of a PNG, a JPEG and the like says."""
+    exif = image.getexif()
+    if image.format in ("JPEG", "MPO") and not image.info.get(
+        "jfif_unit"
+    ):  # what Pillow says then may be a default of its own
+        values = (exif.get(_X_RESOLUTION), exif.get(_Y_RESOLUTION))
+        stated = tags_statement(values, exif.get(_RESOLUTION_UNIT, 2))
+        place = "EXIF tags"
+    else:
+        x, y = image.info.get("dpi", (None, None))
+        quote = "" if x is None else f"{x:.6g} x {y:.6g} pixels per inch"
+        stated, place = tags_statement((x, y), 2), f"{image.format} head"
+        stated = None if stated is None else replace(stated, quote=quote)
+    if stated is None:
         return None
-    if stated is None or max(stated) > 1.01 * min(stated):
-        return None
-    return round(sum(stated) / 2, 6)
+    turned = stated.mpp is not None and exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return replace(stated, place=place, mpp=stated.mpp[::-1] if turned and stated.mpp else stated.mpp)
 
 
 def _eight_bits(array: NDArray[Any]) -> Rgb8:

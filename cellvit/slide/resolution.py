@@ -1,18 +1,17 @@
 """The resolution of a slide or an image: what the caller says, else what the file states."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from cellvit.errors import ConfigError, ImageError
-from cellvit.io.images import read_mpp
-from cellvit.io.tiff_metadata import MAX_MPP, MIN_MPP
+from cellvit.io.images import read_resolution
+from cellvit.io.resolution import CONTRADICTION, MAX_MPP, MIN_MPP, StatedResolution, apart, micrometres
 
 _MICRONS = 10.0  # micrometres per pixel times the power of the objective, in the usual scanner
-_CONTRADICTION = 1.10
 _OTHER_OBJECTIVE = 1.5  # a magnification is only nominal: x40 scanners have 0.22 to 0.28 micrometres per pixel
 _SQUARE = 1.01
+_ONE_CAMERA = 4.0  # no camera makes pixels so many times as long as wide; then one of the axes is wrong
 
 
 DEFAULT_MPP = 0.25
@@ -62,18 +61,24 @@ def slide_resolution(
         magnification: Power of the objective, if the user says so; means ``10 / magnification``.
 
     Returns:
-        The resolution, and one sentence per doubt: the user contradicts the slide, or pixels are not square.
+        The resolution, and one sentence per doubt: the user contradicts the slide, the slide contradicts itself, a
+        statement cannot be used, or pixels are not square.
 
     Raises:
         ConfigError: If a value is no resolution, or the two contradict each other by more than 10 %.
-        ImageError: If the slide states no resolution and the user says nothing.
+        ImageError: If the user says nothing, and the slide states no resolution, none that can be used, or pixels
+            that no camera makes.
     """
-    given = given_resolution(mpp, magnification)
+    name, given = f"slide {slide.path.name!r}", given_resolution(mpp, magnification)
     if given is not None:
-        return given, _contradictions(f"slide {slide.path.name!r}", slide.stated_mpp, slide.stated_magnification, given)
-    if slide.stated_mpp is None:
-        raise ImageError(_missing(slide))
-    return Resolution(slide.stated_mpp, "slide"), _not_square(slide, slide.stated_mpp)
+        return given, _contradictions(name, slide.stated_mpp, slide.stated_magnification, given)
+    # readers of other packages that are no SlideReader may have no notes
+    stated = StatedResolution(
+        slide.stated_mpp, magnification=slide.stated_magnification, notes=getattr(slide, "resolution_notes", ())
+    )
+    if stated.mpp is None:
+        raise ImageError(_missing(name, stated))
+    return Resolution(stated.mpp, "slide"), _doubts(name, stated.mpp, stated)
 
 
 def image_resolution(
@@ -93,15 +98,14 @@ def image_resolution(
 
     Raises:
         ConfigError: If a value is no resolution, or the two contradict each other by more than 10 %.
+        ImageError: If the user says nothing and the file states pixels that no camera makes.
     """
-    given = given_resolution(mpp, magnification)
-    stated = read_mpp(path)
+    name, given, stated = f"image {Path(path).name!r}", given_resolution(mpp, magnification), read_resolution(path)
     if given is not None:
-        square = None if stated is None else (stated, stated)
-        return given, _contradictions(f"image {Path(path).name!r}", square, None, given)
-    if stated is None:
-        return Resolution((DEFAULT_MPP, DEFAULT_MPP), "default"), []
-    return Resolution((stated, stated), "file"), []
+        return given, _contradictions(name, stated.mpp, stated.magnification, given)
+    if stated.mpp is None:
+        return Resolution((DEFAULT_MPP, DEFAULT_MPP), "default"), _assumed(name, stated)
+    return Resolution(stated.mpp, "file"), _doubts(name, stated.mpp, stated)
 
 
 def given_resolution(mpp: float | None, magnification: float | None) -> Resolution | None:
@@ -123,7 +127,7 @@ def given_resolution(mpp: float | None, magnification: float | None) -> Resoluti
     nominal = _MICRONS / magnification
     if mpp is None:
         return Resolution((nominal, nominal), "magnification")
-    if _apart(mpp, nominal) > _CONTRADICTION:
+    if apart((mpp,), (nominal,)) > CONTRADICTION:
         raise ConfigError(
             f"mpp={mpp:g} and magnification={magnification:g} (about {nominal:.3g} µm/px) contradict each other; "
             "give one of them"
@@ -132,12 +136,13 @@ def given_resolution(mpp: float | None, magnification: float | None) -> Resoluti
 
 
 def _contradictions(name: str, stated: tuple[float, float] | None, power: float | None, given: Resolution) -> list[str]:
+    """Return in what the file contradicts the user."""
     value = given.mpp[0]
     if stated is not None:
-        if max(_apart(value, axis) for axis in stated) <= _CONTRADICTION:
+        if apart(given.mpp, stated) <= CONTRADICTION:
             return []
-        return [f"{name} states {_micrometres(stated)}; {given.source} makes it {value:.4g} µm/px, which is used"]
-    if power is not None and _apart(value, _MICRONS / power) > _OTHER_OBJECTIVE:
+        return [f"{name} states {micrometres(stated)}; {given.source} makes it {value:.4g} µm/px, which is used"]
+    if power is not None and apart((value,), (_MICRONS / power,)) > _OTHER_OBJECTIVE:
         return [
             f"{name} states a magnification of {power:g} (about {_MICRONS / power:.3g} µm/px); {given.source} makes it "
             f"{value:.4g} µm/px, which is used"
@@ -145,27 +150,44 @@ def _contradictions(name: str, stated: tuple[float, float] | None, power: float 
     return []
 
 
-def _not_square(slide: States, mpp: tuple[float, float]) -> list[str]:
-    if _apart(*mpp) <= _SQUARE:
-        return []
-    return [f"slide {slide.path.name!r} states pixels that are not square: {_micrometres(mpp)}; they are made square"]
+def _doubts(name: str, mpp: tuple[float, float], stated: StatedResolution) -> list[str]:
+    """Return what is doubtful in a statement that is used."""
+    ratio, power = apart(mpp[:1], mpp[1:]), stated.magnification
+    if ratio > _ONE_CAMERA:
+        raise ImageError(
+            f"{name} states pixels of {micrometres(mpp)}, which no camera makes; pass the one that is right, such as "
+            f"mpp={min(mpp):.4g} or mpp={max(mpp):.4g}"
+        )
+    doubts = [f"{name} {note}" for note in stated.notes]
+    if ratio > _SQUARE:
+        doubts.append(f"{name} states pixels that are not square: {micrometres(mpp)}; they are made square")
+    if power is not None and apart(mpp, (_MICRONS / power, _MICRONS / power)) > _OTHER_OBJECTIVE:
+        doubts.append(
+            f"{name} contradicts itself: it states {micrometres(mpp)} and a magnification of {power:g}, which is about "
+            f"{_MICRONS / power:.3g} µm/px; {micrometres(mpp)} is used; if that is wrong, pass "
+            f"mpp={_MICRONS / power:.3g} or what is right"
+        )
+    return doubts
 
 
-def _missing(slide: States) -> str:
-    power, name = slide.stated_magnification, f"slide {slide.path.name!r}"
+def _assumed(name: str, stated: StatedResolution) -> list[str]:
+    """Return what an image states in vain, where the default is assumed."""
+    vain = list(stated.notes)
+    if stated.magnification is not None:
+        power = stated.magnification
+        vain.append(
+            f"states no size of a pixel, only a magnification of {power:g} (about {_MICRONS / power:.3g} µm/px)"
+        )
+    return [f"{name} {text}; {DEFAULT_MPP:g} µm/px is assumed; if that is wrong, pass mpp=0.5" for text in vain]
+
+
+def _missing(name: str, stated: StatedResolution) -> str:
+    """Return why a slide without a resolution is refused."""
+    power = stated.magnification
+    states = stated.notes[0] if stated.notes else "states no resolution"
     if power is None or not MIN_MPP <= _MICRONS / power <= MAX_MPP:
-        return f"{name} states no resolution; pass mpp=0.25 or magnification=40"
+        return f"{name} {states}; pass mpp=0.25 or magnification=40"
     return (
-        f"{name} states no resolution, only a magnification of {power:g}, which names the objective and not the "
+        f"{name} {states}, only a magnification of {power:g}, which names the objective and not the "
         f"size of a pixel; pass mpp={_MICRONS / power:.3g} or magnification={power:g} if that is right"
     )
-
-
-def _apart(a: float, b: float) -> float:
-    """Return by what factor two numbers above zero differ, at least 1."""
-    return math.exp(abs(math.log(a / b)))
-
-
-def _micrometres(mpp: tuple[float, float]) -> str:
-    x, y = (f"{value:.4g}" for value in mpp)
-    return f"{x} µm/px" if x == y else f"{x} x {y} µm/px"

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +18,8 @@ from support.drawn_slides import DrawnModel
 
 from cellvit.errors import ConfigError, DataError, ImageError
 from cellvit.inference import plan as planning
+from cellvit.inference.cohort.report import write_report
+from cellvit.inference.cohort.run import SlideOutcome
 from cellvit.inference.pipeline import TileStream
 from cellvit.inference.plan import estimate as plan_estimate
 from cellvit.inference.plan import picture as plan_picture
@@ -460,3 +463,20 @@ def test_arithmetic_of_ranges():
     assert Range(1, 2).times(0.5, 2) == Range(0.5, 4)
     assert Range(1, 2).plus(1) == Range(2, 3)
     assert Range(1, 2).plus(1, 5) == Range(2, 7)
+
+
+def test_a_slide_that_contradicts_itself_is_told_by_plan_summary_and_report(tmp_path):
+    path, pixels = tmp_path / "a.tif", np.full((256, 256, 3), 200, np.uint8)
+    text = "Aperio Image Library v11|AppMag = 40|MPP = 1.0"
+    tags = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(256, 256), description=text, metadata=None, **tags)
+    settings = {"tile_size": 256}
+    told = plan(path, sample=0, **settings).warnings
+    assert "contradicts itself: it states 1 µm/px in its metadata (aperio) and 0.5 µm/px in its TIFF tags" in told[0]
+    assert "contradicts itself: it states 1 µm/px and a magnification of 40, which is about 0.25 µm/px" in told[1]
+    with pytest.warns(UserWarning, match="contradicts itself"):
+        result = run(path, tmp_path / "out", **settings)
+    assert set(told) <= set(result.summary["warnings"])
+    outcome = SlideOutcome(path, tmp_path / "out", result.summary, None, 1.0, "cpu", {}, None)
+    write_report([outcome], tmp_path / "report.html", title="Nuclei")
+    assert "a magnification of 40, which is about 0.25" in (tmp_path / "report.html").read_text(encoding="utf-8")

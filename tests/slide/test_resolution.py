@@ -1,6 +1,7 @@
 import drawn_pyramids as drawn
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from cellvit.errors import ConfigError, ImageError
@@ -125,3 +126,72 @@ def test_real_slides(test_data):
         with pytest.raises(ImageError, match=r"'tcga_pyramid_without_mpp\.svs' states no resolution; pass mpp=0\.25"):
             slide_resolution(real)
         assert slide_resolution(real, magnification=40) == (Resolution((0.25, 0.25), "magnification"), [])
+
+
+class Noted(drawn.ArraySlide):
+    """A slide with notes about what it states."""
+
+    def __init__(self, *notes, **stated):
+        super().__init__([PIXEL], **stated)
+        self.resolution_notes = notes
+
+
+def test_what_a_slide_states_in_vain_is_told():
+    resolution, warnings = slide_resolution(Noted("states nonsense", stated_mpp=(0.5, 0.5)))
+    assert resolution == Resolution((0.5, 0.5), "slide")
+    assert warnings == ["slide 'array.svs' states nonsense"]
+    vain = Noted("states no resolution that can be used: MPP = 0")
+    with pytest.raises(ImageError, match=r"'array.svs' states no resolution that can be used: MPP = 0; pass mpp=0\.25"):
+        slide_resolution(vain)
+    assert slide_resolution(vain, mpp=0.25) == (Resolution((0.25, 0.25), "mpp"), [])
+
+
+@pytest.mark.parametrize(("mpp", "power", "warned"), [
+    *((0.25, 40, False), (0.17, 40, False), (0.37, 40, False), (0.16, 40, True), (0.38, 40, True)),
+    *((0.025, 40, True), (1.0, 40, True), (0.5, 20, False), (0.25, 20, True), (0.5, 40, True)),
+])  # fmt: skip
+def test_an_objective_that_contradicts_the_pixels_is_a_warning(mpp, power, warned):
+    resolution, warnings = slide_resolution(slide((mpp, mpp), power))
+    assert resolution == Resolution((mpp, mpp), "slide")
+    assert [f"contradicts itself: it states {mpp:g} µm/px and a magnification of {power}" in w for w in warnings] == (
+        [True] * warned
+    )
+    assert all(f"{mpp:g} µm/px is used; if that is wrong, pass mpp={10 / power:g}" in text for text in warnings)
+    assert slide_resolution(slide((mpp, mpp), power), mpp=mpp)[1] == []  # the user has said what is right
+
+
+def test_axes_far_apart_are_kept_and_those_of_no_camera_refused(tmp_path):
+    path = tmp_path / "far.tif"
+    for unit, (x, y) in {"far": (40_000, 20_000), "none": (40_000, 4000)}.items():
+        tags = {"x_resolution": x, "y_resolution": y, "resolution_unit": "cm"}
+        Image.new("RGB", (6, 5)).save(path, **tags)
+        if unit == "far":
+            found, warnings = image_resolution(path)
+            assert found == Resolution((0.25, 0.5), "file")
+            assert warnings == [
+                "image 'far.tif' states pixels that are not square: 0.25 x 0.5 µm/px; they are made square"
+            ]
+            assert slide_resolution(slide((0.25, 0.5)))[0].mpp == found.mpp
+    for ask in (lambda: image_resolution(path), lambda: slide_resolution(slide((0.25, 2.5)))):
+        with pytest.raises(ImageError, match=r"of 0\.25 x 2\.5 µm/px, which no camera makes.*mpp=0\.25 or"):
+            ask()
+    assert image_resolution(path, mpp=0.25)[0].mpp == (0.25, 0.25)
+
+
+def test_the_default_is_not_silent_where_an_image_states_something(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (6, 5)).save(path, dpi=(72, 72))
+    found, (warning,) = image_resolution(path)
+    assert found == Resolution((0.25, 0.25), "default")
+    assert warning.startswith("image 'a.tif' states no resolution that can be used: XResolution=72/1 YResolution=72/1")
+    assert "352.8 µm/px is not a resolution" in warning
+    assert warning.endswith("0.25 µm/px is assumed; if that is wrong, pass mpp=0.5")
+    assert image_resolution(path, mpp=0.25)[1] == []
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Instrument ID="Instrument:0"><Objective '
+        'ID="Objective:0" NominalMagnification="20"/></Instrument><Image ID="Image:0"><Pixels ID="Pixels:0" '
+        'DimensionOrder="XYCZT" Type="uint8" SizeX="6" SizeY="5" SizeC="3" SizeZ="1" SizeT="1"><Channel '
+        'ID="Channel:0:0" SamplesPerPixel="3"/><TiffData/></Pixels></Image></OME>'
+    )
+    tifffile.imwrite(path, np.zeros((5, 6, 3), np.uint8), photometric="rgb", description=xml, metadata=None)
+    assert "only a magnification of 20 (about 0.5 µm/px); 0.25 µm/px is assumed" in image_resolution(path)[1][0]

@@ -15,6 +15,7 @@ import numpy as np
 
 from cellvit.errors import ConfigError, ImageError
 from cellvit.io.images import Rgb8
+from cellvit.io.resolution import StatedResolution
 from cellvit.plugins.registry import Registry
 
 Size = tuple[int, int]
@@ -41,6 +42,9 @@ class SlideReader(ABC):
         bounds: ``(x, y, width, height)`` of the scanned part in level-0 pixels.
         stated_mpp: ``(x, y)`` micrometres per pixel as stated by the file, plausible values only.
         stated_magnification: Power of the objective as stated by the file.
+        stated_place: Where in the file the resolution stands, such as "OME-XML"; empty where not known.
+        resolution_notes: What the user should know about the resolution that the file states; see
+            :class:`cellvit.io.resolution.StatedResolution`, which a reader may give in place of the two values.
         properties: What the file says about itself, for the record; nothing that names a patient or a user.
     """
 
@@ -74,13 +78,17 @@ class SlideReader(ABC):
         bounds: Box | None = None,
         stated_mpp: tuple[float, float] | None = None,
         stated_magnification: float | None = None,
+        resolution: StatedResolution | None = None,
         properties: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
         self.level_sizes = level_sizes
         self.bounds = bounds or (0, 0, *level_sizes[0])
-        self.stated_mpp = stated_mpp
-        self.stated_magnification = stated_magnification
+        resolution = resolution or StatedResolution(stated_mpp, magnification=stated_magnification)
+        self.stated_mpp = resolution.mpp
+        self.stated_magnification = resolution.magnification
+        self.stated_place = resolution.place
+        self.resolution_notes = resolution.notes
         self.properties = dict(properties or {})
         self._closed = False
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cellvit.errors import ImageError
-from cellvit.io.images import Rgb8, open_pillow, read_image, read_mpp
+from cellvit.io.images import Rgb8, open_pillow, read_image, read_resolution
 from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, SlideReader
 
 
@@ -42,8 +42,7 @@ class ImageSlide(SlideReader):
         except ImageError as error:
             raise OtherReaderError(str(error)) from error.__cause__
         height, width = self._pixels.shape[:2]
-        mpp = read_mpp(path)
-        super().__init__(path, level_sizes=((width, height),), stated_mpp=None if mpp is None else (mpp, mpp))
+        super().__init__(path, level_sizes=((width, height),), resolution=read_resolution(path))
 
     def close(self) -> None:
         """Forget the pixels; closing twice does nothing more."""

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from cellvit.io.images import Rgb8, one_line
-from cellvit.io.tiff_metadata import plausible_mpp, positive
+from cellvit.io.resolution import StatedResolution, Statement, axes_statement, length, positive, settle
+from cellvit.io.tiff_metadata import aperio_statement, tags_statement
 from cellvit.slide.readers.base import READERS, Box, OtherReaderError, Size, SlideReader
 from cellvit.slide.resampling import resize_box
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # the library is loaded when the first slide is opened
 CACHE_BYTES = 2**27
 """Memory of OpenSlide for decoded tiles of one slide."""
 
+_TIFF_UNITS = {"inch": 2, "centimeter": 3}
 _GENERIC = "generic-tiff"  # left to the reader of TIFF
 _BLOCK = 256
 _MARGIN = 4
@@ -65,6 +67,38 @@ def bounds_of(properties: Mapping[str, str], size: Size) -> Box:
     return (left, top, right - left, bottom - top) if left < right and top < bottom else (0, 0, *size)
 
 
+def resolution_of(properties: Mapping[str, str]) -> StatedResolution:
+    """Return what properties of OpenSlide state about the resolution, and a note for every doubt.
+
+    Args:
+        properties: With or without ``openslide.mpp-x``, ``openslide.objective-power``, what the scanner wrote and the
+            tags of the first page.
+
+    Example:
+        >>> resolution_of({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.25", "openslide.vendor": "aperio"}).mpp
+        (0.25, 0.25)
+        >>> resolution_of({"aperio.MPP": "0"}).notes[0][:46]
+        'states no resolution that can be used: MPP = 0'
+    """
+    axes = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+    statements = [_scanner_statement(properties.get("openslide.vendor", "scanner"), axes)]
+    if statements == [None]:  # OpenSlide leaves out what it cannot read
+        statements = [aperio_statement(properties.get("aperio.MPP"))]
+    tags = [properties.get(f"tiff.{axis}Resolution") for axis in "XY"]
+    unit = _TIFF_UNITS.get(properties.get("tiff.ResolutionUnit", "inch"), 1)
+    statements.append(tags_statement((tags[0], tags[1]), unit))
+    power = positive(properties.get("openslide.objective-power"))
+    return settle([statement for statement in statements if statement is not None], magnification=power)
+
+
+def _scanner_statement(vendor: str, axes: list[str | None]) -> Statement | None:
+    if axes == [None, None]:
+        return None
+    x, y = (None if text is None else length(text, "um") for text in axes)
+    quote = " ".join(f"mpp-{name} = {text}" for name, text in zip("xy", axes, strict=True) if text is not None)
+    return axes_statement(f"metadata ({vendor})", quote, (x, y), missing="mpp-y" if y is None else "mpp-x")
+
+
 @READERS.register("openslide")
 class OpenSlideReader(SlideReader):
     """A slide read with OpenSlide.
@@ -100,13 +134,11 @@ class OpenSlideReader(SlideReader):
             raise OtherReaderError(one_line(error)) from error
         stated = self._handle.properties
         size = self._handle.dimensions
-        mpp = tuple(positive(stated.get(f"openslide.mpp-{axis}")) for axis in "xy")
         super().__init__(
             path,
             level_sizes=tuple(self._handle.level_dimensions),
             bounds=bounds_of(stated, size),
-            stated_mpp=None if mpp[0] is None or mpp[1] is None else plausible_mpp((mpp[0], mpp[1])),
-            stated_magnification=positive(stated.get("openslide.objective-power")),
+            resolution=resolution_of(stated),
             properties={key: stated[key] for key in _KEPT if key in stated},
         )
         self._downsamples = self._handle.level_downsamples

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from PIL import Image
 
 from cellvit.errors import ImageError
 from cellvit.io.images import DAMAGE, Rgb8, channels_last, one_line, to_rgb
-from cellvit.io.tiff_metadata import is_tiff, plausible_mpp, quiet_tifffile, stated_magnification, stated_mpp
+from cellvit.io.resolution import StatedResolution
+from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile, tiff_resolution
 from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, Size, SlideReader
 
 if TYPE_CHECKING:  # the library is loaded when the first file is opened
@@ -34,7 +35,6 @@ _MIN_RATIO = 1.2  # between the sides of two levels
 _LOCKS = 64
 _PATCH = 32  # side of the places at which an uncertain level is compared with the full image
 _SAME_GREY = 8.0  # mean difference of grey values that compression and another way of shrinking can make
-_Stated = TypeVar("_Stated")
 
 
 @dataclass(frozen=True)
@@ -298,8 +298,7 @@ class TiffSlide(SlideReader):
                 super().__init__(
                     path,
                     level_sizes=tuple(level.size for level in levels),
-                    stated_mpp=plausible_mpp(_or_none(stated_mpp, self._tiff)),
-                    stated_magnification=_or_none(stated_magnification, self._tiff),
+                    resolution=_resolution(self._tiff),
                     properties=_properties(self._tiff),
                 )
             _require_readable(path, levels)
@@ -406,9 +405,9 @@ def _properties(tiff: "TiffFile") -> dict[str, str]:
     }
 
 
-def _or_none(ask: Callable[["TiffFile"], _Stated | None], tiff: "TiffFile") -> _Stated | None:
-    """Return what a file states, or None where its statement cannot be understood."""
+def _resolution(tiff: "TiffFile") -> StatedResolution:
+    """Return what a file states, or nothing where its head cannot be understood."""
     try:
-        return ask(tiff)
+        return tiff_resolution(tiff)
     except DAMAGE:
-        return None
+        return StatedResolution()

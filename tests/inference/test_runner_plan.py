@@ -24,7 +24,7 @@ from cellvit.inference.pipeline import TileStream
 from cellvit.inference.plan import estimate as plan_estimate
 from cellvit.inference.plan import picture as plan_picture
 from cellvit.inference.plan import plan_slide
-from cellvit.inference.plan.estimate import Range, estimate
+from cellvit.inference.plan.estimate import Range, estimate_needs
 from cellvit.inference.plan.file_costs import Cost
 from cellvit.inference.plan.measure import Sample, spread, tile_boxes
 from cellvit.inference.settings import SlideSettings
@@ -208,7 +208,7 @@ def test_too_little_disk_or_memory_is_a_warning(slide, monkeypatch, tmp_path):
     found = plan(slide, sample=1, out=tmp_path / "not" / "there", workers=3)
     assert asked == [tmp_path]
     assert len(found.warnings) == 2
-    assert "--no-embeddings" in found.warnings[0]
+    assert "embeddings=False" in found.warnings[0]
     assert "--workers" in found.warnings[1]
     monkeypatch.setattr(planning, "free_memory", lambda: None)
     assert len(plan(slide, sample=1, out=tmp_path).warnings) == 1
@@ -232,7 +232,7 @@ def test_a_slide_without_nuclei_has_a_plan(tmp_path):
 
 def test_what_cannot_be_planned_is_refused(slide, tmp_path):
     Image.new("RGB", (90, 70)).save(tmp_path / "plain.png")
-    with pytest.raises(ImageError, match=r"plain\.png.* --mpp"):
+    with pytest.raises(ImageError, match=r"plain\.png.* mpp="):
         plan(tmp_path / "plain.png")
     with pytest.raises(ImageError, match="does not exist"):
         plan(tmp_path / "missing.svs")
@@ -376,7 +376,7 @@ def needs(sample, **changes):
         "prepared_in": 0.0,
         "process_bytes": 10**9,
     }
-    return estimate(sample, changes.pop("settings", SlideSettings(formats=())), **{**values, **changes})
+    return estimate_needs(sample, changes.pop("settings", SlideSettings(formats=())), **{**values, **changes})
 
 
 @pytest.fixture

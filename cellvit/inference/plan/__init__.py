@@ -11,7 +11,7 @@ import numpy as np
 
 from cellvit.errors import ConfigError
 from cellvit.inference.fingerprints import weights_hash
-from cellvit.inference.plan.estimate import Estimate, as_plain, estimate
+from cellvit.inference.plan.estimate import Estimate, as_plain, estimate_needs
 from cellvit.inference.plan.measure import Sample, measure
 from cellvit.inference.plan.picture import write_plan_picture
 from cellvit.inference.plan.progress import ExistingRun, existing_run
@@ -200,7 +200,7 @@ def _described(
 
 def _predicted(plan: SlidePlan, sample: Sample, settings: SlideSettings, *, prepared_in: float) -> SlidePlan:
     """Return a plan with what was measured, what follows from it, and whether the machine has that much."""
-    found = estimate(
+    found = estimate_needs(
         sample,
         settings,
         device=plan.device,

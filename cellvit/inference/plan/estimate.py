@@ -94,7 +94,7 @@ def as_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def estimate(
+def estimate_needs(
     sample: Sample,
     settings: SlideSettings,
     *,

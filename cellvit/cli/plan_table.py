@@ -99,7 +99,8 @@ def _needs(plan: SlidePlan) -> Iterator[tuple[str, str]]:
     number = len(sample.tiles)
     yield "measured", f"on {number} tile{'s' if number > 1 else ''}, per tile: {stages}; {slowest} decides"
     yield "time", f"{readable_range(found.seconds)} on {plan.device}, post-processing in {_processes(plan.workers)}"
-    yield "nuclei", f"{_rounded(found.nuclei.low)} to {_rounded(found.nuclei.high)}"
+    off = f"; {sample.off_tissue:,} more on these tiles lie off the tissue and are left out" if sample.off_tissue else ""
+    yield "nuclei", f"{_rounded(found.nuclei.low)} to {_rounded(found.nuclei.high)}{off}"
     free = "" if plan.free_memory is None else f"; {readable_size(plan.free_memory)} free"
     card = "" if found.device_memory is None else f", and {readable_size(found.device_memory)} on {plan.device}"
     yield "memory", f"{readable_size(found.memory)}, {readable_size(found.worker_memory)} of it per worker{card}{free}"

@@ -17,9 +17,8 @@ from support.stand_ins import DarkSpots
 
 from cellvit import io
 from cellvit.errors import ConfigError, DataError, ImageError, OutputError
-from cellvit.inference import fingerprints, pipeline
+from cellvit.inference import fingerprints, pipeline, prepare
 from cellvit.inference import outputs as formats
-from cellvit.inference import prepare
 from cellvit.inference import resume as journal
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import FORMATS, SlideSettings

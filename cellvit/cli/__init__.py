@@ -41,6 +41,7 @@ _RESULTS, _HERE = "on results", "on this installation"
 _ROWS = (
     Verb("segment", _SLIDES, "find nuclei in slides and images: cellvit segment INPUT... --out DIR"),
     Verb("plan", _SLIDES, "tell what a slide would take, before it is segmented: cellvit plan SLIDE..."),
+    Verb("info", _SLIDES, "tell what files are: reader, levels, resolution, pixels, doubts: cellvit info FILE..."),
     Verb("prepare", _DATA, "check and convert a data set: cellvit prepare pannuke|pannuke-like|monuseg ROOT"),
     Verb("fit", _MODELS, "train a model: cellvit fit --config docs/configs/nano.yaml"),
     Verb("validate", _MODELS, "score a model on the validation data"),

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from cellvit.cli.console import Output
 from cellvit.cli.flags import as_flags
+from cellvit.cli.info import info_rows
 from cellvit.inference.plan import SlidePlan
 from cellvit.inference.plan.estimate import Range
 from cellvit.io.format import readable_size, rough_duration
@@ -38,14 +39,8 @@ def print_plan(output: Output, plan: SlidePlan, picture: Path | None) -> None:
 
 
 def _facts(plan: SlidePlan) -> Iterator[tuple[str, str]]:
-    width, height = plan.level_sizes[0]
-    levels = ", ".join(f"{w:,} x {h:,}" for w, h in plan.level_sizes)
-    yield "file", f"{readable_size(plan.size_bytes)}, {width:,} x {height:,} px, read by {plan.reader}"
-    yield "levels", f"{len(plan.level_sizes)}: {levels}"
-    if plan.bounds != (0, 0, width, height):
-        x, y, w, h = plan.bounds
-        yield "scanned", f"{w:,} x {h:,} px at x={x:,}, y={y:,}"
-    yield "resolution", _resolution(plan)
+    for label, text in info_rows(plan.info):
+        yield label, _resolution(plan) if label == "resolution" else text
     yield "searched", _searched(plan)
     yield "tiles", _tiles(plan)
     if plan.started is not None:
@@ -99,7 +94,8 @@ def _needs(plan: SlidePlan) -> Iterator[tuple[str, str]]:
     number = len(sample.tiles)
     yield "measured", f"on {number} tile{'s' if number > 1 else ''}, per tile: {stages}; {slowest} decides"
     yield "time", f"{readable_range(found.seconds)} on {plan.device}, post-processing in {_processes(plan.workers)}"
-    yield "nuclei", f"{_rounded(found.nuclei.low)} to {_rounded(found.nuclei.high)}"
+    off = f"; {sample.off_tissue:,} more on these tiles lie off the tissue, left out" if sample.off_tissue else ""
+    yield "nuclei", f"{_rounded(found.nuclei.low)} to {_rounded(found.nuclei.high)}{off}"
     free = "" if plan.free_memory is None else f"; {readable_size(plan.free_memory)} free"
     card = "" if found.device_memory is None else f", and {readable_size(found.device_memory)} on {plan.device}"
     yield "memory", f"{readable_size(found.memory)}, {readable_size(found.worker_memory)} of it per worker{card}{free}"

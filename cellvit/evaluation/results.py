@@ -13,7 +13,10 @@ from cellvit.io.atomic import atomic_path
 from cellvit.io.format import write_json
 from cellvit.io.tables import DIGITS, Cell, render, write_csv, write_text
 
-_COLUMNS = {"bPQ": "bPQ", "DQ": "bDQ", "SQ": "bSQ", "mPQ": "mPQ", "F1": "F1_d", "P": "P_d", "R": "R_d"}
+_COLUMNS = {
+    **{"bPQ": "bPQ", "DQ": "bDQ", "SQ": "bSQ", "mPQ": "mPQ"},
+    **{"F1": "F1_d", "P": "P_d", "R": "R_d", "F1_within": "F1_d_within"},
+}
 _OVERLAPS = ("Dice", "Jaccard", "AJI")
 
 

@@ -13,6 +13,7 @@ from cellvit.inference.settings import Origin
 from cellvit.io.stream import Patches
 from cellvit.slide.stitching import StreamingStitcher, TileNuclei
 from cellvit.slide.tiling import TileGrid
+from cellvit.slide.tissue import TissueMask
 from cellvit.slide.view import SlideView
 from cellvit.types import Nuclei, NucleiClasses
 
@@ -30,9 +31,12 @@ class SlideTable:
         parts: Number of parts.
         part: Returns the tiles of a part.
         classes: Names and colours of the types.
+        tissue: Nuclei whose centroid lies off it are left out and counted, so that the density divides nuclei of the
+            tissue by its area; None keeps all. Parts on the disk hold them, so a resumed run leaves out the same.
         region: Nuclei whose centroid lies outside are left out; None keeps all.
         origin: ``"slide"`` or ``"bounds"``: where coordinates count from.
         counts: ``(C,)`` nuclei per type, filled while it is iterated.
+        off_tissue: Nuclei of the region that were left out as they lie off the tissue, filled while it is iterated.
         unreadable: Numbers of the tiles that could not be read, filled while it is iterated.
     """
 
@@ -41,9 +45,11 @@ class SlideTable:
     parts: int
     part: Callable[[int], NDArray[np.int64]]
     classes: NucleiClasses
+    tissue: TissueMask | None = None
     region: Region | None = None
     origin: Origin = "slide"
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    off_tissue: int = 0
     unreadable: list[int] = field(default_factory=list)
 
     def embedding_dim(self, resume: ResumeFolder) -> int | None:
@@ -64,6 +70,7 @@ class SlideTable:
         """
         stitcher, label = StreamingStitcher(self.grid), 0
         self.counts, self.unreadable = np.zeros(len(self.classes), np.int64), []
+        self.off_tissue = 0
         for number in range(self.parts):
             tile, found, unreadable = resume.read_part(number)
             self.unreadable += unreadable
@@ -82,14 +89,18 @@ class SlideTable:
         return TileNuclei.concatenate([TileNuclei.place(self.grid, index, found.select(rows)) for index, rows in runs])
 
     def _on_slide(self, nuclei: Nuclei) -> Nuclei:
-        """Return nuclei of the view in level-0 pixels, those of the region only.
+        """Return nuclei of the view in level-0 pixels, those of the tissue and the region only.
 
         Outlines of a resampled slide are rounded to 0.01 pixels: all digits would nearly double the text files.
         """
         placed = self.view.to_level0(nuclei)
         placed = replace(placed, contour_points=placed.contour_points.round(2))
-        if self.region is not None:
-            placed = placed.select(self.region.contains(placed.centroid))
+        kept = np.ones(len(placed), bool) if self.region is None else self.region.contains(placed.centroid)
+        if self.tissue is not None:
+            off = kept & ~self.tissue.contains(nuclei.centroid, (self.view.width, self.view.height))
+            self.off_tissue += int(off.sum())
+            kept &= ~off
+        placed = placed.select(kept)
         x, y = self.view.slide.bounds[:2] if self.origin == "bounds" else (0, 0)
         return placed.transform(shift=(-x, -y)) if (x, y) != (0, 0) else placed
 

@@ -68,6 +68,11 @@ class PreparedSlide:
         return self.view.width, self.view.height
 
     @property
+    def only_on(self) -> TissueMask | None:
+        """Return the tissue on which nuclei must lie to be kept, or None where all are: without the tissue filter."""
+        return self.tissue if self.tissue_source.startswith("found") else None
+
+    @property
     def tissue_mm2(self) -> float:
         """Return the area of what is searched for nuclei, in square millimetres."""
         x, y = (mpp / scale for mpp, scale in zip(self.resolution.mpp, self.view.scale, strict=True))

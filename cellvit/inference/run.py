@@ -181,6 +181,7 @@ class SlideRun:
             parts=prepared.parts,
             part=prepared.part,
             classes=self.model.classes,
+            tissue=prepared.only_on,
             region=prepared.region,
             origin=self.settings.origin,
         )

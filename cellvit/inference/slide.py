@@ -98,7 +98,8 @@ def segment_slide(
         tta: Average the maps over 2, 4 or 8 flips and rotations, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
         workers: Post-processing processes; None chooses, 0 works in this process.
-        tissue_filter: Search tissue only.
+        tissue_filter: Search tissue only, and keep only nuclei with their centroid on it; how many were left out says
+            ``summary.json`` under ``nuclei.off_tissue``.
         roi: GeoJSON file; only nuclei with their centroid in its polygons are kept. With ``tissue_filter=False`` it
             replaces the tissue, else both must agree.
         embeddings: Store the embedding of every nucleus.

@@ -104,7 +104,12 @@ class SlideFacts:
                 "done": len(self.prepared.tiles),
                 "unreadable": [self._place(index) for index in table.unreadable],
             },
-            "nuclei": {"total": total, "by_type": shown, "density_per_mm2": round(total / area, 2) if area else None},
+            "nuclei": {
+                "total": total,
+                "by_type": shown,
+                "density_per_mm2": round(total / area, 2) if area else None,
+                "off_tissue": table.off_tissue,
+            },
             "files": {"parquet": TABLE, "tissue": "tissue.png", **{n: FORMATS[n] for n in self.settings.formats}},
             "warnings": [*self.prepared.warnings, *self._unreadable(table), *_untyped(counts)],
             "peak_memory_mb": round(peak_memory() / 1e6, 1),

@@ -34,6 +34,8 @@ _PIECE_SHARE = 0.02  # but in a picture of a few cells a piece may be as small a
 _PEN_UM = 60.0  # radius: half the width of the thinnest pen stroke; ink of thinner lines is left in the tissue
 _HALO_UM = 150.0  # how far pale ink reaches around a stroke
 _PEN_MARGIN_UM = 24.0  # how far the blurred border of a stroke reaches
+_BLACK = 48.0  # grey levels: too dark to see anything in, and JPEG spreads some colour of the tissue there
+_RIM_RUN = 3.5  # half widths along the border: a stroke that leaves the picture has 2 to 3, a corner 4, a frame more
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,27 @@ class TissueMask:
         share = np.divide(inside, area, out=np.zeros(len(corners)), where=area > 0)
         return np.asarray(share.clip(0.0, 1.0))  # sums of large integrals end a rounding error outside
 
+    def contains(self, points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Tell which points lie on tissue.
+
+        Args:
+            points: ``(N, 2)`` ``(x, y)`` in pixels of the view, where the centre of pixel ``i`` is at ``i``.
+            size: ``(width, height)`` of the view that the mask covers.
+
+        Returns:
+            ``(N,)``; False outside of the view.
+
+        Example:
+            >>> tissue = TissueMask(np.array([[True, False]]))
+            >>> tissue.contains(np.array([[0.0, 0], [4.4, 9], [4.5, 9], [-1, 0]]), (10, 10))
+            array([ True,  True, False, False])
+        """
+        height, width = self.mask.shape
+        edges = np.asarray(points, np.float64).reshape(-1, 2) + 0.5  # from the corner of the view, as the mask is
+        column, row = np.floor(edges * (width / size[0], height / size[1])).astype(np.int64).T
+        inside = (column >= 0) & (row >= 0) & (column < width) & (row < height)
+        return np.asarray(inside & self.mask[row.clip(0, height - 1), column.clip(0, width - 1)])
+
     def area_mm2(self, size: tuple[int, int], mpp: float | tuple[float, float]) -> float:
         """Return the area of the tissue in mm².
 
@@ -101,7 +124,8 @@ class TissueMask:
 def find_tissue(thumbnail: Rgb8, *, mpp: float) -> TissueMask:
     """Find the stained tissue on a thumbnail.
 
-    Glass of any grey, dust, frames and strokes of a blue, green, red or black pen are no tissue. Pale tissue is, and
+    Glass of any grey, dust, frames and strokes of a blue, green, red or black pen are no tissue. Around a stroke some
+    tissue is left out with it; right up to a dark rim of the picture tissue is kept. Pale tissue is tissue, and
     so are gaps in tissue up to 0.02 mm², as between the walls of fat cells; pure fat is found on thumbnails of up to
     8 microns per pixel only, as its walls fade on coarser ones. Grey pictures hold no stain and therefore no tissue.
     Violet ink cannot be told from haematoxylin.
@@ -128,12 +152,15 @@ def find_tissue(thumbnail: Rgb8, *, mpp: float) -> TissueMask:
     tinted = np.maximum(smooth[..., 0], smooth[..., 2]) - smooth[..., 1]
     tint, noise = _glass(smooth, tinted)
     stain = tinted - np.float32(tint)
-    pen = _pen(smooth, mpp_small)
+    dark = (smooth.max(axis=2) < 0.35 * 255) & (np.ptp(smooth, axis=2) < 30)
+    rim = _rim(dark, stain, mpp_small)
+    pen = _pen(smooth, dark & ~rim, mpp_small)
     faint = (stain > np.clip(4 * noise, _FAINT, _FAINT_MOST)) | _walls(smooth, stain, mpp_small)
     # a pixel at a border is tissue by its share of the neighbour's stain, however large pixels are
     faint &= (stain > _BORDER_SHARE * cv2.dilate(stain, np.ones((3, 3), np.uint8))) & ~pen
     certain = (stain > _CERTAIN) & ~pen
-    tissue = _pieces(faint, certain, mpp_small) & ~pen
+    rim &= (stain < _FAINT) | (smooth.max(axis=2) < _BLACK)  # dark tissue may touch a rim
+    tissue = _pieces(faint, certain, mpp_small) & ~pen & ~rim
     height, width = thumbnail.shape[:2]
     full = cv2.resize(tissue.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     return TissueMask(np.asarray(full > 0.5))
@@ -178,10 +205,33 @@ def _walls(smooth: _Floats, stain: _Floats, mpp: float) -> _Mask:
     return np.asarray((darker > _WALL) & (stain > _WALL_STAIN))
 
 
-def _pen(smooth: _Floats, mpp: float) -> _Mask:
+def _rim(dark: _Mask, stain: _Floats, mpp: float) -> _Mask:
+    """Return grey parts that lie along the border of the picture: edges of the scan, what was not scanned, frames.
+
+    They are told from black strokes that leave the picture by how long they lie at the border for their width.
+    """
+    labels, count = _labels(_opened(dark, _OPEN_UM / mpp))
+    if not count:
+        return np.zeros_like(dark)
+    around = np.concatenate([labels[0], labels[1:, -1], labels[-1, -2::-1], labels[-2:0:-1, 0]])
+    starts = np.flatnonzero(around != np.roll(around, 1))
+    around = np.roll(around, -starts[0]) if len(starts) else around  # no run goes on from the end to the beginning
+    starts = np.flatnonzero(np.diff(around, prepend=-1))
+    run, half = np.zeros(count + 1), np.zeros(count + 1)
+    np.maximum.at(run, around[starts], np.diff(starts, append=len(around)))
+    inside = np.pad((labels > 0).astype(np.uint8), 1)
+    distance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    np.maximum.at(half, labels.ravel(), distance.ravel())
+    tinted = np.bincount(labels.ravel(), weights=(stain >= _FAINT).ravel()) / np.bincount(labels.ravel()).clip(1)
+    rims = (run > _RIM_RUN * half) & (tinted < 0.5)
+    rims[0] = False
+    return np.asarray(rims[labels])
+
+
+def _pen(smooth: _Floats, dark: _Mask, mpp: float) -> _Mask:
     """Return strokes of a pen, and whatever else is broad and has a colour that tissue never has."""
     hsv = cv2.cvtColor(smooth / 255, cv2.COLOR_RGB2HSV)
-    hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
+    hue, saturation = hsv[..., 0], hsv[..., 1]
     colourful = np.ptp(smooth, axis=2) > 35
     cold, red = (hue > 75) & (hue < 250), (hue > 347) | (hue < 12)
     cores = [cold & (saturation > 0.35) & colourful, red & (saturation > 0.6) & colourful]
@@ -190,7 +240,6 @@ def _pen(smooth: _Floats, mpp: float) -> _Mask:
     for core, halo in zip(cores, halos, strict=True):
         stroke = _rebuild(_opened(core, _PEN_UM / mpp), core)
         found |= stroke | (halo & _grown(stroke, _HALO_UM / mpp))
-    dark = (value < 0.35) & (np.ptp(smooth, axis=2) < 30)
     found |= _rebuild(_opened(dark, _PEN_UM / mpp), dark)
     return _grown(found, max(1.0, _PEN_MARGIN_UM / mpp)) if found.any() else found
 

@@ -12,6 +12,7 @@ from cellvit.classes import default_classes
 from cellvit.errors import DataError
 from cellvit.evaluation.monuseg import (
     FORMS,
+    OWN_SCORES,
     SCORES,
     check_records,
     evaluate_image,
@@ -191,7 +192,7 @@ def test_a_model_is_scored_on_all_images(spots, tmp_path):
     stored = json.loads((out / "scores.json").read_text())
     assert stored["images"] == 2
     assert stored["settings"]["radius"] == {"x40/1024": 12, "x40/256": 12, "x20/512": 6, "x20/256": 6}
-    assert stored["models"]["spots"]["x20/256"].keys() == set(SCORES)
+    assert stored["models"]["spots"]["x20/256"].keys() == set(OWN_SCORES)
     assert len((out / "images.csv").read_text().splitlines()) == 1 + 2 * 4 * 2
     text = (out / "monuseg.md").read_text()
     assert "Mind this." in text

@@ -321,7 +321,7 @@ def test_files_hold_what_was_computed(tmp_path):
     assert stored["settings"]["class_names"] == list(CLASSES)
     assert stored["versions"].keys() >= {"cellvit-lightning", "torch", "python"}
     rows = (out / "images.csv").read_text().splitlines()
-    assert rows[0] == "image,tissue,true_nuclei,predicted_nuclei,bPQ,DQ,SQ,mPQ,F1,P,R,Dice,Jaccard,AJI"
+    assert rows[0] == "image,tissue,true_nuclei,predicted_nuclei,bPQ,DQ,SQ,mPQ,F1,P,R,F1_within,Dice,Jaccard,AJI"
     assert rows[2].startswith("b,,0,3,,,,,0.0,0.0,,0.0")
     text = (out / "scores.md").read_text()
     assert "**Note**: Mind | this." in text

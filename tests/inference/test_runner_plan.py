@@ -18,6 +18,7 @@ from support.drawn_slides import DrawnModel
 
 from cellvit.errors import ConfigError, DataError, ImageError
 from cellvit.inference import plan as planning
+from cellvit.inference import prepare
 from cellvit.inference.cohort.report import write_report
 from cellvit.inference.cohort.run import SlideOutcome
 from cellvit.inference.pipeline import TileStream
@@ -209,9 +210,20 @@ def test_too_little_disk_or_memory_is_a_warning(slide, monkeypatch, tmp_path):
     assert asked == [tmp_path]
     assert len(found.warnings) == 2
     assert "embeddings=False" in found.warnings[0]
-    assert "--workers" in found.warnings[1]
+    assert "workers" in found.warnings[1]
     monkeypatch.setattr(planning, "free_memory", lambda: None)
     assert len(plan(slide, sample=1, out=tmp_path).warnings) == 1
+
+
+def test_nuclei_off_the_tissue_are_not_predicted_and_counted(tmp_path, monkeypatch):
+    slide = drawn_slide(tmp_path, 500, 400)
+    mask = np.tile(np.arange(200) < 90, (10, 1))
+    monkeypatch.setattr(prepare, "find_tissue", lambda thumbnail, mpp: TissueMask(mask))
+    found = plan(slide, sample=4, tissue_filter=True, tile_size=256)
+    done = run(slide, tmp_path / "out", tissue_filter=True, tile_size=256).summary["nuclei"]
+    assert sum(found.sample.nuclei) == pytest.approx(done["total"], rel=0.02)
+    # a tile tells which nuclei are its own, and the run knows of more that reach into a tile
+    assert 0 < found.sample.off_tissue <= done["off_tissue"]
 
 
 def test_an_empty_slide_has_nothing_to_do(tmp_path):

@@ -17,13 +17,14 @@ from support.stand_ins import DarkSpots
 
 from cellvit import io
 from cellvit.errors import ConfigError, DataError, ImageError, OutputError
-from cellvit.inference import fingerprints, pipeline
+from cellvit.inference import fingerprints, pipeline, prepare
 from cellvit.inference import outputs as formats
 from cellvit.inference import resume as journal
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import FORMATS, SlideSettings
 from cellvit.inference.slide import segment_slide
 from cellvit.postprocess.hv import HVPostprocessor
+from cellvit.slide.tissue import TissueMask
 
 PLAIN = {"device": "cpu", "workers": 0, "tissue_filter": False, "formats": ()}
 SIZE = (1500, 1300)
@@ -472,6 +473,45 @@ def test_a_region_keeps_the_nuclei_inside_and_skips_tiles_outside(slide, done, t
         run(slide, tmp_path / "bad", roi=elsewhere)
 
 
+@pytest.fixture
+def left_part(monkeypatch):
+    """Let the left 247.5 of 500 columns of a slide be tissue: a border that runs through nuclei."""
+    mask = np.arange(1000) < 495
+    monkeypatch.setattr(prepare, "find_tissue", lambda thumbnail, mpp: TissueMask(np.tile(mask, (40, 1))))
+
+
+def test_nuclei_off_the_tissue_are_left_out_and_counted(tmp_path, left_part):
+    slide = drawn_slide(tmp_path, 500, 400)
+    tiles = {"tile_size": 128, "overlap": 32}
+    whole = run(slide, tmp_path / "whole", **tiles)
+    assert whole.summary["nuclei"]["off_tissue"] == 0
+    whole = whole.nuclei(embedding=False)
+    x, y = whole.centroid.T + 0.5
+    result = run(slide, tmp_path / "out", tissue_filter=True, keep_parts=True, **tiles)
+    found = result.nuclei(embedding=False)
+    on = x < 247.5
+    assert sorted(found.bbox.tolist()) == sorted(whole.bbox[on].tolist())
+    assert found.label.tolist() == list(range(1, on.sum() + 1))
+    nuclei = result.summary["nuclei"]
+    assert nuclei["total"] == sum(nuclei["by_type"].values()) == on.sum()
+    assert 0 < nuclei["off_tissue"] < (~on).sum()  # those of tiles that hold no tissue were never looked for
+    assert nuclei["density_per_mm2"] == pytest.approx(on.sum() / (400 * 247.5 * 0.25**2 / 1e6), rel=1e-4)
+    # a run that goes on leaves out the same
+    reference = (result.out / "nuclei.parquet").read_bytes()
+    (result.out / "summary.json").unlink()
+    (result.out / ".work" / "part-000000.arrow").unlink()
+    assert run(slide, result.out, tissue_filter=True, **tiles).summary["nuclei"] == nuclei
+    assert (result.out / "nuclei.parquet").read_bytes() == reference
+    # a region replaces the tissue, or both must agree
+    roi = polygon_file(tmp_path / "roi.geojson", [[150, 0], [350, 0], [350, 280], [150, 280], [150, 0]])
+    inside = (x > 150) & (x < 350) & (y < 280)
+    every = run(slide, tmp_path / "every", roi=roi, **tiles).summary["nuclei"]
+    assert (every["total"], every["off_tissue"]) == (inside.sum(), 0)
+    agreed = run(slide, tmp_path / "agreed", roi=roi, tissue_filter=True, **tiles).summary["nuclei"]
+    assert agreed["total"] == (inside & on).sum()
+    assert 0 < agreed["off_tissue"] <= (inside & ~on).sum()
+
+
 def test_an_empty_slide_gives_whole_empty_files(tmp_path):
     Image.new("RGB", (900, 700), (244, 243, 245)).save(tmp_path / "white.png")
     formats = tuple(name for name in FORMATS if name != "spatialdata")
@@ -482,6 +522,7 @@ def test_an_empty_slide_gives_whole_empty_files(tmp_path):
         "total": 0,
         "by_type": dict.fromkeys(CLASSES.names[1:], 0),
         "density_per_mm2": None,
+        "off_tissue": 0,
     }
     assert result.summary["tiles"]["done"] == 0
     assert len(result.nuclei()) == 0

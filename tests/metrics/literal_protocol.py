@@ -90,11 +90,24 @@ def assign(pred, target, radius):
     return [(i, j) for i, j in pairs if math.dist(pred[i][0], target[j][0]) <= radius]
 
 
+def most_near(one, other, radius):
+    """The most pairs within the radius: each point of one set is tried with each left of the other, and alone."""
+    if not one or not other:
+        return 0
+    (point, _), *rest = one
+    found = [most_near(rest, other, radius)]
+    for j, (near, _) in enumerate(other):
+        if math.dist(point, near) <= radius:
+            found.append(1 + most_near(rest, other[:j] + other[j + 1 :], radius))
+    return max(found)
+
+
 def scores(tp, wrong, missed):
     return ratio(2 * tp, 2 * tp + wrong + missed), ratio(tp, tp + wrong), ratio(tp, tp + missed)
 
 
 def detection(samples, classes, radius, *, ignore_background=False):
+    within, within_per_image = np.zeros(3, int), []
     counts, per_image, typed = np.zeros(3, int), [], {name: np.zeros(5, int) for name in classes[1:]}
     for sample in samples:
         truth = sample.target.nuclei
@@ -104,6 +117,10 @@ def detection(samples, classes, radius, *, ignore_background=False):
         here = len(pairs), len(found) - len(pairs), len(true) - len(pairs)
         counts += here
         per_image.append(scores(*here))
+        near = most_near(found, true, radius)
+        near = near, len(found) - near, len(true) - near
+        within += near
+        within_per_image.append(scores(*near)[0])
         if any(kind == -1 for _, kind in true):
             continue
         lone_found = [kind for i, (_, kind) in enumerate(found) if i not in [p for p, _ in pairs]]
@@ -118,6 +135,7 @@ def detection(samples, classes, radius, *, ignore_background=False):
     result |= {
         f"{key}_image_mean": mean(column) for key, column in zip(keys, zip(*per_image, strict=True), strict=True)
     }
+    result |= {"F1_d_within": scores(*within.tolist())[0], "F1_d_within_image_mean": mean(within_per_image)}
     for name, (tp, fp, fn, fp_d, fn_d) in typed.items():
         result[f"F1/{name}"] = ratio(2 * tp, 2 * tp + 2 * fp + 2 * fn + fp_d + fn_d)
         result[f"P/{name}"] = ratio(tp, tp + 2 * fp + fp_d)

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.metrics.functional import detection_scores, match_centroids, type_counts, type_detection_scores
+from cellvit.metrics.functional import (
+    detection_scores,
+    match_centroids,
+    pairs_within,
+    type_counts,
+    type_detection_scores,
+)
 
 
 def points(top=6):
@@ -60,8 +66,29 @@ def test_the_radius_is_applied_after_the_assignment():
     assert match.unmatched_pred.tolist() == match.unmatched_target.tolist() == [1]
 
 
+def slow_most_pairs(pred, target, radius):
+    if len(pred) > len(target):
+        pred, target = target, pred
+    return max(
+        sum(math.dist(pred[i], target[j]) <= radius for i, j in enumerate(order))
+        for order in itertools.permutations(range(len(target)), len(pred))
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(points(5), points(5), st.integers(0, 30))
+def test_pairs_within_the_radius_are_as_many_as_can_be(pred, target, radius):
+    found = pairs_within(pred, target, radius=radius)
+    assert found == pairs_within(target, pred, radius=radius)
+    # a distance that is the radius up to rounding may count or not
+    assert slow_most_pairs(pred, target, radius - 1e-9) <= found <= slow_most_pairs(pred, target, radius + 1e-9)
+    assert found >= len(match_centroids(pred, target, radius=radius).pairs)
+
+
 def test_the_radius_is_inclusive():
     pred, target = np.array([[0, 0]]), np.array([[0, 12]])
+    assert pairs_within(pred, target, radius=12) == 1
+    assert pairs_within(pred, target, radius=11.999) == 0
     assert len(match_centroids(pred, target, radius=12).pairs) == 1
     assert len(match_centroids(pred, target, radius=11.999).pairs) == 0
 

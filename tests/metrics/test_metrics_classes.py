@@ -255,6 +255,20 @@ class TestCentroidDetection:
         assert result["F1_d_image_mean"].item() == pytest.approx((2 / 5 + 0 + 0 + 0) / 4)
         assert result["P_d"].item() == pytest.approx(1 / 7)
 
+    def test_the_most_pairs_within_the_radius_stand_beside_the_published_ones(self):
+        metric = CentroidDetection()
+        metric.update(np.array([[0, 0], [10, 0]]), np.array([[0, 0], [-2, 3]]))  # one pair as published, two within
+        metric.update(np.array([[0, 0]]), np.array([[0, 1], [50, 50]]))  # one of both kinds
+        metric.update(np.zeros((0, 2)), np.zeros((0, 2)))
+        result = metric.compute()
+        assert result["F1_d"].item() == pytest.approx(2 * 2 / 7)
+        assert result["F1_d_within"].item() == pytest.approx(2 * 3 / 7)
+        assert result["F1_d_image_mean"].item() == pytest.approx((1 / 2 + 2 / 3) / 2)
+        assert result["F1_d_within_image_mean"].item() == pytest.approx((1 + 2 / 3) / 2)
+        metric.reset()
+        metric.update(np.zeros((0, 2)), np.zeros((0, 2)))
+        assert math.isnan(metric.compute()["F1_d_within"])
+
     def test_predictions_without_a_type_are_left_out_where_asked_for(self):
         spots = np.arange(3)[:, None] * np.array([[100, 100]])
         types = {"pred_types": np.array([0, 1, 0]), "target_types": np.array([1, 1, 2])}

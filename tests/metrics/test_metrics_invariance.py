@@ -51,7 +51,7 @@ def test_every_metric_of_the_package_is_tested_here():
 
 def test_the_data_set_has_scores_of_every_kind(expected):
     scores = {key: value.item() for name in NAMES for key, value in expected[name].items()}
-    assert len(scores) == 6 + 3 + 2 + 6 + 6 + 9 + 1 + 2 + 1
+    assert len(scores) == 6 + 3 + 2 + 6 + 8 + 9 + 1 + 2 + 1
     assert [name for name, value in scores.items() if not 0 < value < 1] == []
     assert expected["centroid-detection"]["P_d"] != expected["centroid-detection, typed"]["P_d"]
     assert expected["panoptic-quality"]["bPQ"] != expected["panoptic-quality, all"]["bPQ"]

@@ -171,6 +171,73 @@ def test_a_slide_with_nothing_but_pen_is_empty(name):
     assert not find_tissue(picture(slide, 16.0), mpp=16.0).mask.any()
 
 
+def frame():
+    mask = np.ones((HEIGHT, WIDTH), bool)
+    mask[150:-100, 120:-200] = False
+    return mask
+
+
+def beside(slope):
+    """Left of a line that is not quite upright, as the edge of a scan that was turned a little."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    return x < 200 + slope * y
+
+
+def round_view():
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    return np.hypot(x - WIDTH / 2, y - HEIGHT / 2) > 850
+
+
+def islands():
+    return ~(ellipse((500, 600), (300, 200)) | ellipse((1500, 900), (300, 250)))
+
+
+def corner():
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[1000:, 1500:] = True
+    return mask
+
+
+RIMS = {
+    "frame": frame,
+    "one side": lambda: beside(0),
+    "a turned side": lambda: beside(0.1),
+    "corner": corner,
+    "round": round_view,
+    "islands": islands,
+}
+
+
+@pytest.mark.parametrize("name", RIMS)
+@pytest.mark.parametrize(("grey", "mpp", "quality"), [(3, 8.0, 80), (60, 4.0, None), (20, 16.0, 70)])
+def test_tissue_is_kept_up_to_a_black_rim_which_is_none(name, grey, mpp, quality):
+    rim = RIMS[name]()
+    slide = np.where(rim[..., None], grey + 6 * noise((HEIGHT, WIDTH), 2, 5), stained())
+    found = find_tissue(picture(slide, mpp, quality), mpp=mpp)
+    assert share(found, ~rim) > 0.98
+    beyond = 4 * round(mpp / MPP) + 1  # a pixel of the thumbnail may be half rim, and the next one half of that
+    assert share(found, cv2.erode(rim.astype(np.uint8), np.ones((beyond, beyond))).astype(bool)) < 0.01
+
+
+def test_a_rim_takes_no_nuclei_of_a_small_picture():
+    crop = picture(stained())[:128, :128]
+    padded = np.pad(crop, ((64, 64), (64, 64), (0, 0)), constant_values=10)
+    assert find_tissue(padded, mpp=0.5).mask[64:-64, 64:-64].mean() > 0.95
+    assert find_tissue(padded, mpp=MPP).mask[64:-64, 64:-64].mean() > 0.98
+
+
+@pytest.mark.parametrize("end", [(1000, 1700), (300, 1700), (2300, 700)])
+def test_black_strokes_that_leave_the_picture_are_pen_beside_a_rim_too(end):
+    slide, stroke = with_stroke(stained(), PENS["black"], [(1000, 600), end], 120)
+    stroke[:80] = False
+    for rim in (0, 60):
+        slide[:rim] = 8
+        found = find_tissue(picture(slide, 8.0), mpp=8.0)
+        around = cv2.dilate(stroke.astype(np.uint8), np.ones((17, 17))).astype(bool)
+        assert share(found, around) < 0.05  # with the border of the stroke, which is soft
+        assert share(found, ~cv2.dilate(stroke.astype(np.uint8), np.ones((81, 81))).astype(bool)) > 0.95
+
+
 @pytest.mark.parametrize("mpp", [2.0, 16.0])
 def test_dust_frames_and_edges_of_the_cover_glass_are_no_tissue(mpp):
     where = ellipse()
@@ -262,6 +329,17 @@ def test_coverage_of_whole_pixels_is_exact_and_of_no_boxes_empty():
     found = tissue.coverage(np.concatenate([boxes, boxes + 100], axis=1), (1200, 900))
     np.testing.assert_array_equal(found, tissue.mask.reshape(9, 10, 12, 10).mean((1, 3)).ravel())
     assert tissue.coverage(np.zeros((0, 4)), (1200, 900)).shape == (0,)
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6))), st.integers(1, 60), st.integers(1, 60))
+@settings(max_examples=50)
+def test_points_are_on_tissue_as_the_pixels_of_the_view_around_them_are(mask, width, height):
+    points = np.stack(np.meshgrid(np.arange(-1, width + 1), np.arange(-1, height + 1)), -1).reshape(-1, 2)
+    found = TissueMask(mask).contains(points.astype(float), (width, height))
+    rows, columns = mask.shape
+    for (x, y), on in zip(points.tolist(), found, strict=True):
+        inside = 0 <= x < width and 0 <= y < height
+        assert on == (inside and mask[int((y + 0.5) * rows / height), int((x + 0.5) * columns / width)])
 
 
 def test_area_and_picture_of_a_mask():

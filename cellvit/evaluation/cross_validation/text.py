@@ -121,7 +121,8 @@ def _tables(run: FoldScores, lines: Mapping[str, ScoreLine], *, compared: bool) 
     over_images = {f"PQ/{t}": f"PQ, {t}" for t in types} | {name: name for name in _OVER_IMAGES}
     groups: dict[str, dict[str, str]] = {
         "Table 1. Detection, pooled over the test set": {f"{m}_d": f"All nuclei, {w}" for m, w in measures.items()}
-        | {f"{m}/{t}": f"{t}, {w}" for t in types for m, w in measures.items()},
+        | {f"{m}/{t}": f"{t}, {w}" for t in types for m, w in measures.items()}
+        | {"F1_d_within": "All nuclei, F1 of the most pairs within the radius"},
         "Table 2a. mPQ per tissue": _tissue_rows("mPQ", tissues),
         "Table 2b. bPQ per tissue": _tissue_rows("bPQ", tissues),
         "Table 3. Panoptic quality, averaged over images": over_images,

@@ -18,7 +18,7 @@ Sums = Mapping[str, NDArray[np.int64]]
 
 Names = Sequence[str]
 
-SCORES = ("F1_d", "P_d", "R_d", "bPQ", "bDQ", "bSQ", "mPQ")
+SCORES = ("F1_d", "P_d", "R_d", "F1_d_within", "bPQ", "bDQ", "bSQ", "mPQ")
 """Scores of all nuclei, in the order of tables."""
 
 TYPE_SCORES = ("P", "R", "F1", "PQ")
@@ -75,6 +75,8 @@ def scores_of(sums: Sums, class_names: Names) -> dict[str, NDArray[np.float64]]:
     """
     f1, precision, recall = detection_scores(*np.moveaxis(sums["counts"], 1, 0))
     found = {"F1_d": f1, "P_d": precision, "R_d": recall}
+    pairs, points = sums["within_pairs"], (sums["counts"] * [2, 1, 1]).sum(axis=1)
+    found["F1_d_within"] = detection_scores(pairs, points - 2 * pairs, 0).f1
     binary, multi = (_means(sums[f"{kind}_sum"].sum(axis=1), sums[f"{kind}_count"]) for kind in ("binary", "multi"))
     found |= {"bPQ": binary[:, 0], "bDQ": binary[:, 1], "bSQ": binary[:, 2], "mPQ": multi[:, 0]}
     typed = type_detection_scores(TypeCounts(*np.moveaxis(sums["type_counts"], 1, 0)))
@@ -123,7 +125,9 @@ def _support(sums: Sums, class_names: Names) -> dict[str, int]:
         int(np.count_nonzero(sums[name].reshape(len(sums[name]), -1).any(axis=1)))
         for name in ("counts", "binary_count", "multi_count")
     )
-    found = dict.fromkeys(("F1_d", "P_d", "R_d"), detection) | dict.fromkeys(("bPQ", "bDQ", "bSQ"), binary)
+    found = dict.fromkeys(("F1_d", "P_d", "R_d", "F1_d_within"), detection) | dict.fromkeys(
+        ("bPQ", "bDQ", "bSQ"), binary
+    )
     occurring = np.count_nonzero(sums["type_count"], axis=0).tolist()
     for name, number in zip(class_names[1:], occurring, strict=True):
         found |= {f"{score}/{name}": number for score in TYPE_SCORES}

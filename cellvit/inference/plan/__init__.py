@@ -21,6 +21,7 @@ from cellvit.inference.resources import free_memory, peak_memory
 from cellvit.inference.settings import SlideSettings, default_workers
 from cellvit.inference.summary import SlideFacts
 from cellvit.inference.tta import unwrap_tta, with_tta
+from cellvit.slide.info import SlideInfo, info_of
 from cellvit.slide.open import open_slide
 from cellvit.slide.resolution import Resolution, slide_resolution
 
@@ -31,6 +32,7 @@ class SlidePlan:
 
     Attributes:
         path: The slide.
+        info: What its file is.
         size_bytes: Size of its file, bytes.
         reader: What reads it.
         level_sizes: ``(width, height)`` of each level of its pyramid.
@@ -59,6 +61,7 @@ class SlidePlan:
     """
 
     path: Path
+    info: SlideInfo
     size_bytes: int
     reader: str
     level_sizes: tuple[tuple[int, int], ...]
@@ -170,6 +173,7 @@ def _described(
     region = prepared.region
     return SlidePlan(
         path=slide.path,
+        info=info_of(slide),
         size_bytes=slide.path.stat().st_size,
         reader=slide.reader,
         level_sizes=tuple(slide.level_sizes),

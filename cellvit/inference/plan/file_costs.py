@@ -50,6 +50,7 @@ def write_costs(
         parts=sampled.parts,
         part=sampled.part,
         classes=model.classes,
+        tissue=sampled.only_on,
         region=sampled.region,
         origin=settings.origin,
     )

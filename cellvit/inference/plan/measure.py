@@ -40,6 +40,7 @@ class Sample:
         rows: Nuclei in the table that was written.
         costs: Seconds and bytes of ``"parquet"`` and of each format.
         device_bytes: Most memory of a graphics card that was in use, or None.
+        off_tissue: Nuclei of these tiles that would be left out, as they lie off the tissue; not among ``nuclei``.
     """
 
     tiles: NDArray[np.int64]
@@ -55,6 +56,7 @@ class Sample:
     rows: int
     costs: Mapping[str, Cost]
     device_bytes: int | None
+    off_tissue: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def measure(
             ResumeFolder(folder / str(number)).part_path(0).rename(chunks.part_path(number))
         costs, rows = write_costs(folder, sampled, chunks, model, settings, metadata)
         sizes = [len(group) for group in groups]
+        kept, off = zip(*(_owned(sampled, chunks, number) for number in range(len(groups))), strict=True)
         stages = {
             name: tuple(getattr(stream.seconds, name) / size for stream, size in zip(streams, sizes, strict=True))
             for name in ("read", "forward")
@@ -125,7 +128,8 @@ def measure(
             **stages,
             postprocess=watched.seconds_of(sizes),
             write=tuple(stream.seconds.write for stream in streams),
-            nuclei=tuple(_owned(sampled, chunks, number) for number in range(len(groups))),
+            nuclei=kept,
+            off_tissue=sum(off),
             tissue_mm2=tuple(searched_mm2(prepared, group) for group in groups),
             part_bytes=sum(chunks.part_path(i).stat().st_size for i in range(len(groups))) / sum(sizes),
             map_bytes=max(watched.sizes),
@@ -240,13 +244,19 @@ def _cv2_threads(number: int | None) -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _owned(sampled: _Sampled, chunks: ResumeFolder, number: int) -> int:
-    """Return how many nuclei of a part will be kept: those whose centroid lies in the core of their tile."""
+def _owned(sampled: _Sampled, chunks: ResumeFolder, number: int) -> tuple[int, int]:
+    """Return how many nuclei of a part will be kept, and how many lie off the tissue and will not.
+
+    Both count those whose centroid lies in the core of their tile and in the region.
+    """
     tile, found, _ = chunks.read_part(number)
     corner = tile_boxes(sampled, tile)[:, :2]
     centroid = found.centroid + corner
-    kept = sampled.grid.owner(centroid) == tile
+    owned = sampled.grid.owner(centroid) == tile
     if sampled.region is not None:
         scale, origin = np.asarray(sampled.view.scale), np.asarray(sampled.slide.bounds[:2])
-        kept &= sampled.region.contains((centroid + 0.5) / scale - 0.5 + origin)
-    return int(kept.sum())
+        owned &= sampled.region.contains((centroid + 0.5) / scale - 0.5 + origin)
+    if sampled.only_on is None:
+        return int(owned.sum()), 0
+    kept = owned & sampled.only_on.contains(centroid, sampled.size)
+    return int(kept.sum()), int(owned.sum() - kept.sum())

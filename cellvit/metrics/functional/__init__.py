@@ -6,6 +6,7 @@ from cellvit.metrics.functional.detection import (
     TypeCounts,
     detection_scores,
     match_centroids,
+    pairs_within,
     type_counts,
     type_detection_scores,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "label_iou",
     "match_centroids",
     "match_instances",
+    "pairs_within",
     "panoptic_quality",
     "type_counts",
     "type_detection_scores",

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial.distance import cdist
 
 from cellvit.errors import ConfigError, DataError
@@ -57,7 +59,7 @@ def match_centroids(pred: Points, target: Points, *, radius: float) -> CentroidM
 
     First all points of the smaller set are assigned so that the total Euclidean distance is minimal (Hungarian),
     then the pairs farther apart than the radius are dropped. This is the published order; it does not maximise the
-    number of pairs within the radius.
+    number of pairs within the radius, which :func:`pairs_within` counts.
 
     Args:
         pred: Predicted points ``(N, 2)``.
@@ -75,18 +77,39 @@ def match_centroids(pred: Points, target: Points, *, radius: float) -> CentroidM
         >>> match_centroids(np.array([[0, 0], [9, 9]]), np.array([[50, 50], [0, 1]]), radius=12)
         CentroidMatch(pairs=array([[0, 1]]), unmatched_pred=array([1]), unmatched_target=array([0]))
     """
-    if not radius >= 0:
-        raise ConfigError(f"radius {radius} matches nothing; pass a distance in pixels, 12 at x40")
-    points, truth = _check_points(pred, what="predicted"), _check_points(target, what="true")
-    distance = cdist(points, truth)
+    distance = _distances(pred, target, radius)
     rows, columns = linear_sum_assignment(distance)
     near = distance[rows, columns] <= radius
     rows, columns = rows[near], columns[near]
     return CentroidMatch(
         pairs=np.stack([rows, columns], axis=1).astype(np.int64),
-        unmatched_pred=np.delete(np.arange(len(points)), rows),
-        unmatched_target=np.delete(np.arange(len(truth)), columns),
+        unmatched_pred=np.delete(np.arange(distance.shape[0]), rows),
+        unmatched_target=np.delete(np.arange(distance.shape[1]), columns),
     )
+
+
+def pairs_within(pred: Points, target: Points, *, radius: float) -> int:
+    """Count the most pairs, one to one, of a predicted and a true point within the radius.
+
+    Points farther apart are never paired, so that one point far from all others cannot pull near ones apart, as it
+    can in the published order of :func:`match_centroids`. Never fewer than the pairs of that.
+
+    Args:
+        pred: Predicted points ``(N, 2)``.
+        target: True points ``(M, 2)``, same axis order and unit.
+        radius: Largest distance of a pair, inclusive, in the unit of the points.
+
+    Raises:
+        ConfigError: If the radius is negative or nan.
+        DataError: If the points are not ``(N, 2)`` or not finite.
+
+    Example:
+        >>> pred, target = np.array([[0, 0], [10, 0]]), np.array([[0, 0], [-2, 3]])
+        >>> pairs_within(pred, target, radius=12), len(match_centroids(pred, target, radius=12).pairs)
+        (2, 1)
+    """
+    near = csr_array(_distances(pred, target, radius) <= radius)
+    return int(np.count_nonzero(maximum_bipartite_matching(near, perm_type="column") >= 0)) if near.nnz else 0
 
 
 def detection_scores(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> DetectionScore:
@@ -179,6 +202,13 @@ def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
     ratio = np.full(np.shape(whole), np.nan)
     np.divide(part, whole, out=ratio, where=whole > 0)
     return ratio
+
+
+def _distances(pred: Points, target: Points, radius: float) -> NDArray[np.float64]:
+    if not radius >= 0:
+        raise ConfigError(f"radius {radius} matches nothing; pass a distance in pixels, 12 at x40")
+    distance: NDArray[np.float64] = cdist(_check_points(pred, what="predicted"), _check_points(target, what="true"))
+    return distance
 
 
 def _check_points(points: Points, *, what: str) -> NDArray[np.float64]:

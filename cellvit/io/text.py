@@ -123,7 +123,7 @@ def load_json(path: str | Path) -> Any:
         return json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
     except FileNotFoundError as error:
         raise DataError(f"{str(path)!r} does not exist; check the path") from error
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is not a readable JSON file ({error}); write it again") from error
 
 

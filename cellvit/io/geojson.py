@@ -206,16 +206,16 @@ def nuclei_of_geojson(data: Any, path: str | Path) -> Nuclei:
         DataError: If the data are not of this form, or hold objects but no nuclei.
     """
     found = found_in_geojson(data, path)
-    for text in (*found.notes, *_lost_rings(found.further)):
+    for text in (*found.notes, *_lost_rings(found.further, len(found.nuclei))):
         warnings.warn(f"{str(path)!r}: {text}", stacklevel=3)
     return found.nuclei
 
 
-def _lost_rings(further: FurtherRings) -> list[str]:
+def _lost_rings(further: FurtherRings, count: int) -> list[str]:
     """Return what is to be said where each nucleus keeps one outline only."""
     several, holed = (len(np.unique(further.owner[which])) for which in (further.piece > 0, further.piece == 0))
-    notes = [f"{several:,} nuclei of several pieces keep the largest only"] if several else []
-    return notes + ([f"{holed:,} nuclei have holes, which an outline cannot hold: they are filled"] if holed else [])
+    notes = [f"of nuclei of several pieces the largest is kept ({several:,} of {count:,} nuclei)"] if several else []
+    return notes + ([f"holes in nuclei are filled ({holed:,} of {count:,} nuclei)"] if holed else [])
 
 
 def found_in_geojson(data: Any, path: str | Path) -> FoundNuclei:
@@ -289,7 +289,10 @@ def _cells_without_nuclei(chosen: Sequence[QuPathObject]) -> list[str]:
     wide = sum(i.kind == "cell" and not i.nucleus and "nucleus" not in i.properties for i in chosen)
     if not wide:
         return []
-    return [f"{wide:,} cells state no nucleus (nucleusGeometry): the outlines of the cells were taken, which are wider"]
+    share = f"{wide:,} of {len(chosen):,} nuclei"
+    return [
+        f"of cells that state no nucleus (nucleusGeometry) the outline of the cell is taken, which is wider ({share})"
+    ]
 
 
 def _one_feature_per_class(chosen: Sequence[QuPathObject]) -> bool:
@@ -345,7 +348,7 @@ class _Collector:
             self.left_out[f"{item.name} without a place"] += 1
         for kind in found.keys() - {used}:
             if found[kind]:
-                self.left_out[f"{kind} of a {item.name}"] += len(found[kind])
+                self.left_out[f"{item.name} ({kind})"] += len(found[kind])
         return (found["Polygon"], []) if found["Polygon"] else ([], found["Point"])
 
     def _add_rings(self, polygons: Sequence[Any]) -> None:

@@ -197,10 +197,14 @@ class Rows:
 
 def _pairs(values: Sequence[Any], width: int) -> Floats:
     """Return rows of coordinates as an array ``(K, width)``."""
-    array = np.asarray(values, np.float64).reshape(len(values), -1) if len(values) else np.zeros((0, width))
-    if array.shape[1] < width:
-        raise ValueError(f"coordinates have {array.shape[1]} numbers, need {width}")
-    return array[:, :width]
+    numbers = set(map(len, values)) or {width}
+    if min(numbers) < width:
+        raise ValueError(f"coordinates have {min(numbers)} numbers, need {width}")
+    if len(numbers) > 1:  # some points have a height
+        return _pairs([value[:width] for value in values], width)
+    # flat: numpy takes several times as long for a list of lists
+    array = np.fromiter(chain.from_iterable(values), np.float64, len(values) * min(numbers))
+    return array.reshape(len(values), -1)[:, :width] if len(values) else np.zeros((0, width))
 
 
 def _fill(given: Sequence[Sequence[float] | None], computed: Floats) -> Floats:

@@ -84,9 +84,9 @@ def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dic
 
         given_resolution(options.mpp, options.magnification)  # one rule for slides and images
     if options.roi is not None:
-        from cellvit.geometry.regions import Region
+        from cellvit.io.regions import read_region
 
-        Region.read(options.roi)  # a fault in it is told once, before anything is started
+        read_region(options.roi)  # a fault in it is told once, before anything is started
     return {**values, "model": options.model}
 
 

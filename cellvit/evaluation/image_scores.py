@@ -82,6 +82,7 @@ class ImageScores:
         typed: Whether the file of the prediction states types; None if it has no nuclei.
         scores: All scores by name; nan where the image says nothing.
         metrics: The metrics that saw this image alone; see :func:`pooled_scores`.
+        notes: What of its files was not used.
     """
 
     name: str
@@ -94,6 +95,7 @@ class ImageScores:
     typed: bool | None
     scores: dict[str, float]
     metrics: tuple[Metric, ...]
+    notes: tuple[str, ...] = ()
 
 
 def score_nuclei(
@@ -165,7 +167,9 @@ def score_pair(pair: Pair, settings: ScoreSettings, *, others_typed: bool = Fals
         typed = types is not None if len(pred.nuclei) else None
         as_typed = others_typed or typed is not False
         scores = score_nuclei(pred, target, settings, name=pair.name, tissue=pair.tissue, typed=as_typed)
-        return replace(scores, occluded=_occluded(stated, pred), occluded_true=_occluded(truth, target), typed=typed)
+        notes = tuple(f"'{side.path}': {note}" for side in (stated, truth) for note in side.notes)
+        hidden, hidden_true = _occluded(stated, pred), _occluded(truth, target)
+        return replace(scores, occluded=hidden, occluded_true=hidden_true, typed=typed, notes=notes)
     except CellViTError as error:
         return f"{pair.name}: {error}"
 

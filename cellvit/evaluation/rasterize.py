@@ -1,5 +1,6 @@
 """Outlines and label images as instance maps on one pixel grid, and the nuclei measured in them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import skimage.draw
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError
+from cellvit.geometry.polygons import FurtherRings
 from cellvit.io.detections import LoadedNuclei, Types
 from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.types import UNKNOWN_TYPE, IntMap, Nuclei, NucleiPrediction
@@ -42,15 +44,13 @@ def drawn_maps(pred: LoadedNuclei, target: LoadedNuclei, *, corners: bool = Fals
     if grid is not None:
         return _drawn(pred, grid.shape, corners=corners), _drawn(target, grid.shape)
     shape, origin = _common_grid(pred, target)
-    moved = [
-        replace(side, outlines=side.outlines.transform(shift=(-origin[0], -origin[1])))
-        for side in (pred, target)
-        if side.outlines is not None
-    ]
-    return _drawn(moved[0], shape, corners=corners), _drawn(moved[1], shape)
+    found, true = (_moved(side, (-origin[0], -origin[1])) for side in (pred, target))
+    return _drawn(found, shape, corners=corners), _drawn(true, shape)
 
 
-def draw_outlines(nuclei: Nuclei, shape: tuple[int, ...], *, corners: bool = False) -> IntMap:
+def draw_outlines(
+    nuclei: Nuclei, shape: tuple[int, ...], *, corners: bool = False, further: FurtherRings | None = None
+) -> IntMap:
     """Return outlines as an instance map; where nuclei overlap, the later one is seen.
 
     Args:
@@ -59,6 +59,8 @@ def draw_outlines(nuclei: Nuclei, shape: tuple[int, ...], *, corners: bool = Fal
         corners: False: the centre of pixel ``i`` is at ``i`` and an outline runs through the centres of the outermost
             pixels, which belong to the nucleus, as OpenCV and this package write them. True: pixel ``i`` covers
             ``[i, i + 1)`` and belongs to the nucleus if its centre ``i + 0.5`` lies inside, as QuPath draws them.
+        further: Holes and further pieces of the nuclei; None where there are none. Holes are left as they are, save
+            the pixels that their outlines run through where pixels count from centres.
 
     Returns:
         ``(H, W)`` int32, 0 is background; a label whose pixels are all hidden or outside does not occur.
@@ -72,17 +74,33 @@ def draw_outlines(nuclei: Nuclei, shape: tuple[int, ...], *, corners: bool = Fal
         [[0, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
     """
     canvas = np.zeros(shape, np.int32)
-    points, splits = np.clip(nuclei.contour_points, -_REACH, _REACH), nuclei.contour_offsets[1:-1]
     if not len(nuclei):
         return canvas
-    if corners:
-        for label, ring in enumerate(np.split(points - 0.5, splits), start=1):
-            canvas[_inside(ring, shape)] = label
-        return canvas
-    fixed = np.rint(points * 2**_SHIFT).astype(np.int32)
-    for label, ring in enumerate(np.split(fixed, splits), start=1):
-        cv2.fillPoly(canvas, [ring], label, cv2.LINE_8, _SHIFT)
+    outlines = np.split(_drawable(nuclei.contour_points, corners=corners), nuclei.contour_offsets[1:-1])
+    more = {} if further is None else replace(further, points=_drawable(further.points, corners=corners)).rings()
+    for row, ring in enumerate(outlines):
+        pieces = more.get(row, {})
+        for rings in ([ring, *pieces.get(0, ())], *(pieces[number] for number in pieces if number)):
+            _draw_piece(canvas, rings, row + 1, corners=corners)
     return canvas
+
+
+def _drawable(points: NDArray[np.float64], *, corners: bool) -> NDArray[Any]:
+    """Return points as they are drawn: from centres of pixels, or as whole steps of a pixel."""
+    clipped = np.clip(points, -_REACH, _REACH)
+    return clipped - 0.5 if corners else np.rint(clipped * 2**_SHIFT).astype(np.int32)
+
+
+def _draw_piece(canvas: IntMap, rings: Sequence[NDArray[Any]], label: int, *, corners: bool) -> None:
+    """Draw one polygon of an outer ring and its holes."""
+    if not corners:
+        cv2.fillPoly(canvas, list(rings), label, cv2.LINE_8, _SHIFT)
+        return
+    outer, *holes = (_inside(ring, canvas.shape) for ring in rings)
+    before = [canvas[hole] for hole in holes]
+    canvas[outer] = label
+    for hole, values in zip(holes, before, strict=True):
+        canvas[hole] = values
 
 
 def nuclei_from_labels(instance_map: NDArray[Any], types: Types | None) -> NucleiPrediction:
@@ -102,7 +120,7 @@ def nuclei_from_labels(instance_map: NDArray[Any], types: Types | None) -> Nucle
 def _drawn(stated: LoadedNuclei, shape: tuple[int, ...], *, corners: bool = False) -> IntMap:
     if stated.outlines is None:
         return _int32(stated.instance_map)
-    drawn = draw_outlines(stated.outlines, shape, corners=corners)
+    drawn = draw_outlines(stated.outlines, shape, corners=corners, further=stated.further)
     if len(stated.outlines) and not drawn.any():
         low, high = stated.outlines.contour_points.min(0).tolist(), stated.outlines.contour_points.max(0).tolist()
         message = f"all outlines of '{stated.path}' lie outside the {shape[1]}x{shape[0]} px of the image: they span "
@@ -110,9 +128,20 @@ def _drawn(stated: LoadedNuclei, shape: tuple[int, ...], *, corners: bool = Fals
     return drawn
 
 
+def _moved(side: LoadedNuclei, shift: tuple[int, int]) -> LoadedNuclei:
+    """Return outlines moved by some pixels ``(x, y)``."""
+    outlines, further = side.outlines, side.further
+    return replace(
+        side,
+        outlines=None if outlines is None else outlines.transform(shift=shift),
+        further=None if further is None else replace(further, points=further.points + np.asarray(shift)),
+    )
+
+
 def _common_grid(pred: LoadedNuclei, target: LoadedNuclei) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the shape of the smallest grid that holds both sides' outlines, and its origin ``(x, y)``."""
     sides = [side.outlines.contour_points for side in (pred, target) if side.outlines is not None]
+    sides += [side.further.points for side in (pred, target) if side.further is not None]
     points = np.concatenate([*sides, np.zeros((1, 2))] if not sum(map(len, sides)) else sides)
     low, high = np.floor(points.min(axis=0)).astype(int), np.ceil(points.max(axis=0)).astype(int) + 1
     width, height = (high - low).tolist()

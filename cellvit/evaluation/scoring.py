@@ -219,7 +219,9 @@ def _pairing_notes(found: Pairing, *, same: bool) -> list[str]:
 
 
 def _image_notes(images: Sequence[ImageScores]) -> list[str]:
-    notes = []
+    notes = [note for image in images for note in image.notes]
+    if len(notes) > _SHOWN:
+        notes = [*notes[:_SHOWN], f"... and {len(notes) - _SHOWN} more notes of files."]
     for what, count in (
         ("predicted", sum(image.occluded for image in images)),
         ("true", sum(image.occluded_true for image in images)),

@@ -6,6 +6,7 @@ Outlines of many nuclei are *ragged*: all points in one array ``(P, 2)`` and off
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,42 @@ Offsets = NDArray[np.int64]
 
 MIN_CONTOUR_POINTS = 3
 """An outline with fewer points encloses nothing; such an instance is no nucleus that could be detected."""
+
+
+@dataclass(frozen=True)
+class FurtherRings:
+    """What nuclei consist of beside one outline each: their holes, and further pieces with holes of their own.
+
+    Attributes:
+        points: ``(P, 2)`` points of all these rings, ``(x, y)``, closed or open.
+        offsets: ``(R + 1,)``.
+        owner: ``(R,)`` row of the nucleus that a ring belongs to, ascending.
+        piece: ``(R,)`` number of the piece of that nucleus, ascending within it. The outline is the outer ring of piece
+            0, so all rings of piece 0 are holes; of any other piece the first ring is the outer one.
+    """
+
+    points: Floats
+    offsets: Offsets
+    owner: NDArray[np.int64]
+    piece: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def rings(self) -> dict[int, dict[int, list[Floats]]]:
+        """Return the rings by nucleus and piece."""
+        found: dict[int, dict[int, list[Floats]]] = {}
+        columns = (self.owner, self.piece, self.offsets[:-1], self.offsets[1:])
+        for owner, piece, start, stop in zip(*(column.tolist() for column in columns), strict=True):
+            found.setdefault(owner, {}).setdefault(piece, []).append(self.points[start:stop])
+        return found
+
+    def select(self, rows: NDArray[np.bool_]) -> "FurtherRings":
+        """Return the rings of some nuclei, whose rows are counted anew; ``rows`` is a mask ``(N,)``."""
+        kept = rows[self.owner]
+        number = np.cumsum(rows) - 1
+        points, offsets = select_rings(self.points, self.offsets, kept)
+        return FurtherRings(points, offsets, number[self.owner[kept]], self.piece[kept])
 
 
 def bbox_xyxy_to_rowcol(bbox: NDArray[Any]) -> NDArray[Any]:

@@ -1,14 +1,9 @@
-"""Regions of interest drawn in QuPath or elsewhere: which pixels and which nuclei of a slide lie in them."""
+"""Regions of interest (read by :mod:`cellvit.io.regions`): which pixels and which nuclei of a slide lie in them."""
 
-import gzip
 import hashlib
-import json
-import zlib
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,9 +14,6 @@ from shapely.affinity import translate
 from cellvit.errors import ConfigError, DataError
 
 _Floats = NDArray[np.float64]
-
-_MULTIPLE = {"MultiPolygon": "Polygon", "MultiPoint": "Point", "MultiLineString": "LineString"}
-_NUCLEI = ("detection", "cell")  # of QuPath: results that lie in regions, no regions
 
 
 @dataclass(frozen=True)
@@ -39,43 +31,18 @@ class Region:
         return Region(translate(self.geometry, x, y))
 
     @classmethod
-    def read(cls, path: str | Path) -> "Region":
-        """Return the union of all polygons of a GeoJSON file, such as QuPath exports of annotations.
+    def of_polygons(cls, polygons: Sequence[Any]) -> "Region":
+        """Return the union of polygons.
 
         Args:
-            path: A FeatureCollection, a list of features, one feature, or a bare geometry; also compressed with gzip.
-                Holes stay holes, polygons that cross themselves are repaired. Points, lines, cells and detections
-                beside the polygons, and any coordinate reference system, are left out.
-
-        Returns:
-            The region.
+            polygons: shapely polygons of finite coordinates; those that cross themselves are repaired.
 
         Raises:
-            DataError: If the file is no such file, or no polygon in it encloses an area.
+            DataError: If they enclose no area.
         """
-        name = repr(str(path))
-        data = _load(path, name)
-        polygons, others = [], Counter[str]()
-        try:
-            for kind, coordinates in _geometries(data):
-                if kind == "Polygon":
-                    polygons += _polygon(coordinates, name)
-                else:
-                    others[kind] += 1
-        except DataError:
-            raise
-        except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            message = f"{name} is not GeoJSON of regions ({type(error).__name__}: {error}); export the regions again"
-            raise DataError(message) from error
-        if not polygons:
-            found = ", ".join(f"{number} of type {kind}" for kind, number in sorted(others.items())) or "nothing"
-            message = (
-                f"{name} holds no polygon but {found}; draw areas (rectangle, ellipse, polygon or brush in QuPath) "
-            )
-            raise DataError(message + "and export these annotations as GeoJSON")
         geometry = _areas(shapely.union_all(shapely.make_valid(np.array(polygons, object))))
         if geometry.is_empty:
-            raise DataError(f"the {len(polygons)} polygons of {name} enclose no area; draw them again")
+            raise DataError(f"the {len(polygons)} polygons enclose no area; draw them again")
         return cls(geometry)
 
     @cached_property
@@ -125,78 +92,6 @@ class Region:
         segments = _segments(visible)
         segments = (segments - (left, top)) * scale
         return _filled(segments, shape) | _crossed(segments, shape)
-
-
-def _load(path: str | Path, name: str) -> Any:
-    """Return the content of a JSON file."""
-    advice = "export the regions as GeoJSON (in QuPath: File, Export objects as GeoJSON)"
-    try:
-        content = Path(path).read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        if not content.strip():
-            raise DataError(f"{name} is empty; {advice}")
-        return json.loads(content)
-    except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist; check the path of the regions") from error
-    except OSError as error:
-        raise DataError(f"{name} cannot be read ({error.strerror or error}); check the path of the regions") from error
-    except (EOFError, zlib.error, ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{name} is not JSON ({error}); {advice}") from error
-
-
-def _geometries(data: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the kind and the coordinates of every simple geometry; parts of multiple ones one by one."""
-    if data is None:  # a feature without a place
-        return
-    if isinstance(data, list):
-        for entry in data:
-            yield from _geometries(entry)
-        return
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{data!r:.40} instead of a feature or a geometry")
-    kind = data["type"]
-    if kind == "FeatureCollection":
-        yield from _geometries(data["features"])
-    elif kind == "Feature":
-        result = _nucleus_kind(data)
-        yield from ((result, None),) if result else _geometries(data["geometry"])
-    elif kind == "GeometryCollection":
-        yield from _geometries(data["geometries"])
-    elif kind in _MULTIPLE:
-        yield from ((_MULTIPLE[kind], part) for part in data["coordinates"])
-    elif kind in _MULTIPLE.values():
-        yield kind, data["coordinates"]
-    else:
-        raise ValueError(f"type {kind!r} is unknown to GeoJSON")
-
-
-def _nucleus_kind(feature: Mapping[str, Any]) -> str | None:
-    """Return "detection" or "cell" for such results of QuPath, as new and old versions write them, else None."""
-    stated = str((feature.get("properties") or {}).get("objectType", feature.get("id"))).lower()
-    return next((kind for kind in _NUCLEI if stated in (kind, f"path{kind}object")), None)
-
-
-def _polygon(rings: Any, name: str) -> list[Any]:
-    """Return a polygon of rings as a list of one; of none where it is empty."""
-    if not rings:
-        return []
-    arrays = [_ring(ring, name) for ring in rings]
-    return [shapely.Polygon(arrays[0], arrays[1:])]
-
-
-def _ring(ring: Any, name: str) -> _Floats:
-    """Return the points of a ring ``(K, 2)``."""
-    points = np.array([[float(x), float(y)] for x, y, *_ in ring]).reshape(-1, 2)
-    if not np.isfinite(points).all():
-        row = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
-        message = f"point {row} of a polygon in {name} is {points[row].tolist()}; every coordinate must be finite"
-        raise DataError(message)
-    if len(points) < 3:
-        raise DataError(f"a polygon in {name} has a ring of {len(points)} points; draw it with at least three")
-    return points
 
 
 def _areas(geometry: Any) -> Any:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,6 +16,7 @@ from cellvit.inference.image import tile_grid
 from cellvit.inference.resume import TILES_PER_CHUNK
 from cellvit.inference.settings import SlideSettings
 from cellvit.io.images import Rgb8
+from cellvit.io.regions import read_region
 from cellvit.slide.open import Slide
 from cellvit.slide.resolution import Resolution, slide_resolution
 from cellvit.slide.tiling import TileGrid
@@ -41,7 +41,7 @@ class PreparedSlide:
     Attributes:
         slide: The open slide.
         resolution: Microns per level-0 pixel, and who says so.
-        warnings: What the user should know about the resolution.
+        warnings: What the user should know about the resolution, the region and the tissue.
         view: The slide at the model's resolution.
         grid: The tiles.
         tiles: ``(T,)`` numbers of the tiles to do, ascending: those that touch tissue or the region.
@@ -127,9 +127,12 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
     resolution, warnings = slide_resolution(slide, mpp=settings.mpp, magnification=settings.magnification)
     view = SlideView(slide, mpp=resolution.mpp, target_mpp=model_mpp)
     grid = tile_grid(view.width, view.height, tile_size=settings.tile_size, overlap=settings.overlap)
-    region = None if settings.roi is None else Region.read(Path(settings.roi))
-    if region is not None and settings.origin == "bounds":  # drawn on the scanned part, as everything then counts
-        region = region.moved(*slide.bounds[:2])
+    region = None
+    if settings.roi is not None:
+        region, notes = read_region(settings.roi)
+        warnings = [*warnings, *notes]
+        if settings.origin == "bounds":  # drawn on the scanned part, as everything then counts
+            region = region.moved(*slide.bounds[:2])
     thumbnail = view.thumbnail(THUMBNAIL)
     tissue, source = _tissue(view, thumbnail, region, settings, mpp=resolution.mpp)
     if not tissue.mask.any():

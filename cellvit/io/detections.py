@@ -11,24 +11,36 @@ from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
 from cellvit.errors import DataError
-from cellvit.geometry.polygons import ring_lengths
-from cellvit.io.cells_json import read_json
-from cellvit.io.geojson import read_geojson
+from cellvit.geometry.polygons import FurtherRings, ring_lengths
+from cellvit.io.cells_json import nuclei_of_cells
+from cellvit.io.geojson import FoundNuclei, found_in_geojson, is_geojson
 from cellvit.io.images import DAMAGE
 from cellvit.io.labels import LABEL_SUFFIXES, read_label
 from cellvit.io.parquet import read_parquet
+from cellvit.io.text import load_json
 from cellvit.types import Nuclei
 
 Types = NDArray[np.int64]
 
-OUTLINE_READERS: dict[str, Callable[[Path], Nuclei]] = {
+
+def _read_json(path: Path) -> FoundNuclei | Nuclei:
+    """Return what a JSON file says; its content tells GeoJSON from the layout of the released tools."""
+    data = load_json(path)
+    return _scorable(found_in_geojson(data, path)) if is_geojson(data) else nuclei_of_cells(data, path)
+
+
+def _read_geojson(path: Path) -> FoundNuclei:
+    return _scorable(found_in_geojson(load_json(path), path))
+
+
+OUTLINE_READERS: dict[str, Callable[[Path], FoundNuclei | Nuclei]] = {
     ".parquet": read_parquet,
-    ".geojson": read_geojson,
-    ".geojson.gz": read_geojson,
-    ".json": read_json,
-    ".json.gz": read_json,
+    ".geojson": _read_geojson,
+    ".geojson.gz": _read_geojson,
+    ".json": _read_json,
+    ".json.gz": _read_json,
 }
-"""Files of outlines by suffix; ``.json`` is the layout of the released tools."""
+"""Files of outlines by suffix; ``.json`` is the layout of the released tools, or GeoJSON."""
 
 SUFFIXES = (".npz", ".mat", ".npy", *OUTLINE_READERS, ".tif", ".tiff", ".png")
 """What can be read. Of several files of one stem the first counts: pictures lie beside results more often than maps."""
@@ -45,6 +57,8 @@ class LoadedNuclei:
         types: Type of label ``i`` at ``i``, where 0 or less says none; None if the file states no types:
             a map without them, or outlines of which none has a type and that name no classes.
         names: Name of every type id, background first; None if types are numbers only.
+        further: Holes and further pieces of the nuclei, beside the outlines; None where there are none.
+        notes: What of the file was not used, for the user.
     """
 
     path: Path
@@ -52,6 +66,8 @@ class LoadedNuclei:
     outlines: Nuclei | None
     types: Types | None
     names: tuple[str, ...] | None = None
+    further: FurtherRings | None = None
+    notes: tuple[str, ...] = ()
 
 
 def suffix_of(path: Path) -> str | None:
@@ -72,7 +88,8 @@ def read_nuclei(path: Path | Nuclei) -> LoadedNuclei:
     Args:
         path: Nuclei with outlines, or a file: a label map (``.npz`` with ``inst_map`` and perhaps ``inst_type`` indexed
             by label, ``.npy``, ``.png``, ``.tif``), a ``.mat`` file with ``inst_map`` and perhaps ``inst_type``, or
-            outlines (``.geojson``, also ``.gz``; ``.json`` of the released tools; ``.parquet`` of this package).
+            outlines (``.geojson`` or ``.json`` of QuPath and others, ``.json`` of the released tools, both also
+            ``.gz``; ``.parquet`` of this package).
 
     Raises:
         DataError: If the file cannot be read, has another suffix, or holds points where outlines are needed.
@@ -95,12 +112,22 @@ def read_nuclei(path: Path | Nuclei) -> LoadedNuclei:
     return LoadedNuclei(path, instances, None, given)
 
 
-def _from_outlines(nuclei: Nuclei, path: Path) -> LoadedNuclei:
+def _from_outlines(found: FoundNuclei | Nuclei, path: Path) -> LoadedNuclei:
+    nuclei, further, notes = found if isinstance(found, FoundNuclei) else (found, None, ())
     _check_outlines(nuclei, path)
     types = np.concatenate([[0], nuclei.type]).astype(np.int64)
     names = None if nuclei.classes is None else nuclei.classes.names
     stated = names is not None or bool((types > 0).any())
-    return LoadedNuclei(path, None, nuclei, types if stated else None, names)
+    return LoadedNuclei(path, None, nuclei, types if stated else None, names, further, notes)
+
+
+def _scorable(found: FoundNuclei) -> FoundNuclei:
+    """Return nuclei without the points among them, which have no pixels; all of them if there are only points."""
+    drawn = ring_lengths(found.nuclei.contour_offsets) > 0
+    if drawn.all() or not drawn.any():
+        return found
+    note = f"{np.count_nonzero(~drawn):,} of {len(drawn):,} nuclei are points, which cannot be scored, and left out"
+    return FoundNuclei(found.nuclei.select(drawn), found.further.select(drawn), (*found.notes, note))
 
 
 def translated_types(

@@ -2,17 +2,32 @@
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cellvit.classes import PANNUKE_COLORS, classes_from_list, classes_to_list, standard_colors, type_color, type_name
+from cellvit.classes import classes_from_list, classes_to_list, type_color, type_name
 from cellvit.errors import ConfigError, DataError
-from cellvit.geometry.polygons import close_rings, polygon_area
+from cellvit.geometry.polygons import FurtherRings, close_rings, polygon_area, ring_bounds, ring_offsets
 from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_text
+from cellvit.io.qupath import (
+    RESULTS,
+    QuPathObject,
+    class_of,
+    has_results,
+    listed,
+    mapping_of,
+    measurement,
+    objects_of,
+    parts_of,
+)
+from cellvit.io.stated_types import StatedTypes
 from cellvit.io.stream import NucleiStream, TableStream, blocks
 from cellvit.io.text import (
     Rows,
@@ -136,20 +151,46 @@ def _classification_text(classes: NucleiClasses | None, kind: int) -> str:
     return "" if name is None else f'"classification":{encode({"name": name, "color": color})},'
 
 
+class FoundNuclei(NamedTuple):
+    """What a file of outlines says.
+
+    Attributes:
+        nuclei: The nuclei; of several pieces the outline is the largest, without its holes.
+        further: The other pieces, and the holes.
+        notes: What was left out, for the user.
+    """
+
+    nuclei: Nuclei
+    further: FurtherRings
+    notes: tuple[str, ...] = ()
+
+
+def is_geojson(data: Any) -> bool:
+    """Return whether plain data look like GeoJSON rather than the layout of another tool."""
+    return isinstance(data, list) or (isinstance(data, Mapping) and ("type" in data or "geometry" in data))
+
+
 def read_geojson(path: str | Path) -> Nuclei:
     """Read nuclei from GeoJSON of this package, of QuPath, or of the released tools.
 
+    What is left out is counted in a warning (:class:`UserWarning`): objects that are no nuclei, holes, and all pieces
+    of a nucleus but the largest. :func:`found_in_geojson` returns these, too.
+
     Args:
-        path: A FeatureCollection, a bare list of features, or one feature; also compressed with gzip. A feature is a
-            Polygon or a Point, or a MultiPolygon or MultiPoint that holds the nuclei of one class. Holes are ignored.
+        path: A FeatureCollection, a bare list of features, one feature, or one geometry; also compressed with gzip. In
+            QuPath's words: detections and cells are nuclei, of a cell its ``nucleusGeometry``. Annotations, and objects
+            that do not say what they are, are nuclei only where there are no detections and no cells. Tiles, TMA cores,
+            lines and what has no place are none. A MultiPolygon is one nucleus, save where every feature is one and
+            has a class of its own, as the released tools write it; a MultiPoint is one nucleus per point.
 
     Returns:
         The nuclei, without embeddings. A file of this package gives back what was written, save repaired outlines.
         Elsewhere centroids and boxes come from the outlines, a probability not stated is NaN, and classes are those
-        of PanNuke if the file names no others, else numbered in the order of their appearance.
+        of PanNuke if the file names no others, else numbered in the order of their appearance. The name of a class
+        wins over the number of a type.
 
     Raises:
-        DataError: If the file is not of this form.
+        DataError: If the file is not of this form, or holds objects but no nuclei.
     """
     return nuclei_of_geojson(load_json(path), path)
 
@@ -158,94 +199,191 @@ def nuclei_of_geojson(data: Any, path: str | Path) -> Nuclei:
     """Return the nuclei of GeoJSON as :func:`read_geojson` does.
 
     Args:
-        data: Plain data: a collection, a list of features, or a feature.
+        data: Plain data: a collection, a list of features, a feature, or a geometry.
+        path: The file they are from; named in errors and warnings.
+
+    Raises:
+        DataError: If the data are not of this form, or hold objects but no nuclei.
+    """
+    found = found_in_geojson(data, path)
+    for text in (*found.notes, *_lost_rings(found.further, len(found.nuclei))):
+        warnings.warn(f"{str(path)!r}: {text}", stacklevel=3)
+    return found.nuclei
+
+
+def _lost_rings(further: FurtherRings, count: int) -> list[str]:
+    """Return what is to be said where each nucleus keeps one outline only."""
+    several, holed = (len(np.unique(further.owner[which])) for which in (further.piece > 0, further.piece == 0))
+    notes = [f"of nuclei of several pieces the largest is kept ({several:,} of {count:,} nuclei)"] if several else []
+    return notes + ([f"holes in nuclei are filled ({holed:,} of {count:,} nuclei)"] if holed else [])
+
+
+def found_in_geojson(data: Any, path: str | Path) -> FoundNuclei:
+    """Return what GeoJSON says of nuclei, with further pieces, holes, and what was left out; warns of nothing.
+
+    Args:
+        data: Plain data: a collection, a list of features, a feature, or a geometry.
         path: The file they are from; named in errors.
 
     Raises:
-        DataError: If the data are not of this form.
+        DataError: If the data are not of this form, or hold objects but no nuclei.
     """
     try:
-        features = _feature_list(data)
-        known = data.get("cellvit") if isinstance(data, Mapping) else None
-        if known is None:
-            classes, ids = _named_classes(features)
-        else:
-            classes, ids = classes_from_list(known["classes"], source=str(path)), {}
-        rows = Rows()
-        for feature in features:
-            _add_feature(rows, feature, ids)
-        return rows.to_nuclei(classes)
+        return _found(data, str(path))
     except DataError:
         raise
-    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         message = f"{str(path)!r} is not GeoJSON of nuclei ({type(error).__name__}: {error}); export it again"
         raise DataError(message) from error
 
 
-def _feature_list(data: Any) -> list[Any]:
-    """Return the features of a collection, a list or a single feature."""
-    if isinstance(data, list):
-        return data
-    if data["type"] == "FeatureCollection":
-        return list(data["features"])
-    if data["type"] == "Feature":
-        return [data]
-    raise ValueError(f"type {data['type']!r} instead of FeatureCollection")
+def _found(data: Any, path: str) -> FoundNuclei:
+    objects = list(objects_of(data))
+    own = data.get("cellvit") if isinstance(data, Mapping) else None
+    classes = None if own is None else classes_from_list(own["classes"], source=path)
+    types, left_out = StatedTypes(classes, listed=own is not None), Counter[str]()
+    chosen = _nuclei_among(objects, left_out)
+    collector = _Collector(types, left_out, separate=_one_feature_per_class(chosen))
+    for item in chosen:
+        collector.add(item)
+    if not collector.rows.type and left_out:
+        advice = "export detections, cells, or annotations that outline nuclei"
+        raise DataError(f"{path!r} holds no nuclei but {listed(left_out)}; {advice}")
+    nuclei = collector.nuclei(trusted=own is not None)
+    ids, classes, notes = types.resolve(nuclei.type.astype(np.int64))
+    notes += _cells_without_nuclei(chosen)
+    if left_out:
+        notes.append(f"{left_out.total():,} of {len(objects):,} objects are no nuclei and left out: {listed(left_out)}")
+    return FoundNuclei(replace(nuclei, type=ids, classes=classes), collector.further(), tuple(notes))
 
 
-def _classification(feature: Any) -> Mapping[str, Any]:
-    """Return the classification of a feature, empty if it has none."""
-    properties = feature.get("properties") or {}
-    return properties.get("classification") or {}
+def _nuclei_among(objects: Sequence[QuPathObject], left_out: Counter[str]) -> list[QuPathObject]:
+    """Return the objects that are nuclei; the others are counted by kind and reason."""
+    results = has_results(objects)
+    nucleated = any(item.kind == "cell" and item.nucleus for item in objects)
+    chosen = []
+    for item in objects:
+        reason = _why_no_nucleus(item, results=results, nucleated=nucleated)
+        if reason is None:
+            chosen.append(item)
+        else:
+            left_out[f"{item.name} {reason}".rstrip()] += 1
+    return chosen
 
 
-def _named_classes(features: list[Any]) -> tuple[NucleiClasses | None, dict[str, int]]:
-    """Return classes for the names that occur in features, and the id of each name."""
-    found: dict[str, Any] = {}
-    for feature in features:
-        entry = _classification(feature)
-        if entry.get("name") is not None:
-            found.setdefault(str(entry["name"]), entry.get("color"))
-    if not found:
-        return None, {}
-    pannuke = set(found) <= set(PANNUKE_COLORS)
-    names = ["Background", *(PANNUKE_COLORS if pannuke else found)]
-    colors = list(standard_colors(names))
-    for i, name in enumerate(names[1:], start=1):
-        stated = found.get(name)
-        if isinstance(stated, list) and len(stated) == 3:
-            colors[i] = (int(stated[0]), int(stated[1]), int(stated[2]))
-    return NucleiClasses(tuple(names), tuple(colors)), {name: i for i, name in enumerate(names) if i}
+def _why_no_nucleus(item: QuPathObject, *, results: bool, nucleated: bool) -> str | None:
+    """Return why an object is no nucleus, or None; ``nucleated``: there are cells that state their nucleus."""
+    if item.inside in RESULTS:
+        return f"inside a {item.inside}"
+    if item.kind in ("tile", "TMA core", "root"):
+        return ""
+    if item.kind not in RESULTS and (results or item.parent):
+        return "around other objects" if item.parent else "beside detections or cells"
+    if not (item.nucleus or item.geometry):
+        return "without a place"
+    return "without a nucleus" if item.kind == "cell" and nucleated and not item.nucleus else None
 
 
-def _add_feature(rows: Rows, feature: Any, ids: Mapping[str, int]) -> None:
-    """Append the nuclei of one feature."""
-    geometry, properties = feature["geometry"], feature.get("properties") or {}
-    kind, coordinates = geometry["type"], geometry["coordinates"]
-    exact = properties.get("nucleus") or {}
-    common: dict[str, Any] = {
-        "type": exact.get("type", ids.get(str(_classification(feature).get("name")), 0)),
-        "type_prob": _measurement(properties, PROBABILITY),
-    }
-    if kind == "MultiPolygon":
-        for polygon in coordinates:
-            # some writers leave out one level of brackets, so that a polygon is its outer ring
-            rows.add(contour=polygon if isinstance(polygon[0][0], int | float) else polygon[0], **common)
-    elif kind == "MultiPoint":
-        for point in coordinates:
-            rows.add(centroid=point, **common)
-    elif kind in ("Polygon", "Point"):
-        shape = {"contour": coordinates[0]} if kind == "Polygon" else {"centroid": coordinates}
-        given = {key: exact[key] for key in ("centroid", "label") if key in exact}
-        rows.add(bbox=feature.get("bbox"), **{**common, **shape, **given})
-    else:
-        raise ValueError(f"geometry {kind!r}; only polygons and points are nuclei")
+def _cells_without_nuclei(chosen: Sequence[QuPathObject]) -> list[str]:
+    """Return what is to be said of cells of other programs whose outline is all there is."""
+    wide = sum(i.kind == "cell" and not i.nucleus and "nucleus" not in i.properties for i in chosen)
+    if not wide:
+        return []
+    share = f"{wide:,} of {len(chosen):,} nuclei"
+    return [
+        f"of cells that state no nucleus (nucleusGeometry) the outline of the cell is taken, which is wider ({share})"
+    ]
 
 
-def _measurement(properties: Mapping[str, Any], name: str) -> float | None:
-    """Return a measurement from either form QuPath has used, or None."""
-    measurements = properties.get("measurements") or {}
-    if isinstance(measurements, list):
-        measurements = {entry["name"]: entry["value"] for entry in measurements}
-    value = measurements.get(name)
-    return None if value is None else float(value)
+def _one_feature_per_class(chosen: Sequence[QuPathObject]) -> bool:
+    """Return whether each feature holds all nuclei of one class, as the released tools write it."""
+    released = all(
+        item.kind not in RESULTS and item.geometry["type"] in ("MultiPolygon", "MultiPoint") for item in chosen
+    )
+    return released and len({class_of(item.properties).name for item in chosen}) == len(chosen)
+
+
+@dataclass
+class _Collector:
+    """The nuclei of a file, one after the other."""
+
+    types: StatedTypes
+    left_out: Counter[str]
+    separate: bool
+    rows: Rows = field(default_factory=Rows)
+    rings: list[tuple[int, int, Any]] = field(default_factory=list)
+
+    def add(self, item: QuPathObject) -> None:
+        """Append the nuclei of an object: one, save for points and where every polygon is one."""
+        polygons, points = self._shapes(item)
+        exact = mapping_of(item.properties, "nucleus")
+        common: dict[str, Any] = {
+            "type": self.types.code(class_of(item.properties), exact.get("type")),
+            "type_prob": measurement(item.properties, PROBABILITY),
+        }
+        if len(polygons) + len(points) == 1 and not item.nucleus:
+            common["bbox"] = item.bbox
+            common |= {key: exact[key] for key in ("centroid", "label") if exact.get(key) is not None}
+        elif not self.separate and polygons and exact.get("label") is not None:
+            common["label"] = exact["label"]
+        if len(polygons) > 1 and not self.separate:
+            polygons.sort(key=lambda rings: _ring_area(rings[0]), reverse=True)
+            self._add_rings(polygons)
+            self.rows.add(contour=polygons[0][0], **common)
+            return
+        for rings in polygons:
+            self._add_rings([rings])
+            self.rows.add(contour=rings[0], **common)
+        for point in points:
+            self.rows.add(**{"centroid": point, **common})
+
+    def _shapes(self, item: QuPathObject) -> tuple[list[Any], list[Any]]:
+        """Return the polygons of an object, or its points if it has none; all else is counted as left out."""
+        found: dict[str, list[Any]] = {"Polygon": [], "Point": [], "LineString": []}
+        for kind, coordinates in parts_of(item.nucleus or item.geometry):
+            if coordinates and (kind != "Polygon" or coordinates[0]):
+                found[kind].append(coordinates)
+        used = "Polygon" if found["Polygon"] else "Point"
+        if not found[used] and not found["LineString"]:
+            self.left_out[f"{item.name} without a place"] += 1
+        for kind in found.keys() - {used}:
+            if found[kind]:
+                self.left_out[f"{item.name} ({kind})"] += len(found[kind])
+        return (found["Polygon"], []) if found["Polygon"] else ([], found["Point"])
+
+    def _add_rings(self, polygons: Sequence[Any]) -> None:
+        """Keep all rings of the next nucleus but its outline."""
+        row = len(self.rows.type)
+        for piece, rings in enumerate(polygons):
+            self.rings += [(row, piece, ring) for ring in rings[piece == 0 :] if ring]
+
+    def nuclei(self, *, trusted: bool) -> Nuclei:
+        """Return the nuclei, whose types are codes still.
+
+        Args:
+            trusted: False where another program wrote the file and may have moved the outlines: centroids and boxes
+                that do not fit to them are computed anew.
+        """
+        nuclei = self.rows.to_nuclei(None)
+        if trusted:
+            return nuclei
+        around = ring_bounds(nuclei.contour_points, nuclei.contour_offsets)
+        drawn = ~np.isnan(around[:, 0])
+        outside = (nuclei.centroid < around[:, :2]) | (nuclei.centroid > around[:, 2:])
+        for column, stale in ((self.rows.centroid, outside), (self.rows.bbox, np.abs(nuclei.bbox - around) > 1)):
+            for row in np.flatnonzero(stale.any(axis=1) & drawn).tolist():
+                column[row] = None
+        return self.rows.to_nuclei(None)
+
+    def further(self) -> FurtherRings:
+        """Return holes and further pieces."""
+        points = [np.asarray(ring, np.float64)[:, :2] for _, _, ring in self.rings]
+        owner, piece = (np.array([entry[i] for entry in self.rings], np.int64) for i in (0, 1))
+        offsets = ring_offsets([len(ring) for ring in points])
+        return FurtherRings(np.concatenate([np.zeros((0, 2)), *points]), offsets, owner, piece)
+
+
+def _ring_area(ring: Any) -> float:
+    """Return the area that a ring of plain data encloses."""
+    points = np.asarray(ring, np.float64)
+    return float(polygon_area(points, np.array([0, len(points)]))[0])

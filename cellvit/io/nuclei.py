@@ -6,7 +6,7 @@ from pathlib import Path
 from cellvit.errors import DataError
 from cellvit.io.anndata import read_anndata
 from cellvit.io.cells_json import nuclei_of_cells
-from cellvit.io.geojson import nuclei_of_geojson
+from cellvit.io.geojson import is_geojson, nuclei_of_geojson
 from cellvit.io.parquet import read_parquet
 from cellvit.io.text import load_json
 from cellvit.types import Nuclei
@@ -48,7 +48,7 @@ def read_nuclei(path: str | Path) -> Nuclei:
         raise DataError(f"{error}; nuclei are read from {_KINDS}") from error
     if isinstance(data, Mapping) and "cells" in data:
         return nuclei_of_cells(data, path)
-    if isinstance(data, list) or (isinstance(data, Mapping) and "type" in data):
+    if is_geojson(data):
         return nuclei_of_geojson(data, path)
     found = sorted(data) if isinstance(data, Mapping) else data
     raise DataError(f"{str(path)!r} is JSON of {str(found)[:80]}, neither GeoJSON nor cells; give {_KINDS}")

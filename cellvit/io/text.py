@@ -123,7 +123,7 @@ def load_json(path: str | Path) -> Any:
         return json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
     except FileNotFoundError as error:
         raise DataError(f"{str(path)!r} does not exist; check the path") from error
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is not a readable JSON file ({error}); write it again") from error
 
 
@@ -197,10 +197,14 @@ class Rows:
 
 def _pairs(values: Sequence[Any], width: int) -> Floats:
     """Return rows of coordinates as an array ``(K, width)``."""
-    array = np.asarray(values, np.float64).reshape(len(values), -1) if len(values) else np.zeros((0, width))
-    if array.shape[1] < width:
-        raise ValueError(f"coordinates have {array.shape[1]} numbers, need {width}")
-    return array[:, :width]
+    numbers = set(map(len, values)) or {width}
+    if min(numbers) < width:
+        raise ValueError(f"coordinates have {min(numbers)} numbers, need {width}")
+    if len(numbers) > 1:  # some points have a height
+        return _pairs([value[:width] for value in values], width)
+    # flat: numpy takes several times as long for a list of lists
+    array = np.fromiter(chain.from_iterable(values), np.float64, len(values) * min(numbers))
+    return array.reshape(len(values), -1)[:, :width] if len(values) else np.zeros((0, width))
 
 
 def _fill(given: Sequence[Sequence[float] | None], computed: Floats) -> Floats:

@@ -127,6 +127,19 @@ def test_a_region_of_interest(slides, model, tmp_path, capsys):
     assert "none.geojson" in capsys.readouterr().err
 
 
+def test_what_of_a_region_file_is_no_region_is_told(slides, model, tmp_path, capsys):
+    corners = [[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]
+    shapes = [
+        {"geometry": {"type": "Polygon", "coordinates": [corners]}, "properties": {"object_type": kind}}
+        for kind in ("annotation", "tile", "detection")
+    ]
+    (tmp_path / "roi.geojson").write_text(json.dumps(shapes))
+    command = [str(slides / "a.tif"), "--roi", str(tmp_path / "roi.geojson"), "--sample", "0", "--json"]
+    assert main([*command, *options(model)]) == 0
+    (plan,) = data_of(capsys)["slides"]
+    assert "roi.geojson' holds 1 of type detection, 1 of type tile: left out" in plan["warnings"][-1]
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [

@@ -72,6 +72,100 @@ def test_notes_say_what_a_reader_must_know(folders):
     assert "the same path" in evaluate(folders / "truth", folders / "truth").notes[0]
 
 
+PLACES = [(x, y) for y in range(4, 60, 20) for x in range(4, 60, 20)]
+
+
+def ring(x, y, side):
+    return [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+
+
+def objects(kind, geometry, **more):
+    return [
+        {"type": "Feature", "geometry": geometry(x, y), "properties": {"objectType": kind}}
+        | {name: value(x, y) for name, value in more.items()}
+        for x, y in PLACES
+    ]
+
+
+def square_at(x, y):
+    return {"type": "Polygon", "coordinates": [ring(x, y, 8)]}
+
+
+def scored(tmp_path, features, *, name="a.geojson", **settings):
+    """Score a file against squares of 8 x 8 pixels with a hole of 2 x 2, as both QuPath and the map have them."""
+    labels = np.zeros((64, 64), np.uint16)
+    for label, (x, y) in enumerate(PLACES, start=1):
+        labels[y : y + 8, x : x + 8] = label
+        labels[y : y + 2, x : x + 2] = 0 if settings.get("holes") else label
+    np.savez(tmp_path / "truth.npz", inst_map=labels, inst_type=np.arange(len(PLACES) + 1) % 2 + 1)
+    settings.pop("holes", None)
+    (tmp_path / name).write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return evaluate(tmp_path / name, tmp_path / "truth.npz", pixel_corners=True, **({"binary": True} | settings))
+
+
+REGION = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring(0, 0, 64)]}}
+RULER = {"type": "Feature", "geometry": {"type": "LineString", "coordinates": [[0, 0], [9, 9]]}, "properties": {}}
+QUPATH = {
+    "detections": objects("detection", square_at),
+    "cells": objects(
+        "cell", lambda x, y: {"type": "Polygon", "coordinates": [ring(x - 3, y - 3, 14)]}, nucleusGeometry=square_at
+    ),
+    "beside a region": [*objects("detection", square_at), REGION | {"properties": {"objectType": "annotation"}}],
+    "beside an old region": [REGION | {"id": "PathAnnotationObject"}, *objects("detection", square_at)],
+    "in a region": [
+        REGION | {"properties": {"objectType": "annotation"}, "childObjects": objects("annotation", square_at)}
+    ],
+    "beside a ruler": [RULER, *objects("annotation", square_at), RULER | {"geometry": None}],
+    "beside points": [RULER | {"geometry": {"type": "Point", "coordinates": [3, 3]}}, *objects(None, square_at)],
+    "of two pieces": objects(
+        "detection",
+        lambda x, y: {
+            "type": "MultiPolygon",
+            "coordinates": [
+                [[[x, y], [x + 3, y], [x + 3, y + 8], [x, y + 8]]],
+                [[[x + 3, y], [x + 8, y], [x + 8, y + 8], [x + 3, y + 8]]],
+            ],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUPATH)
+@pytest.mark.parametrize("file", ["a.geojson", "a.json"])
+def test_objects_of_qupath_are_scored_for_what_they_are(tmp_path, name, file):
+    found = scored(tmp_path, QUPATH[name], name=file)
+    assert found["bPQ"] == pytest.approx(1)
+    assert found.images[0].predicted == len(PLACES)
+    assert any("left out" in note for note in found.notes) == (" a r" in name or " an " in name or "points" in name)
+    assert all(file in note for note in found.notes)
+
+
+def test_holes_are_scored_as_holes(tmp_path):
+    holed = objects("detection", lambda x, y: {"type": "Polygon", "coordinates": [ring(x, y, 8), ring(x, y, 2)]})
+    assert scored(tmp_path, holed, holes=True)["bPQ"] == pytest.approx(1)
+    assert scored(tmp_path, holed)["bPQ"] == pytest.approx(60 / 64)
+
+
+def test_derived_classes_are_translated_by_their_path(tmp_path):
+    features = objects("detection", square_at)
+    for i, feature in enumerate(features, start=1):
+        names = {"names": ["Tumor", ("Negative", "Positive")[i % 2]]}
+        feature["properties"]["classification"] = names
+    names = {"Tumor: Negative": "Negative", "Tumor: Positive": "Positive"}
+    classes = ("Background", "Negative", "Positive")
+    found = scored(tmp_path, features, binary=False, class_names=classes, class_map=names)
+    assert found["mPQ"] == pytest.approx(1)
+
+
+def test_notes_of_many_files_are_cut(tmp_path):
+    features = [*objects("detection", square_at), REGION | {"properties": {"objectType": "tile"}}]
+    (tmp_path / "a.geojson").write_text(json.dumps(features))
+    nuclei = [nuclei_at((4, 4), types=(1,))] * 30
+    notes = evaluate([tmp_path / "a.geojson"] * 30, nuclei, binary=True).notes
+    assert sum("1 x tile" in note for note in notes) == 20
+    assert "... and 10 more notes of files." in notes
+
+
 def test_what_cannot_be_compared_is_refused(folders):
     nuclei, path = nuclei_at((4, 4), types=(1,)), folders / "truth"
     with pytest.raises(ConfigError, match="2 predictions for 1 truths"):

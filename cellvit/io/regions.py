@@ -1,0 +1,120 @@
+"""Reading regions of interest that were drawn in QuPath or elsewhere."""
+
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from cellvit.errors import DataError
+from cellvit.geometry.regions import Region
+from cellvit.io.qupath import QuPathObject, objects_of, parts_of
+
+_NEVER = ("detection", "cell", "tile", "root")  # results, superpixels, and the slide itself: not drawn by anybody
+
+
+def read_region(path: str | Path) -> tuple[Region, list[str]]:
+    """Return the union of all regions of a GeoJSON file, such as QuPath exports of annotations.
+
+    Regions are the polygons of annotations, and of objects that do not say what they are; where there is no such
+    polygon, TMA cores that are not missing. Holes stay holes, polygons that cross themselves are repaired. A coordinate
+    reference system is ignored.
+
+    Args:
+        path: A FeatureCollection, a list of features, one feature, or a bare geometry; also compressed with gzip.
+
+    Returns:
+        The region, and what the user should know: what else the file holds, by kind and number.
+
+    Raises:
+        DataError: If the file is no such file, or no polygon in it encloses an area.
+    """
+    name = repr(str(path))
+    data = _load(path, name)
+    try:
+        polygons, others = _drawn(list(objects_of(data)), name)
+    except DataError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        message = f"{name} is not GeoJSON of regions ({type(error).__name__}: {error}); export the regions again"
+        raise DataError(message) from error
+    found = ", ".join(f"{number:,} {what}" for what, number in sorted(others.items()))
+    if not polygons:
+        message = f"{name} holds no polygon but {found or 'nothing'}; draw areas (rectangle, ellipse, polygon or brush "
+        raise DataError(message + "in QuPath) and export these annotations as GeoJSON")
+    try:
+        region = Region.of_polygons(polygons)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    return region, [f"beside the regions, {name} holds {found}: left out"] if found else []
+
+
+def _load(path: str | Path, name: str) -> Any:
+    """Return the content of a JSON file."""
+    advice = "export the regions as GeoJSON (in QuPath: File, Export objects as GeoJSON)"
+    try:
+        content = Path(path).read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        if not content.strip():
+            raise DataError(f"{name} is empty; {advice}")
+        return json.loads(content)
+    except FileNotFoundError as error:
+        raise DataError(f"{name} does not exist; check the path of the regions") from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read ({error.strerror or error}); check the path of the regions") from error
+    except (EOFError, zlib.error, ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{name} is not JSON ({error}); {advice}") from error
+
+
+def _drawn(objects: Iterable[QuPathObject], name: str) -> tuple[list[Any], Counter[str]]:
+    """Return the polygons that count, and the number of what does not, by kind."""
+    annotations: list[Any] = []
+    cores: list[Any] = []
+    others = Counter[str]()
+    for item in objects:
+        if item.kind in _NEVER:
+            others[f"of type {item.kind}"] += 1
+        elif item.properties.get("isMissing") is True:
+            others["of type missing TMA core"] += 1
+        elif not item.geometry:
+            others["without a place"] += 1
+        elif item.kind == "TMA core":
+            cores += _polygons(item, name, others)
+        else:
+            annotations += _polygons(item, name, others)
+    if annotations and cores:
+        others["of type TMA core"] += len(cores)
+    return annotations or cores, others
+
+
+def _polygons(item: QuPathObject, name: str, others: Counter[str]) -> list[Any]:
+    """Return the polygons of an object; what else it consists of is counted."""
+    found = []
+    for kind, coordinates in parts_of(item.geometry):
+        if kind != "Polygon":
+            others[f"of type {kind}"] += 1
+        elif coordinates:
+            rings = [_ring(ring, name) for ring in coordinates]
+            found.append(shapely.Polygon(rings[0], rings[1:]))
+    return found
+
+
+def _ring(ring: Any, name: str) -> NDArray[np.float64]:
+    """Return the points of a ring ``(K, 2)``."""
+    points = np.array([[float(x), float(y)] for x, y, *_ in ring]).reshape(-1, 2)
+    if not np.isfinite(points).all():
+        row = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
+        message = f"point {row} of a polygon in {name} is {points[row].tolist()}; every coordinate must be finite"
+        raise DataError(message)
+    if len(points) < 3:
+        raise DataError(f"a polygon in {name} has a ring of {len(points)} points; draw it with at least three")
+    return points

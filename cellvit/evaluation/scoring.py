@@ -152,7 +152,7 @@ def evaluate(
         pairing, same = _paired_in_order(_listed(predictions), _listed(truth)), False
     names, numbered = tuple(class_names), True
     if not names and not binary:
-        names, numbered = truth_classes(pair.truth for pair in pairing.pairs)
+        names, numbered = truth_classes((pair.truth, pair.truth_image) for pair in pairing.pairs)
     settings = ScoreSettings(
         class_names=names,
         numbered=numbered,
@@ -165,7 +165,8 @@ def evaluate(
     if out is not None:
         make_folder(Path(out))
     images = tuple(score_pairs(pairing.pairs, settings, workers=workers, progress=progress))
-    notes = (*_pairing_notes(pairing, same=same), *_image_notes(images))
+    notes = (*_pairing_notes(pairing, same=same), *_file_notes(images), *_image_notes(images))
+    notes += tuple(_untyped_notes(images)) if class_names else ()
     found = Evaluation(pooled_scores(images), images, settings, pairing, notes)
     if out is not None:
         inputs = {
@@ -244,6 +245,37 @@ def _image_notes(images: Sequence[ImageScores]) -> list[str]:
     return notes
 
 
+def _file_notes(images: Sequence[ImageScores]) -> list[str]:
+    """Return what was not used of the files, the same of several files in one sentence."""
+    found: dict[str, dict[str, int]] = {}
+    for path, note in (entry for image in images for entry in image.notes):
+        files = found.setdefault(note.what, {})
+        files[path] = files.get(path, 0) + note.count
+    return [f"{sum(files.values())} {what} ({_such_as(files)})." for what, files in found.items()]
+
+
+def _such_as(files: Mapping[str, int]) -> str:
+    first = next(iter(files))
+    return f"'{first}'" if len(files) == 1 else f"{len(files)} files, such as '{first}'"
+
+
+def _untyped_notes(images: Sequence[ImageScores]) -> list[str]:
+    """Return what the names of types cannot be used for."""
+    notes = []
+    untyped = [image.name for image in images if image.true_typed is False]
+    if untyped:
+        notes.append(
+            f"class names are given, but the truth of {len(untyped)} of {len(images)} images states no types, such as "
+            f"{untyped[0]}: scores by type leave them out."
+        )
+    silent = [image for image in images if image.typed is False]
+    if silent and not any(image.typed for image in images):
+        notes.append(
+            f"class names are given, but no prediction states types, such as {silent[0].name}: only outlines are scored."
+        )
+    return notes
+
+
 def score_pairs(
     pairs: Sequence[Pair],
     settings: ScoreSettings,
@@ -287,11 +319,12 @@ def score_pairs(
     return scored
 
 
-def truth_classes(sources: Iterable[Path | Nuclei]) -> tuple[tuple[str, ...], bool]:
+def truth_classes(sources: Iterable[tuple[Path | Nuclei, str | None]]) -> tuple[tuple[str, ...], bool]:
     """Find the classes of a ground truth for which no names are given.
 
     Args:
-        sources: Files, of which one that cannot be read is left to the scoring to report, or nuclei.
+        sources: Files, of which one that cannot be read is left to the scoring to report, or nuclei; each with the
+            name of the image where a file holds several.
 
     Returns:
         Names by id, background first, empty if no file states types; and whether numbers stand for them. Names in the
@@ -299,10 +332,10 @@ def truth_classes(sources: Iterable[Path | Nuclei]) -> tuple[tuple[str, ...], bo
     """
     names: dict[str, str] = {}
     highest = 0
-    for source in sources:
+    for source, image in sources:
         try:
-            stated = read_nuclei(source)
-        except DataError:
+            stated = read_nuclei(source, image=image)
+        except (ConfigError, DataError):
             continue
         if stated.types is None or stated.types.max() < 1:
             continue

@@ -23,12 +23,12 @@ def do_not_wait_for_the_disk(monkeypatch):
 
 
 def xml(*regions, head='<?xml version="1.0"?>'):
-    """Return outlines as Aperio ImageScope writes them, with a second annotation that does not count."""
+    """Return outlines as Aperio ImageScope writes them, with a second annotation that holds none."""
     text = ""
     for i, points in enumerate(regions):
         vertices = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in points)
         text += f'<Region Id="{i + 1}"><Attributes/><Vertices>{vertices}</Vertices></Region>'
-    second = "<Annotation><Regions><Region><Vertices><Vertex X='0' Y='0'/></Vertices></Region></Regions></Annotation>"
+    second = "<Annotation Id='2'><Regions><RegionAttributeHeaders/></Regions></Annotation>"
     first = f'<Annotation Id="1"><Regions><RegionAttributeHeaders/>{text}</Regions></Annotation>'
     return f'{head}<Annotations MicronsPerPixel="0.252">{first}{second}</Annotations>'
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ from cellvit.data.targets import relabel
 from cellvit.errors import ConfigError, DataError, ImageError
 from cellvit.io.atomic import atomic_path, make_folder
 from cellvit.io.images import DAMAGE, read_image
+from cellvit.io.imagescope import read_regions
 from cellvit.io.labels import raise_problems
 
 IMAGE_SUFFIXES = (".tif", ".tiff")
@@ -120,10 +120,10 @@ def find_pairs(root: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
 
 
 def read_outlines(path: Path) -> list[NDArray[np.float64]]:
-    """Read the outlines of nuclei: the regions of the first annotation.
+    """Read the outlines of nuclei: the regions of all annotations, save those that are marked as excluded.
 
     Args:
-        path: XML of Aperio ImageScope: ``Annotation/Regions/Region/Vertices/Vertex`` with ``X`` and ``Y``.
+        path: XML of Aperio ImageScope; see :func:`cellvit.io.imagescope.read_regions`.
 
     Returns:
         Points ``(K, 2)`` of each outline as (x, y) in pixels.
@@ -132,24 +132,7 @@ def read_outlines(path: Path) -> list[NDArray[np.float64]]:
         DataError: If the file is broken, declares a document type, has no annotation, or has points that are no
             numbers.
     """
-    try:
-        tree = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDocumentType()))
-    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        raise DataError(f"outlines '{path}' cannot be read ({error}); replace the file") from error
-    annotation = tree.getroot() if tree.getroot().tag == "Annotation" else tree.getroot().find(".//Annotation")
-    if annotation is None:
-        raise DataError(f"outlines '{path}' hold no Annotation; give the XML files of MoNuSeg")
-    outlines = []
-    for number, region in enumerate(annotation.iterfind("./Regions/Region"), start=1):
-        vertices = region.findall("./Vertices/Vertex")
-        try:
-            points = np.array([(float(v.attrib["X"]), float(v.attrib["Y"])) for v in vertices]).reshape(-1, 2)
-        except (KeyError, ValueError) as error:
-            raise DataError(f"outlines '{path}': region {number} has a point that is none ({error!r})") from error
-        if not np.isfinite(points).all():
-            raise DataError(f"outlines '{path}': region {number} has a point that is not finite; repair it")
-        outlines.append(points)
-    return outlines
+    return [region.points for region in read_regions(path) if not region.excluded]
 
 
 def fill_outlines(outlines: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.int32]:
@@ -172,13 +155,6 @@ def fill_outlines(outlines: Sequence[NDArray[np.float64]], shape: tuple[int, int
     for label, points in enumerate(outlines, start=1):
         cv2.fillPoly(labels, [np.rint(points).astype(np.int32)], label)
     return labels
-
-
-class _NoDocumentType(ElementTree.TreeBuilder):
-    """Builds a tree, and refuses a document type, with which a small file can become a huge one."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError(f"it declares the document type {name!r}, which is not allowed")
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,9 @@ def evaluate(
         pairing, same = _paired_in_order(_listed(predictions), _listed(truth)), False
     names, numbered = tuple(class_names), True
     if not names and not binary:
-        names, numbered = truth_classes((pair.truth, pair.truth_image) for pair in pairing.pairs)
+        names, numbered = truth_classes(
+            [pair.truth for pair in pairing.pairs], images=[pair.truth_image for pair in pairing.pairs]
+        )
     settings = ScoreSettings(
         class_names=names,
         numbered=numbered,
@@ -271,7 +274,8 @@ def _untyped_notes(images: Sequence[ImageScores]) -> list[str]:
     silent = [image for image in images if image.typed is False]
     if silent and not any(image.typed for image in images):
         notes.append(
-            f"class names are given, but no prediction states types, such as {silent[0].name}: only outlines are scored."
+            f"class names are given, but no prediction states types, such as that of {silent[0].name}: only outlines "
+            "are scored."
         )
     return notes
 
@@ -319,12 +323,14 @@ def score_pairs(
     return scored
 
 
-def truth_classes(sources: Iterable[tuple[Path | Nuclei, str | None]]) -> tuple[tuple[str, ...], bool]:
+def truth_classes(
+    sources: Iterable[Path | Nuclei], *, images: Iterable[str | None] = repeat(None)
+) -> tuple[tuple[str, ...], bool]:
     """Find the classes of a ground truth for which no names are given.
 
     Args:
-        sources: Files, of which one that cannot be read is left to the scoring to report, or nuclei; each with the
-            name of the image where a file holds several.
+        sources: Files, of which one that cannot be read is left to the scoring to report, or nuclei.
+        images: Which image of each file, where files hold several.
 
     Returns:
         Names by id, background first, empty if no file states types; and whether numbers stand for them. Names in the
@@ -332,7 +338,7 @@ def truth_classes(sources: Iterable[tuple[Path | Nuclei, str | None]]) -> tuple[
     """
     names: dict[str, str] = {}
     highest = 0
-    for source, image in sources:
+    for source, image in zip(sources, images, strict=False):
         try:
             stated = read_nuclei(source, image=image)
         except (ConfigError, DataError):

@@ -68,8 +68,8 @@ def images_in(path: Path) -> tuple[str, ...]:
             names = [str(i) for i in range(shape[0])] if len(shape) == 4 else []
         elif kind == "json":
             data = _load(path)
-            names = [image.name for image in coco_images(data)] if is_coco(data) else []
-    except (*DAMAGE, AttributeError):  # DataError is a ValueError
+            names = [one.name for one in coco_images(data)] if is_coco(data) else []
+    except DAMAGE:  # DataError is a ValueError
         return ()
     repeated = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if repeated is not None:

@@ -110,7 +110,7 @@ def _one_channel(array: NDArray[Any]) -> NDArray[Any]:
         return array
     if (array == array[..., :1]).all():
         return array[..., 0]
-    painted: NDArray[Any] = array.any(axis=-1)
+    painted = np.asarray(array.any(axis=-1))
     colours = array[painted]
     return painted if bool((colours == colours[0]).all()) else array
 

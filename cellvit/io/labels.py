@@ -197,8 +197,11 @@ def read_label_map(path: Path, *, index: int | None = None) -> LabelMap:
         array = _READERS[kind or ""](path)
     except DAMAGE as error:
         raise DataError(f"label '{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
-    if array.ndim == 4 and index is not None:
-        array = array[index]
+    if array.ndim == 4 and index is None and len(array) > 1:
+        message = f"label '{path}' holds {len(array)} images of shape {array.shape[1:]}; give one file per image, "
+        raise DataError(message + "or one such file each as prediction and as truth")
+    if array.ndim == 4:
+        array = array[index or 0]
     return merged_channels(array, path) or LabelMap(plain_map(array, path), flags=array.dtype.kind == "b")
 
 

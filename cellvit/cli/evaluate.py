@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from cellvit.evaluation.scoring import ImageScores
 
 EPILOG = """\
-PRED and TRUTH are a file each, or a folder each whose files are paired by stem: label maps (.npz with inst_map and
-perhaps inst_type, .npy, .png, .tif), .mat files with inst_map and inst_type, outlines (.geojson, .geojson.gz, .json of
-the released tools, .parquet). TRUTH may also be a data folder: manifest.csv, or images/ and labels/.
+PRED and TRUTH are a file each, or a folder each whose files are paired by stem. What a file is, its content says:
+  label maps    .npz with inst_map and perhaps inst_type, .npy, .png, .tif; a mask is taken apart into its pieces
+  .mat          of HoVer-Net, CoNSeP (inst_type) or Lizard (class, id), also of MATLAB 7.3
+  outlines      .geojson; .json of the released tools, HoVer-Net, COCO or LabelMe (each also .gz); .parquet;
+                .xml of ImageScope (MoNuSeg); .zip or .roi of ImageJ
+  several       COCO with several images, .npy of PanNuke's masks: against one of the kind, or COCO against a folder
+TRUTH may also be a data folder: manifest.csv, or images/ and labels/. What of a file was not used is a note.
 
 exit status: 0 done; 1 something cannot be scored (nothing is written); 2 wrong usage.
 """

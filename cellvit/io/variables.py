@@ -42,6 +42,8 @@ def read_mat(path: Path) -> LabelMap:
     """
     try:
         content = _hdf5(path) if is_hdf5(path) else scipy.io.loadmat(path)
+    except ConfigError:
+        raise
     except (*DAMAGE, MatReadError) as error:
         raise DataError(f"'{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
     return nuclei_of_variables({k: np.asarray(v) for k, v in content.items() if not k.startswith(("__", "#"))}, path)

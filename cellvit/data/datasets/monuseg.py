@@ -34,7 +34,9 @@ class PreparedImage:
         nuclei: Number of nuclei in the instance map.
         dropped: Outlines of fewer than three points.
         occluded: Nuclei that lie wholly under later ones.
-        kept: Whether an earlier run had made it; the numbers of dropped and occluded outlines are then 0.
+        kept: Whether an earlier run had made it; the numbers of outlines that are not kept are then 0.
+        excluded: Regions that the file marks as a part that does not count.
+        layers: Names of the annotations, where they have several; types are not kept.
     """
 
     name: str
@@ -42,6 +44,8 @@ class PreparedImage:
     dropped: int = 0
     occluded: int = 0
     kept: bool = False
+    excluded: int = 0
+    layers: tuple[str, ...] = ()
 
 
 def prepare_monuseg(
@@ -185,7 +189,8 @@ def _kept(image: Path, outlines: Path, out: Path) -> PreparedImage | None:
 def _prepare(image: Path, outlines: Path, out: Path) -> PreparedImage:
     pixels = read_image(image)
     height, width = pixels.shape[:2]
-    regions = read_outlines(outlines)
+    stated = read_regions(outlines)
+    regions = [region.points for region in stated if not region.excluded]
     usable = [points for points in regions if len(points) >= _MIN_VERTICES]
     if not usable:
         raise DataError(f"outlines '{outlines}' hold no nucleus; add outlines or remove image and outlines")
@@ -201,7 +206,15 @@ def _prepare(image: Path, outlines: Path, out: Path) -> PreparedImage:
     labels = relabel(fill_outlines(usable, (height, width)))
     nuclei = int(labels.max())
     _write(pixels, labels.astype(np.uint16), _targets(image, out))
-    return PreparedImage(image.stem, nuclei, len(regions) - len(usable), len(usable) - nuclei)
+    layers = tuple(sorted({region.layer for region in stated if region.layer}))
+    return PreparedImage(
+        image.stem,
+        nuclei,
+        dropped=len(regions) - len(usable),
+        occluded=len(usable) - nuclei,
+        excluded=len(stated) - len(regions),
+        layers=layers if len(layers) > 1 else (),
+    )
 
 
 def _is_outside(points: NDArray[np.float64], height: int, width: int) -> bool:

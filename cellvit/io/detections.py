@@ -14,7 +14,7 @@ from cellvit.io.file_kind import file_kind
 from cellvit.io.geojson import nuclei_of_geojson
 from cellvit.io.images import DAMAGE
 from cellvit.io.imagescope import read_imagescope
-from cellvit.io.label_maps import separated
+from cellvit.io.label_maps import is_stack, separated
 from cellvit.io.labels import read_label_map
 from cellvit.io.loaded import LoadedNuclei, Types, dense, from_outlines
 from cellvit.io.other_outlines import is_hovernet, is_labelme, nuclei_of_hovernet, nuclei_of_labelme, read_imagej
@@ -54,8 +54,8 @@ def images_in(path: Path) -> tuple[str, ...]:
     """Return the names of the images of a file that holds several, else nothing.
 
     Args:
-        path: JSON of COCO, whose images are called as their files, or an ``.npy`` of PanNuke's masks ``(N, H, W, C)``,
-            whose images are numbered from 0. A file that cannot be read is left to the reading to report.
+        path: JSON of COCO, whose images are called as their files, or an ``.npy`` of maps ``(N, H, W)`` or of
+            PanNuke's masks ``(N, H, W, C)``, whose images are numbered from 0. A file that cannot be read is left to the reading to report.
 
     Raises:
         DataError: If two images of a file have the same name.
@@ -65,7 +65,7 @@ def images_in(path: Path) -> tuple[str, ...]:
         kind = file_kind(path)
         if kind == "npy":
             shape = np.load(path, mmap_mode="r").shape
-            names = [str(i) for i in range(shape[0])] if len(shape) == 4 else []
+            names = [str(i) for i in range(shape[0])] if is_stack(shape) else []
         elif kind == "json":
             data = _load(path)
             names = [one.name for one in coco_images(data)] if is_coco(data) else []

@@ -100,13 +100,15 @@ def plain_map(array: NDArray[Any], path: Path) -> NDArray[Any]:
 
 def _one_channel(array: NDArray[Any]) -> NDArray[Any]:
     """Return ``(H, W)`` of an array of three axes, or the array itself if it cannot be."""
-    if 1 in array.shape:
-        return array.reshape([n for n in array.shape if n > 1] or [1, 1]) if array.size else array
+    if array.shape[0] == 1 or array.shape[2] == 1:
+        return array[0] if array.shape[0] == 1 else array[..., 0]
     if array.shape[0] in (3, 4) and array.shape[2] not in (3, 4):
         array = np.moveaxis(array, 0, -1)
     if array.shape[2] in (2, 4) and (array[..., -1] == array[..., -1].flat[0]).all() and array[..., -1].flat[0] > 0:
         array = array[..., :-1]  # opaque everywhere
-    if array.shape[2] not in (1, 3):
+    if array.shape[2] == 1:
+        return array[..., 0]
+    if array.shape[2] != 3:
         return array
     if (array == array[..., :1]).all():
         return array[..., 0]
@@ -115,12 +117,13 @@ def _one_channel(array: NDArray[Any]) -> NDArray[Any]:
     return painted if bool((colours == colours[0]).all()) else array
 
 
-def is_mask(instances: NDArray[Any], *, flags: bool = False) -> bool:
+def is_mask(instances: NDArray[Any], *, flags: bool = False, pieces: int = 2) -> bool:
     """Return whether a map says where nuclei are but not which: all have one label, and lie apart.
 
     Args:
         instances: ``(H, W)`` integers from 0.
         flags: Whether it was an array of flags, which cannot number nuclei.
+        pieces: How many pieces, specks aside, are more than one nucleus has; of 255 and 65535 one is enough.
 
     Example:
         >>> is_mask(np.array([[1, 0, 1]])), is_mask(np.array([[1, 0, 2]])), is_mask(np.array([[0, 1, 1]]))
@@ -131,8 +134,8 @@ def is_mask(instances: NDArray[Any], *, flags: bool = False) -> bool:
         return False
     if flags or int(label) in _MASK_VALUES:
         return True
-    pieces, _ = ndimage.label(instances, _EIGHT)
-    return _whole_pieces(np.bincount(pieces.ravel())[1:]) > 1
+    parts, _ = ndimage.label(instances, _EIGHT)
+    return _whole_pieces(np.bincount(parts.ravel())[1:]) >= pieces
 
 
 def separated(found: LabelMap, path: Path) -> LabelMap:
@@ -197,6 +200,16 @@ def _check_not_inverted(mask: NDArray[np.bool_], path: Path) -> None:
             f"'{path}' is a mask that seems inverted: {mask.mean():.0%} of it and every corner are not 0, and it is 0 "
             f"in {holes.max()} places inside; make nuclei 255 and the rest 0"
         )
+
+
+def is_stack(shape: tuple[int, ...]) -> bool:
+    """Return whether an array holds several images: ``(N, H, W, C)``, or ``(N, H, W)`` that cannot be channels.
+
+    Example:
+        >>> is_stack((9, 256, 256, 6)), is_stack((9, 256, 256)), is_stack((256, 256, 6)), is_stack((3, 256, 256))
+        (True, True, False, False)
+    """
+    return len(shape) == 4 or (len(shape) == 3 and shape[0] not in (1, 3, 4) and shape[2] > len(PANNUKE.names))
 
 
 def merged_channels(array: NDArray[Any], path: Path) -> LabelMap | None:

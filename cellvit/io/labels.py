@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cellvit.errors import DataError
 from cellvit.io.file_kind import file_kind
 from cellvit.io.images import DAMAGE
-from cellvit.io.label_maps import LabelMap, is_mask, merged_channels, plain_map, read_picture, read_tiff
+from cellvit.io.label_maps import LabelMap, is_mask, is_stack, merged_channels, plain_map, read_picture, read_tiff
 from cellvit.io.paths import SPLITS as SPLITS
 from cellvit.io.variables import read_mat, read_npz
 
@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 LABEL_SUFFIXES = (".npz", ".mat", ".npy", ".png", ".tif", ".tiff")
 _COLUMNS = ("dataset", "image", "split")
 _SHOWN = 20
+_PIECES = 3  # of one label in a data set's map: the only nucleus of an image may be in two
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def read_label(path: Path) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
     instances = found.instances
     if instances.max() > np.iinfo(np.int32).max:
         raise DataError(f"label '{path}' has the label {instances.max()}; give labels up to {np.iinfo(np.int32).max}")
-    if is_mask(instances, flags=found.flags):
+    if is_mask(instances, flags=found.flags, pieces=_PIECES):
         raise DataError(
             f"label '{path}' is a mask: all its nuclei have the label {instances.max()}; give one number per nucleus "
             "(skimage.measure.label numbers those that do not touch)"
@@ -182,7 +183,7 @@ def read_label_map(path: Path, *, index: int | None = None) -> LabelMap:
     Args:
         path: ``.npz`` or ``.mat`` with ``inst_map``, perhaps with types; ``.npy``, ``.png`` or ``.tif`` with the map;
             ``.npy`` with the channels of PanNuke ``(H, W, 6)`` or of CoNIC ``(H, W, 2)``.
-        index: Which image of an ``.npy`` of several ``(N, H, W, C)``; None for files of one.
+        index: Which image of an ``.npy`` of several, ``(N, H, W)`` or ``(N, H, W, C)``; None for files of one.
 
     Raises:
         ConfigError: If a package is needed that is not installed.
@@ -197,10 +198,11 @@ def read_label_map(path: Path, *, index: int | None = None) -> LabelMap:
         array = _READERS[kind or ""](path)
     except DAMAGE as error:
         raise DataError(f"label '{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
-    if array.ndim == 4 and index is None and len(array) > 1:
+    stack = is_stack(array.shape)
+    if stack and index is None and len(array) > 1:
         message = f"label '{path}' holds {len(array)} images of shape {array.shape[1:]}; give one file per image, "
         raise DataError(message + "or one such file each as prediction and as truth")
-    if array.ndim == 4:
+    if stack:
         array = array[index or 0]
     return merged_channels(array, path) or LabelMap(plain_map(array, path), flags=array.dtype.kind == "b")
 

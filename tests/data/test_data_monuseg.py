@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellvit.cli import main as cellvit
 from cellvit.data import FolderDataset
 from cellvit.data.datasets.monuseg import fill_outlines, prepare_monuseg, read_outlines
 from cellvit.errors import ConfigError, DataError, OutputError
@@ -73,6 +74,22 @@ def test_hidden_and_too_short_outlines_are_counted(tmp_path):
     with np.load(tmp_path / "prepared" / "labels" / "a.npz") as label:
         assert np.unique(label["inst_map"]).tolist() == [0, 1, 2]
         assert label["inst_map"][4, 3] == 1
+
+
+def test_every_annotation_counts_and_what_is_not_kept_is_told(tmp_path, capsys):
+    def layer(name, *regions, excluded=0):
+        vertices = ["".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in points) for points in regions]
+        text = "".join(f'<Region NegativeROA="{excluded}"><Vertices>{v}</Vertices></Region>' for v in vertices)
+        return f'<Annotation><Attributes><Attribute Name="{name}"/></Attributes><Regions>{text}</Regions></Annotation>'
+
+    layers = layer("Epithelial", SQUARE), layer("Neutrophil", OTHER), layer("", [(0, 0), (9, 0), (9, 9)], excluded=1)
+    add(tmp_path, "a", f"<Annotations>{''.join(layers)}</Annotations>")
+    (one,) = prepare_monuseg(tmp_path)
+    assert (one.nuclei, one.dropped, one.excluded, one.layers) == (2, 0, 1, ("Epithelial", "Neutrophil"))
+    assert cellvit(["prepare", "monuseg", str(tmp_path), "--out", str(tmp_path / "new")]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 regions marked as excluded" in told
+    assert "Epithelial, Neutrophil were taken together; types are not kept" in told
 
 
 def test_outlines_may_leave_the_image_a_little(tmp_path):

@@ -99,6 +99,9 @@ def test_one_nucleus_is_no_mask_and_a_speck_beside_it_changes_nothing():
     assert is_mask(one * np.uint8(255))
     assert is_mask(one, flags=True)
     assert not is_mask(np.zeros(SHAPE, np.uint8))
+    one[20:29, 20:29] = 1
+    assert is_mask(one)
+    assert not is_mask(one, pieces=3)
     assert not is_mask(squares())
 
 
@@ -269,6 +272,12 @@ def test_pannuke_channels(tmp_path):
     assert not read_nuclei(tmp_path / "all.npy", image="1").instance_map.any()
     with pytest.raises(DataError, match="holds 2 images"):
         read_nuclei(tmp_path / "all.npy")
+
+
+def test_a_stack_of_maps_is_not_channels(tmp_path):
+    np.save(tmp_path / "a.npy", np.stack([squares(), squares((4, 3, 2, 1)), squares((1, 0, 0, 2))] * 2))
+    assert images_in(tmp_path / "a.npy") == ("0", "1", "2", "3", "4", "5")
+    np.testing.assert_array_equal(read_nuclei(tmp_path / "a.npy", image="1").instance_map, squares((4, 3, 2, 1)))
 
 
 def test_channels_of_ids_and_types(tmp_path):

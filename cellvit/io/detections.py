@@ -55,7 +55,8 @@ def images_in(path: Path) -> tuple[str, ...]:
 
     Args:
         path: JSON of COCO, whose images are called as their files, or an ``.npy`` of maps ``(N, H, W)`` or of
-            PanNuke's masks ``(N, H, W, C)``, whose images are numbered from 0. A file that cannot be read is left to the reading to report.
+            PanNuke's masks ``(N, H, W, C)``, whose images are numbered from 0. A file that cannot be read is left to
+            the reading to report.
 
     Raises:
         DataError: If two images of a file have the same name.

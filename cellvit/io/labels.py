@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cellvit.classes import PANNUKE
 from cellvit.errors import DataError
 from cellvit.io.file_kind import file_kind
 from cellvit.io.images import DAMAGE
@@ -173,8 +174,21 @@ def read_label(path: Path) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
             f"label '{path}' is a mask: all its nuclei have the label {instances.max()}; give one number per nucleus "
             "(skimage.measure.label numbers those that do not touch)"
         )
-    types = None if found.types is None else found.types.astype(np.int32)
+    types = _numbered_types(found, path)
     return instances.astype(np.uint16 if instances.max() < 2**16 else np.int32), types
+
+
+def _numbered_types(found: LabelMap, path: Path) -> NDArray[np.int32] | None:
+    """Return types by label; where 0 says that a type is unknown, as in files of other tools, -1 says it."""
+    if found.types is None:
+        return None
+    if found.names is not None and found.names != PANNUKE.names:
+        message = f"label '{path}' calls its types {list(found.names[1:])}; give numbers from 1, "
+        raise DataError(message + "which mean the same in every file of a data set")
+    types = found.types.astype(np.int32)
+    if file_kind(path) == "matlab":
+        types[1:][types[1:] <= 0] = -1
+    return types
 
 
 def read_label_map(path: Path, *, index: int | None = None) -> LabelMap:

@@ -183,7 +183,7 @@ def test_lizard_types_follow_their_ids(tmp_path):
     assert {i: stated.types[i] for i in (2, 5, 7, 90_000)} == {2: 1, 5: 0, 7: 3, 90_000: 6}
     assert stated.notes == ()
     labels, types = read_label(tmp_path / "a.mat")
-    assert types[7] == 3
+    assert types[[0, 2, 5, 7]].tolist() == [0, 1, -1, 3]  # training calls an unknown type -1
 
 
 def test_rows_and_labels_that_have_no_other_are_counted(tmp_path):
@@ -225,6 +225,8 @@ def test_consep_and_types_by_pixel_or_in_words(tmp_path):
     words = np.array(["tumor", "lymphocyte", "tumor", "background"], dtype=object)[:, None]
     named = mat(tmp_path / "d.mat", inst_map=squares(), inst_type=words)
     assert (named.types.tolist(), named.names) == ([0, 1, 2, 1, 0], ("Background", "tumor", "lymphocyte"))
+    with pytest.raises(DataError, match="give numbers from 1, which mean the same in every file"):
+        read_label(tmp_path / "d.mat")
 
 
 def test_matlab_7_3_has_the_axes_the_other_way_round(tmp_path):

@@ -98,7 +98,7 @@ class ImageScores:
     scores: dict[str, float]
     metrics: tuple[Metric, ...]
     true_typed: bool | None = None
-    notes: tuple[tuple[str, Note], ...] = ()
+    notes: tuple[tuple[str, Note | str], ...] = ()
 
 
 def score_nuclei(

@@ -251,10 +251,16 @@ def _image_notes(images: Sequence[ImageScores]) -> list[str]:
 def _file_notes(images: Sequence[ImageScores]) -> list[str]:
     """Return what was not used of the files, the same of several files in one sentence."""
     found: dict[str, dict[str, int]] = {}
+    sentences: list[str] = []
     for path, note in (entry for image in images for entry in image.notes):
+        if isinstance(note, str):
+            sentences.append(f"'{path}': {note}")
+            continue
         files = found.setdefault(note.what, {})
         files[path] = files.get(path, 0) + note.count
-    return [f"{sum(files.values())} {what} ({_such_as(files)})." for what, files in found.items()]
+    more = [f"... and {len(sentences) - _SHOWN} more notes of files."] if len(sentences) > _SHOWN else []
+    counted = [f"{sum(files.values())} {what} ({_such_as(files)})." for what, files in found.items()]
+    return [*counted, *sentences[:_SHOWN], *more]
 
 
 def _such_as(files: Mapping[str, int]) -> str:

@@ -47,7 +47,7 @@ class LoadedNuclei:
         types: Type of label ``i`` at ``i``, where 0 or less says none; None if the file states no types:
             a map without them, or outlines of which none has a type and that name no classes.
         names: Name of every type id, background first; None if types are numbers only.
-        notes: What of the file was not used.
+        notes: What of the file was not used: counted notes, which are added up over files, and sentences.
         corners: Whether outlines count pixels from their corners, as ImageJ draws them; False where nobody knows.
     """
 
@@ -56,7 +56,7 @@ class LoadedNuclei:
     outlines: Nuclei | None
     types: Types | None
     names: tuple[str, ...] | None = None
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Note | str, ...] = ()
     corners: bool = False
 
 
@@ -70,7 +70,9 @@ def notes_of(counts: Mapping[str, int]) -> tuple[Note, ...]:
     return tuple(Note(count, what) for what, count in counts.items() if count)
 
 
-def from_outlines(nuclei: Nuclei, path: Path, *, notes: tuple[Note, ...] = (), corners: bool = False) -> LoadedNuclei:
+def from_outlines(
+    nuclei: Nuclei, path: Path, *, notes: tuple[Note | str, ...] = (), corners: bool = False
+) -> LoadedNuclei:
     """Return outlines as what a file says.
 
     Args:

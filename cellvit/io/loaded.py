@@ -125,6 +125,20 @@ def from_rings(
     return from_outlines(rows.to_nuclei(classes), path, notes=notes_of(counts), corners=corners)
 
 
+def points_of(given: Any) -> NDArray[np.float64]:
+    """Return a list of points as an array ``(K, 2)``; further numbers of a point, such as z, are dropped.
+
+    Raises:
+        ValueError: If it is no list of points.
+    """
+    points = np.asarray(given, np.float64)
+    if not points.size:
+        return np.zeros((0, 2))
+    if points.ndim != 2 or points.shape[1] < 2:
+        raise ValueError(f"points of shape {points.shape}")
+    return points[:, :2]
+
+
 def numbered_kinds(kinds: Sequence[str | int | None]) -> tuple[list[int], tuple[str, ...] | None]:
     """Return types as numbers, and their names by number if they are named.
 

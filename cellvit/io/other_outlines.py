@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cellvit.errors import ConfigError, DataError
 from cellvit.io.images import DAMAGE
-from cellvit.io.loaded import LoadedNuclei, Ring, from_rings
+from cellvit.io.loaded import LoadedNuclei, Ring, from_rings, points_of
 
 _CIRCLE_POINTS = 64
 _LEVEL = "files state the magnification {mag}, which was not used: coordinates were taken as pixels of the image"
@@ -37,7 +37,7 @@ def nuclei_of_hovernet(data: Any, path: Path) -> LoadedNuclei:
         counts[_LEVEL.format(mag=data["mag"])] += 1
     try:
         nuclei = list(data["nuc"].values())
-        rings = [np.asarray(one["contour"], np.float64).reshape(-1, 2) for one in nuclei]
+        rings = [points_of(one["contour"]) for one in nuclei]
         kinds = [None if one.get("type") is None else int(one["type"]) for one in nuclei]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"'{path}' is not in the layout of HoVer-Net ({type(error).__name__}: {error}); "
@@ -68,7 +68,7 @@ def nuclei_of_labelme(data: Any, path: Path) -> LoadedNuclei:
     try:
         for shape in data["shapes"]:
             kind = str(shape.get("shape_type") or "polygon")
-            ring = _labelme_ring(kind, np.asarray(shape["points"], np.float64).reshape(-1, 2))
+            ring = _labelme_ring(kind, points_of(shape["points"]))
             if ring is None:
                 counts[f"shapes of the kind {kind!r} are no outlines and were left out"] += 1
                 continue

@@ -305,8 +305,9 @@ def test_hovernet_json(tmp_path):
     bare = {"1": {"contour": ring(1, 1), "type": None}}
     assert read_nuclei(write_json(tmp_path / "b.json", {"nuc": bare})).types is None
     assert len(read_nuclei(write_json(tmp_path / "c.json", {"mag": 40, "nuc": {}})).outlines) == 0
-    with pytest.raises(DataError, match=r"d\.json' is not in the layout of HoVer-Net"):
-        read_nuclei(write_json(tmp_path / "d.json", {"nuc": {"1": {"centroid": [1, 1]}}}))
+    for wrong in ({"centroid": [1, 1]}, {"contour": [1, 2, 3, 4]}, {"contour": [[1], [2]]}, 5):
+        with pytest.raises(DataError, match=r"d\.json' is not in the layout of HoVer-Net"):
+            read_nuclei(write_json(tmp_path / "d.json", {"nuc": {"1": wrong}}))
 
 
 def coco(*annotations, images=(("a.png", 1),), categories=((0, "tumor"), (9, "lymphocyte"))):

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from cellvit.evaluation.scoring import ImageScores
 
 EPILOG = """\
-PRED and TRUTH are a file each, or a folder each whose files are paired by stem: label maps (.npz with inst_map and
-perhaps inst_type, .npy, .png, .tif), .mat files with inst_map and inst_type, outlines (.geojson, .geojson.gz, .json of
-the released tools, .parquet). TRUTH may also be a data folder: manifest.csv, or images/ and labels/.
+PRED and TRUTH are a file each, or a folder each whose files are paired by stem. What a file is, its content says:
+  label maps    .npz with inst_map and perhaps inst_type, .npy, .png, .tif; a mask is taken apart into its pieces
+  .mat          of HoVer-Net, CoNSeP (inst_type) or Lizard (class, id), also of MATLAB 7.3
+  outlines      .geojson, .json of QuPath, the released tools, HoVer-Net, COCO or LabelMe, each also compressed
+                (.geojson.gz, .json.gz); .parquet;
+                .xml of ImageScope (MoNuSeg); .zip or .roi of ImageJ
+  several       COCO with several images, .npy of PanNuke's masks: against one of the kind, or COCO against a folder
+TRUTH may also be a data folder: manifest.csv, or images/ and labels/. What of a file was not used is a note.
 
 exit status: 0 done; 1 something cannot be scored (nothing is written); 2 wrong usage.
 """
@@ -176,7 +181,9 @@ def _monuseg(options: argparse.Namespace, output: Output) -> None:
         output.note(note)
     for row in rows:
         output.row(row)
-    output.scores(rows, title=f"{len(records)} images, scores averaged over images")
+    # the title says what the suffix says, and eight columns of it would not fit a terminal
+    narrow = [{name.removesuffix("_image_mean"): value for name, value in row.items()} for row in rows]
+    output.scores(narrow, title=f"{len(records)} images, scores averaged over images")
 
 
 def _class_map(entries: Sequence[str]) -> dict[str, str]:

@@ -116,6 +116,10 @@ def _monuseg(options: argparse.Namespace, output: Output) -> None:
     table.add_section()
     table.add_row(f"{len(made)} images", f"{sum(one.nuclei for one in made):,}")
     output.show(table)
+    if excluded := sum(one.excluded for one in made):
+        output.note(f"{excluded} regions marked as excluded (NegativeROA) were left out.")
+    if layers := sorted({name for one in made for name in one.layers}):
+        output.note(f"the annotations {', '.join(layers)} were taken together; types are not kept.")
     _say_next(output, "cellvit segment --out results", out / "images")
 
 

@@ -12,6 +12,7 @@ from cellvit.errors import CellViTError, ConfigError
 from cellvit.evaluation.pairing import Pair
 from cellvit.evaluation.rasterize import drawn_maps, nuclei_from_labels
 from cellvit.io.detections import LoadedNuclei, read_nuclei, translated_types
+from cellvit.io.loaded import Note
 from cellvit.metrics import AggregatedJaccard, BinaryOverlap, CentroidDetection, PanopticQuality
 from cellvit.metrics.functional.panoptic import check_iou_threshold
 from cellvit.types import NucleiPrediction
@@ -82,7 +83,8 @@ class ImageScores:
         typed: Whether the file of the prediction states types; None if it has no nuclei.
         scores: All scores by name; nan where the image says nothing.
         metrics: The metrics that saw this image alone; see :func:`pooled_scores`.
-        notes: What of its files was not used.
+        true_typed: Whether the file of the truth states types; None if it has no nuclei.
+        notes: What was not used of the files, each with its file.
     """
 
     name: str
@@ -95,7 +97,8 @@ class ImageScores:
     typed: bool | None
     scores: dict[str, float]
     metrics: tuple[Metric, ...]
-    notes: tuple[str, ...] = ()
+    true_typed: bool | None = None
+    notes: tuple[tuple[str, Note | str], ...] = ()
 
 
 def score_nuclei(
@@ -160,16 +163,22 @@ def score_pair(pair: Pair, settings: ScoreSettings, *, others_typed: bool = Fals
         others_typed: Predictions of other images state types: if this one does not, its nuclei are of type 0.
     """
     try:
-        stated, truth = read_nuclei(pair.pred), read_nuclei(pair.truth)
+        stated = read_nuclei(pair.pred, image=pair.pred_image)
+        truth = read_nuclei(pair.truth, image=pair.truth_image)
         found, true = drawn_maps(stated, truth, corners=settings.corners)
         types, true_types = _types(stated, truth, settings)
         pred, target = nuclei_from_labels(found, _or_zero(types, found)), nuclei_from_labels(true, true_types)
         typed = types is not None if len(pred.nuclei) else None
         as_typed = others_typed or typed is not False
         scores = score_nuclei(pred, target, settings, name=pair.name, tissue=pair.tissue, typed=as_typed)
-        notes = tuple(f"'{side.path}': {note}" for side in (stated, truth) for note in side.notes)
-        hidden, hidden_true = _occluded(stated, pred), _occluded(truth, target)
-        return replace(scores, occluded=hidden, occluded_true=hidden_true, typed=typed, notes=notes)
+        return replace(
+            scores,
+            occluded=_occluded(stated, pred),
+            occluded_true=_occluded(truth, target),
+            typed=typed,
+            true_typed=truth.types is not None if len(target.nuclei) else None,
+            notes=tuple((str(side.path), note) for side in (stated, truth) for note in side.notes),
+        )
     except CellViTError as error:
         return f"{pair.name}: {error}"
 

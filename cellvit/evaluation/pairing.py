@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.io.detections import SUFFIXES, suffix_of
+from cellvit.io.detections import SUFFIXES, images_in, stem_of, suffix_of
 from cellvit.io.labels import MANIFEST, SPLITS, ImageRecord, find_records
 from cellvit.types import Nuclei
 
@@ -23,12 +23,16 @@ class Pair:
         pred: File of the prediction, or the nuclei themselves.
         truth: File of the ground truth, or the nuclei themselves.
         tissue: Name of its tissue, None if the truth states none.
+        pred_image: Which image of a file of predictions that holds several.
+        truth_image: Which image of a file of the truth that holds several.
     """
 
     name: str
     pred: Path | Nuclei
     truth: Path | Nuclei
     tissue: str | None = None
+    pred_image: str | None = None
+    truth_image: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ def find_pairs(pred: Path, truth: Path, *, split: str | None = None, datasets: S
     Args:
         pred: File, or folder of files; of a data folder with several data sets, the predictions of each may lie in a
             folder of its name.
-        truth: File; folder of files; or a data folder as :func:`cellvit.io.labels.find_records` reads it, of which
+        truth: File; folder of files; a file of several images, whose predictions may be a folder, and the other way
+            round; or a data folder as :func:`cellvit.io.labels.find_records` reads it, of which
             the labels count. Its manifest may have a column ``tissue``.
         split: ``train``, ``val`` or ``test`` of a data folder; None takes all.
         datasets: Names of data sets of a data folder; None takes all.
@@ -64,6 +69,9 @@ def find_pairs(pred: Path, truth: Path, *, split: str | None = None, datasets: S
     for path, what in ((pred, "prediction"), (truth, "truth")):
         if not path.exists():
             raise DataError(f"{what} '{path}' does not exist; check the path")
+    held = [() if path.is_dir() else images_in(path) for path in (pred, truth)]
+    if any(held) and split is None and datasets is None:
+        return _with_images(pred, truth, *held)
     if pred.is_dir() != truth.is_dir():
         raise ConfigError(f"'{pred}' and '{truth}' must both be files or both be folders")
     if truth.is_dir() and (split is not None or datasets is not None or _is_data_folder(truth)):
@@ -71,7 +79,7 @@ def find_pairs(pred: Path, truth: Path, *, split: str | None = None, datasets: S
     if split is not None or datasets is not None:
         raise ConfigError(f"'{truth}' is a file: leave out split and datasets, or give a data folder")
     if truth.is_file():
-        return Pairing((Pair(_stem(truth), pred, truth),), (), ())
+        return Pairing((Pair(stem_of(truth), pred, truth),), (), ())
     found, true = _files_by_stem(pred, "prediction"), _files_by_stem(truth, "truth")
     names = sorted(true)
     _check_common(pred, truth, found, names)
@@ -79,6 +87,33 @@ def find_pairs(pred: Path, truth: Path, *, split: str | None = None, datasets: S
         tuple(Pair(name, found[name], true[name]) for name in names if name in found),
         tuple(name for name in names if name not in found),
         tuple(found[stem] for stem in sorted(set(found) - set(true))),
+    )
+
+
+def _with_images(pred: Path, truth: Path, found: Sequence[str], true: Sequence[str]) -> Pairing:
+    """Pair the images of files that hold several, with each other or with the files of a folder."""
+    if truth.is_dir() and _is_data_folder(truth):
+        raise ConfigError(
+            f"'{pred}' is a file of several images and '{truth}' a data folder; give its folder of labels"
+        )
+    sides: list[dict[str, tuple[Path, str | None]]] = []
+    for path, names, what in ((pred, found, "prediction"), (truth, true, "truth")):
+        if path.is_dir():
+            sides.append({stem: (file, None) for stem, file in _files_by_stem(path, what).items()})
+        else:
+            sides.append({name: (path, name) for name in names} or {stem_of(path): (path, None)})
+    one, other = sides
+    if not set(one) & set(other):
+        message = f"no image of '{pred}' is called as one of '{truth}': {sorted(one)[:_SHOWN]} and "
+        raise DataError(message + f"{sorted(other)[:_SHOWN]}; name predictions like the truth")
+    return Pairing(
+        tuple(
+            Pair(name, one[name][0], path, pred_image=one[name][1], truth_image=image)
+            for name, (path, image) in other.items()
+            if name in one
+        ),
+        tuple(name for name in other if name not in one),
+        tuple(path / name if image else path for name, (path, image) in one.items() if name not in other),
     )
 
 
@@ -156,14 +191,10 @@ def _tissues(truth: Path) -> dict[str, str]:
     }
 
 
-def _stem(path: Path) -> str:
-    return path.name[: -len(suffix_of(path) or path.suffix) or None]
-
-
 def _files_by_stem(folder: Path, what: str) -> dict[str, Path]:
     """Return the file of every stem; of several the one whose suffix stands first."""
     files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and suffix_of(p)]
     if not files:
         raise DataError(f"{what} folder '{folder}' holds none of {', '.join(SUFFIXES)}; give the folder with the files")
     files.sort(key=lambda path: (SUFFIXES.index(suffix_of(path) or ""), path.name), reverse=True)
-    return {_stem(path): path for path in files}
+    return {stem_of(path): path for path in files}

@@ -120,7 +120,7 @@ def nuclei_from_labels(instance_map: NDArray[Any], types: Types | None) -> Nucle
 def _drawn(stated: LoadedNuclei, shape: tuple[int, ...], *, corners: bool = False) -> IntMap:
     if stated.outlines is None:
         return _int32(stated.instance_map)
-    drawn = draw_outlines(stated.outlines, shape, corners=corners, further=stated.further)
+    drawn = draw_outlines(stated.outlines, shape, corners=corners or stated.corners, further=stated.further)
     if len(stated.outlines) and not drawn.any():
         low, high = stated.outlines.contour_points.min(0).tolist(), stated.outlines.contour_points.max(0).tolist()
         message = f"all outlines of '{stated.path}' lie outside the {shape[1]}x{shape[0]} px of the image: they span "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,9 @@ def evaluate(
         pairing, same = _paired_in_order(_listed(predictions), _listed(truth)), False
     names, numbered = tuple(class_names), True
     if not names and not binary:
-        names, numbered = truth_classes(pair.truth for pair in pairing.pairs)
+        names, numbered = truth_classes(
+            [pair.truth for pair in pairing.pairs], images=[pair.truth_image for pair in pairing.pairs]
+        )
     settings = ScoreSettings(
         class_names=names,
         numbered=numbered,
@@ -165,7 +168,8 @@ def evaluate(
     if out is not None:
         make_folder(Path(out))
     images = tuple(score_pairs(pairing.pairs, settings, workers=workers, progress=progress))
-    notes = (*_pairing_notes(pairing, same=same), *_image_notes(images))
+    notes = (*_pairing_notes(pairing, same=same), *_file_notes(images), *_image_notes(images))
+    notes += tuple(_untyped_notes(images)) if class_names else ()
     found = Evaluation(pooled_scores(images), images, settings, pairing, notes)
     if out is not None:
         inputs = {
@@ -219,9 +223,7 @@ def _pairing_notes(found: Pairing, *, same: bool) -> list[str]:
 
 
 def _image_notes(images: Sequence[ImageScores]) -> list[str]:
-    notes = [note for image in images for note in image.notes]
-    if len(notes) > _SHOWN:
-        notes = [*notes[:_SHOWN], f"... and {len(notes) - _SHOWN} more notes of files."]
+    notes = []
     for what, count in (
         ("predicted", sum(image.occluded for image in images)),
         ("true", sum(image.occluded_true for image in images)),
@@ -242,6 +244,44 @@ def _image_notes(images: Sequence[ImageScores]) -> list[str]:
         notes.append(
             f"{len(silent)} predictions state no types while others do, such as {silent[0].name}: their {count} "
             "nuclei count as type 0."
+        )
+    return notes
+
+
+def _file_notes(images: Sequence[ImageScores]) -> list[str]:
+    """Return what was not used of the files, the same of several files in one sentence."""
+    found: dict[str, dict[str, int]] = {}
+    sentences: list[str] = []
+    for path, note in (entry for image in images for entry in image.notes):
+        if isinstance(note, str):
+            sentences.append(f"'{path}': {note}")
+            continue
+        files = found.setdefault(note.what, {})
+        files[path] = files.get(path, 0) + note.count
+    more = [f"... and {len(sentences) - _SHOWN} more notes of files."] if len(sentences) > _SHOWN else []
+    counted = [f"{sum(files.values())} {what} ({_such_as(files)})." for what, files in found.items()]
+    return [*counted, *sentences[:_SHOWN], *more]
+
+
+def _such_as(files: Mapping[str, int]) -> str:
+    first = next(iter(files))
+    return f"'{first}'" if len(files) == 1 else f"{len(files)} files, such as '{first}'"
+
+
+def _untyped_notes(images: Sequence[ImageScores]) -> list[str]:
+    """Return what the names of types cannot be used for."""
+    notes = []
+    untyped = [image.name for image in images if image.true_typed is False]
+    if untyped:
+        notes.append(
+            f"class names are given, but the truth of {len(untyped)} of {len(images)} images states no types, such as "
+            f"{untyped[0]}: scores by type leave them out."
+        )
+    silent = [image for image in images if image.typed is False]
+    if silent and not any(image.typed for image in images):
+        notes.append(
+            f"class names are given, but no prediction states types, such as that of {silent[0].name}: only outlines "
+            "are scored."
         )
     return notes
 
@@ -289,11 +329,14 @@ def score_pairs(
     return scored
 
 
-def truth_classes(sources: Iterable[Path | Nuclei]) -> tuple[tuple[str, ...], bool]:
+def truth_classes(
+    sources: Iterable[Path | Nuclei], *, images: Iterable[str | None] = repeat(None)
+) -> tuple[tuple[str, ...], bool]:
     """Find the classes of a ground truth for which no names are given.
 
     Args:
         sources: Files, of which one that cannot be read is left to the scoring to report, or nuclei.
+        images: Which image of each file, where files hold several.
 
     Returns:
         Names by id, background first, empty if no file states types; and whether numbers stand for them. Names in the
@@ -301,10 +344,10 @@ def truth_classes(sources: Iterable[Path | Nuclei]) -> tuple[tuple[str, ...], bo
     """
     names: dict[str, str] = {}
     highest = 0
-    for source in sources:
+    for source, image in zip(sources, images, strict=False):
         try:
-            stated = read_nuclei(source)
-        except DataError:
+            stated = read_nuclei(source, image=image)
+        except (ConfigError, DataError):
             continue
         if stated.types is None or stated.types.max() < 1:
             continue

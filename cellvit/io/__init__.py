@@ -13,6 +13,7 @@ SpatialData    write_spatialdata                   everything; broken outlines a
 images         read_image, to_rgb                  RGB as ``uint8 (H, W, 3)``
 resolution     read_mpp, read_resolution           microns per pixel, where it stands, what is wrong with it
 label maps     read_label                          nuclei of a data set as a map of instances
+other labels   detections.read_nuclei              Lizard, CoNSeP, HoVer-Net, COCO, LabelMe, ImageScope, ImageJ, masks
 any file       atomic_path, atomic_text            a file that is whole or not there
 =============  ==================================  ============================================================
 

@@ -1,73 +1,42 @@
-"""Reading the nuclei that any tool found: label images, ``.mat`` files in the layout of HoVer-Net, and outlines."""
+"""Reading the nuclei that any tool found: label images, ``.mat`` files, and outlines in many layouts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
-from numpy.typing import NDArray
-from scipy.io.matlab import MatReadError
 
 from cellvit.errors import DataError
-from cellvit.geometry.polygons import FurtherRings, ring_lengths
+from cellvit.geometry.polygons import ring_lengths
 from cellvit.io.cells_json import nuclei_of_cells
+from cellvit.io.coco import coco_images, is_coco, nuclei_of_coco
+from cellvit.io.file_kind import file_kind
 from cellvit.io.geojson import FoundNuclei, found_in_geojson, is_geojson
 from cellvit.io.images import DAMAGE
-from cellvit.io.labels import LABEL_SUFFIXES, read_label
+from cellvit.io.imagescope import read_imagescope
+from cellvit.io.label_maps import is_stack, separated
+from cellvit.io.labels import read_label_map
+from cellvit.io.loaded import LoadedNuclei, Types, dense, from_outlines
+from cellvit.io.other_outlines import is_hovernet, is_labelme, nuclei_of_hovernet, nuclei_of_labelme, read_imagej
 from cellvit.io.parquet import read_parquet
 from cellvit.io.text import load_json
 from cellvit.types import Nuclei
 
-Types = NDArray[np.int64]
+__all__ = ["KINDS", "SUFFIXES", "LoadedNuclei", "Types", "images_in", "read_nuclei", "stem_of", "suffix_of"]
+__all__ += ["translated_types"]
 
-
-def _read_json(path: Path) -> FoundNuclei | Nuclei:
-    """Return what a JSON file says; its content tells GeoJSON from the layout of the released tools."""
-    data = load_json(path)
-    return _scorable(found_in_geojson(data, path)) if is_geojson(data) else nuclei_of_cells(data, path)
-
-
-def _read_geojson(path: Path) -> FoundNuclei:
-    return _scorable(found_in_geojson(load_json(path), path))
-
-
-OUTLINE_READERS: dict[str, Callable[[Path], FoundNuclei | Nuclei]] = {
-    ".parquet": read_parquet,
-    ".geojson": _read_geojson,
-    ".geojson.gz": _read_geojson,
-    ".json": _read_json,
-    ".json.gz": _read_json,
-}
-"""Files of outlines by suffix; ``.json`` is the layout of the released tools, or GeoJSON."""
-
-SUFFIXES = (".npz", ".mat", ".npy", *OUTLINE_READERS, ".tif", ".tiff", ".png")
+SUFFIXES = (
+    *(".npz", ".mat", ".npy", ".parquet", ".geojson", ".geojson.gz", ".json", ".json.gz", ".xml", ".zip", ".roi"),
+    *(".tif", ".tiff", ".png"),
+)
 """What can be read. Of several files of one stem the first counts: pictures lie beside results more often than maps."""
 
-
-@dataclass(frozen=True)
-class LoadedNuclei:
-    """What a file says of the nuclei of one image.
-
-    Attributes:
-        path: The file; of nuclei that come from none, what to call them.
-        instance_map: ``(H, W)`` integers, 0 is background; None where the file holds outlines.
-        outlines: The outlines; None where the file holds a map. Row ``i`` is label ``i + 1``.
-        types: Type of label ``i`` at ``i``, where 0 or less says none; None if the file states no types:
-            a map without them, or outlines of which none has a type and that name no classes.
-        names: Name of every type id, background first; None if types are numbers only.
-        further: Holes and further pieces of the nuclei, beside the outlines; None where there are none.
-        notes: What of the file was not used, for the user.
-    """
-
-    path: Path
-    instance_map: NDArray[Any] | None
-    outlines: Nuclei | None
-    types: Types | None
-    names: tuple[str, ...] | None = None
-    further: FurtherRings | None = None
-    notes: tuple[str, ...] = ()
+KINDS = (
+    "label maps (.npz, .npy, .png, .tif), .mat of HoVer-Net, CoNSeP or Lizard, GeoJSON, JSON of the released tools, "
+    "HoVer-Net, COCO or LabelMe, .parquet of this package, .xml of ImageScope, .zip or .roi of ImageJ"
+)
+"""The same in words."""
 
 
 def suffix_of(path: Path) -> str | None:
@@ -82,43 +51,95 @@ def suffix_of(path: Path) -> str | None:
     return max(found, key=len, default=None)
 
 
-def read_nuclei(path: Path | Nuclei) -> LoadedNuclei:
-    """Read the nuclei of one image.
+def images_in(path: Path) -> tuple[str, ...]:
+    """Return the names of the images of a file that holds several, else nothing.
 
     Args:
-        path: Nuclei with outlines, or a file: a label map (``.npz`` with ``inst_map`` and perhaps ``inst_type`` indexed
-            by label, ``.npy``, ``.png``, ``.tif``), a ``.mat`` file with ``inst_map`` and perhaps ``inst_type``, or
-            outlines (``.geojson`` or ``.json`` of QuPath and others, ``.json`` of the released tools, both also
-            ``.gz``; ``.parquet`` of this package).
+        path: JSON of COCO, whose images are called as their files, or an ``.npy`` of maps ``(N, H, W)`` or of
+            PanNuke's masks ``(N, H, W, C)``, whose images are numbered from 0. A file that cannot be read is left to
+            the reading to report.
 
     Raises:
-        DataError: If the file cannot be read, has another suffix, or holds points where outlines are needed.
+        DataError: If two images of a file have the same name.
+    """
+    names: list[str] = []
+    try:
+        kind = file_kind(path)
+        if kind == "npy":
+            shape = np.load(path, mmap_mode="r").shape
+            names = [str(i) for i in range(shape[0])] if is_stack(shape) else []
+        elif kind == "json":
+            data = _load(path)
+            names = [one.name for one in coco_images(data)] if is_coco(data) else []
+    except DAMAGE:  # DataError is a ValueError
+        return ()
+    repeated = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if repeated is not None:
+        raise DataError(f"'{path}' holds several images called {repeated!r}; give each a name of its own")
+    return tuple(names) if len(names) > 1 else ()
+
+
+def read_nuclei(path: Path | Nuclei, *, image: str | None = None) -> LoadedNuclei:
+    """Read the nuclei of one image; what a file is, its content says.
+
+    Args:
+        path: Nuclei with outlines, or a file. Maps: ``.npz`` with ``inst_map`` and perhaps ``inst_type`` indexed by
+            label, ``.mat`` of HoVer-Net, CoNSeP or Lizard, ``.npy``, ``.png``, ``.tif``; a mask of 0 and one other
+            value is taken apart into its pieces. Outlines: GeoJSON, JSON of the released tools, of HoVer-Net, COCO or
+            LabelMe, each also compressed with gzip, Parquet of this package, XML of Aperio ImageScope, regions of
+            ImageJ.
+        image: Which image of a file that holds several; see :func:`images_in`. None is the one that is called as the
+            file.
+
+    Raises:
+        ConfigError: If a package is needed that is not installed.
+        DataError: If the file cannot be read, is of another kind, or holds points where outlines are needed.
     """
     if isinstance(path, Nuclei):
-        return _from_outlines(path, Path("nuclei in memory"))
-    suffix = suffix_of(path)
-    if suffix in OUTLINE_READERS:
-        return _from_outlines(OUTLINE_READERS[suffix](path), path)
-    if suffix == ".mat":
-        instances, given = _read_mat(path)
-    elif suffix in LABEL_SUFFIXES:
-        instances, listed = read_label(path)
-        given = None if listed is None else listed.astype(np.int64)
-    else:
-        raise DataError(f"'{path}' is of no kind that can be read; give one of {', '.join(SUFFIXES)}")
-    if given is not None and int(instances.max()) >= len(given):
+        return from_outlines(path, Path("nuclei in memory"))
+    kind = file_kind(path)
+    if kind == "json":
+        return _from_json(_load(path), path, image or stem_of(path))
+    if kind in _OUTLINE_FILES:
+        return _OUTLINE_FILES[kind](path)
+    if kind is None:
+        raise DataError(f"'{path}' is of no kind that can be read; give one of {KINDS}")
+    found = read_label_map(path, index=None if image is None else int(image))
+    found = separated(found, path)
+    instances, given = found.instances, found.types
+    if given is None:
+        instances, _ = dense(instances, np.zeros(0, np.int64))
+    elif int(instances.max()) >= len(given):
         message = f"'{path}' has the label {instances.max()} but inst_type of {len(given)} entries; "
         raise DataError(message + "give one type per label, the first for background")
-    return LoadedNuclei(path, instances, None, given)
+    return LoadedNuclei(path, instances, None, given, found.names, found.notes)
 
 
-def _from_outlines(found: FoundNuclei | Nuclei, path: Path) -> LoadedNuclei:
-    nuclei, further, notes = found if isinstance(found, FoundNuclei) else (found, None, ())
-    _check_outlines(nuclei, path)
-    types = np.concatenate([[0], nuclei.type]).astype(np.int64)
-    names = None if nuclei.classes is None else nuclei.classes.names
-    stated = names is not None or bool((types > 0).any())
-    return LoadedNuclei(path, None, nuclei, types if stated else None, names, further, notes)
+def stem_of(path: Path) -> str:
+    """Return the name of a file without its suffix, ``.geojson.gz`` as one.
+
+    Example:
+        >>> stem_of(Path("slide.v2.geojson.gz"))
+        'slide.v2'
+    """
+    return path.name[: -len(suffix_of(path) or path.suffix) or None]
+
+
+def _from_json(data: Any, path: Path, name: str) -> LoadedNuclei:
+    """Return the nuclei of JSON, whose keys say whose it is."""
+    if is_coco(data):
+        return nuclei_of_coco(data, path, name=name)
+    if is_hovernet(data):
+        return nuclei_of_hovernet(data, path)
+    if is_labelme(data):
+        return nuclei_of_labelme(data, path)
+    if isinstance(data, Mapping) and "cells" in data:
+        return from_outlines(nuclei_of_cells(data, path), path)
+    if is_geojson(data):
+        found = _scorable(found_in_geojson(data, path))
+        return from_outlines(found.nuclei, path, notes=found.notes, further=found.further)
+    keys = sorted(map(str, data)) if isinstance(data, Mapping) else data
+    raise DataError(f"'{path}' is JSON of {str(keys)[:80]}, which is no kind that can be read; give one of {KINDS}")
 
 
 def _scorable(found: FoundNuclei) -> FoundNuclei:
@@ -128,6 +149,28 @@ def _scorable(found: FoundNuclei) -> FoundNuclei:
         return found
     note = f"{np.count_nonzero(~drawn):,} of {len(drawn):,} nuclei are points, which cannot be scored, and left out"
     return FoundNuclei(found.nuclei.select(drawn), found.further.select(drawn), (*found.notes, note))
+
+
+def _load(path: Path) -> Any:
+    """Return the content of a JSON file; that of the last is kept, as one file may hold many images."""
+    state = path.stat()
+    return _loaded(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, modified: int, size: int) -> Any:
+    return load_json(path)
+
+
+def _read_parquet(path: Path) -> LoadedNuclei:
+    return from_outlines(read_parquet(path), path)
+
+
+_OUTLINE_FILES: dict[str, Callable[[Path], LoadedNuclei]] = {
+    "parquet": _read_parquet,
+    "xml": read_imagescope,
+    "imagej": read_imagej,
+}
 
 
 def translated_types(
@@ -183,37 +226,3 @@ def _numbered_types(path: Path, types: Types, class_names: Sequence[str], *, num
         message = f"'{path}' has the type {types.max()}, but the classes are {list(class_names)}; "
         raise DataError(message + "pass class_names with a name for every type, background first")
     return types
-
-
-def _read_mat(path: Path) -> tuple[NDArray[Any], Types | None]:
-    """Return map and types by label of a ``.mat`` file; its types follow ``inst_uid``, else the ascending labels."""
-    try:
-        content = scipy.io.loadmat(path)
-        instances = np.asarray(content["inst_map"])
-        kinds = np.asarray(content["inst_type"]).ravel().astype(np.int64) if "inst_type" in content else None
-        uids = np.asarray(content["inst_uid"]).ravel().astype(np.int64) if "inst_uid" in content else None
-    except (*DAMAGE, MatReadError) as error:
-        raise DataError(f"'{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
-    whole = instances.dtype.kind in "iuf" and bool((instances == np.round(instances)).all())
-    if instances.ndim != 2 or not instances.size or not whole or instances.min() < 0:
-        message = f"'{path}' has inst_map {instances.shape} of {instances.dtype}; give (H, W) whole numbers from 0"
-        raise DataError(message)
-    labels = np.unique(instances)[np.unique(instances) > 0].astype(np.int64) if uids is None else uids
-    if kinds is None or not len(labels):
-        return instances.astype(np.int32), None
-    if len(kinds) != len(labels):
-        labels = np.arange(1, len(kinds) + 1)  # some list a type for every number up to the highest label
-    types = np.zeros(int(max(labels.max(), instances.max())) + 1, np.int64)
-    types[labels] = kinds
-    if int(instances.max()) > int(labels.max()):
-        raise DataError(f"'{path}' has the label {instances.max():g} but {len(kinds)} types; give one per nucleus")
-    return instances.astype(np.int32), types
-
-
-def _check_outlines(nuclei: Nuclei, path: Path) -> None:
-    bare = np.flatnonzero(ring_lengths(nuclei.contour_offsets) == 0)
-    if len(bare):
-        message = f"'{path}' has {len(bare)} of {len(nuclei)} nuclei without an outline, the first is {bare[0]}; "
-        raise DataError(message + "points cannot be scored, export polygons")
-    if not np.isfinite(nuclei.contour_points).all():
-        raise DataError(f"'{path}' has coordinates that are not finite; export it again")

@@ -1,7 +1,7 @@
 """Where the images and labels of a data set lie, and how labels are read from disk."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,21 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from cellvit.classes import PANNUKE
 from cellvit.errors import DataError
+from cellvit.io.file_kind import file_kind
 from cellvit.io.images import DAMAGE
+from cellvit.io.label_maps import LabelMap, is_mask, is_stack, merged_channels, plain_map, read_picture, read_tiff
 from cellvit.io.paths import SPLITS as SPLITS
+from cellvit.io.variables import read_mat, read_npz
 
 MANIFEST = "manifest.csv"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-LABEL_SUFFIXES = (".npz", ".npy", ".png", ".tif", ".tiff")
+LABEL_SUFFIXES = (".npz", ".mat", ".npy", ".png", ".tif", ".tiff")
 _COLUMNS = ("dataset", "image", "split")
 _SHOWN = 20
+_PIECES = 3  # of one label in a data set's map: the only nucleus of an image may be in two
 
 
 @dataclass(frozen=True)
@@ -148,37 +152,80 @@ def _first_existing(folder: Path, stem: str, suffixes: Sequence[str], *, default
 def read_label(path: Path) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
     """Read an instance map and, where the file has them, the types of its nuclei.
 
+    The content of a file says what it is. See :func:`read_label_map` for what is read.
+
     Args:
-        path: ``.npz`` with ``inst_map`` and perhaps ``inst_type``, or ``.npy``, ``.png``, ``.tif`` with the map alone.
+        path: ``.npz`` with ``inst_map`` and perhaps ``inst_type``, ``.mat`` in the layout of HoVer-Net, CoNSeP or
+            Lizard, or ``.npy``, ``.png``, ``.tif`` with the map alone.
 
     Returns:
         ``(H, W)`` uint16 (int32 where labels need it), 0 is background; and ``(N + 1,)`` types by label or None.
 
     Raises:
-        DataError: If the file cannot be read or is no two-dimensional map of whole numbers from 0.
+        DataError: If the file cannot be read, is no two-dimensional map of whole numbers from 0, or is a mask, which
+            does not say which pixels are one nucleus.
     """
-    types = None
-    try:
-        if path.suffix == ".npz":
-            with path.open("rb") as file, np.load(file) as arrays:  # np.load leaks the file of a damaged archive
-                array = arrays["inst_map"]
-                types = arrays["inst_type"].astype(np.int32) if "inst_type" in arrays else None
-        elif path.suffix == ".npy":
-            array = np.load(path)
-        elif path.suffix == ".png":
-            with Image.open(path) as image:
-                array = np.asarray(image)
-        else:
-            import tifffile
+    found = read_label_map(path)
+    instances = found.instances
+    if instances.max() > np.iinfo(np.int32).max:
+        raise DataError(f"label '{path}' has the label {instances.max()}; give labels up to {np.iinfo(np.int32).max}")
+    if is_mask(instances, flags=found.flags, pieces=_PIECES):
+        raise DataError(
+            f"label '{path}' is a mask: all its nuclei have the label {instances.max()}; give one number per nucleus "
+            "(skimage.measure.label numbers those that do not touch)"
+        )
+    types = _numbered_types(found, path)
+    return instances.astype(np.uint16 if instances.max() < 2**16 else np.int32), types
 
-            array = tifffile.imread(path)
+
+def _numbered_types(found: LabelMap, path: Path) -> NDArray[np.int32] | None:
+    """Return types by label; where 0 says that a type is unknown, as in files of other tools, -1 says it."""
+    if found.types is None:
+        return None
+    if found.names is not None and found.names != PANNUKE.names:
+        message = f"label '{path}' calls its types {list(found.names[1:])}; give numbers from 1, "
+        raise DataError(message + "which mean the same in every file of a data set")
+    types = found.types.astype(np.int32)
+    if file_kind(path) == "matlab":
+        types[1:][types[1:] <= 0] = -1
+    return types
+
+
+def read_label_map(path: Path, *, index: int | None = None) -> LabelMap:
+    """Read a map of nuclei of any tool, as it is.
+
+    Args:
+        path: ``.npz`` or ``.mat`` with ``inst_map``, perhaps with types; ``.npy``, ``.png`` or ``.tif`` with the map;
+            ``.npy`` with the channels of PanNuke ``(H, W, 6)`` or of CoNIC ``(H, W, 2)``.
+        index: Which image of an ``.npy`` of several, ``(N, H, W)`` or ``(N, H, W, C)``; None for files of one.
+
+    Raises:
+        ConfigError: If a package is needed that is not installed.
+        DataError: If the file cannot be read or is no map of whole numbers from 0.
+    """
+    kind = file_kind(path)
+    if kind == "matlab":
+        return read_mat(path)
+    if kind == "npz":
+        return read_npz(path)
+    try:
+        array = _READERS[kind or ""](path)
     except DAMAGE as error:
         raise DataError(f"label '{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
-    whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.round(array)).all()))
-    if array.ndim != 2 or not whole or array.size == 0 or array.min() < 0 or array.max() > np.iinfo(np.int32).max:
-        message = f"label '{path}' has shape {array.shape} and type {array.dtype}; give (H, W) whole numbers from 0"
-        raise DataError(message)
-    return array.astype(np.uint16 if array.max() < 2**16 else np.int32), types
+    stack = is_stack(array.shape)
+    if stack and index is None and len(array) > 1:
+        message = f"label '{path}' holds {len(array)} images of shape {array.shape[1:]}; give one file per image, "
+        raise DataError(message + "or one such file each as prediction and as truth")
+    if stack:
+        array = array[index or 0]
+    return merged_channels(array, path) or LabelMap(plain_map(array, path), flags=array.dtype.kind == "b")
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+_READERS: dict[str, Callable[[Path], NDArray[Any]]] = {"npy": _read_npy, "png": read_picture, "tiff": read_tiff}
 
 
 def resample(

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellvit.cli import main as cellvit
 from cellvit.data import FolderDataset
 from cellvit.data.datasets.monuseg import fill_outlines, prepare_monuseg, read_outlines
 from cellvit.errors import ConfigError, DataError, OutputError
@@ -23,12 +24,12 @@ def do_not_wait_for_the_disk(monkeypatch):
 
 
 def xml(*regions, head='<?xml version="1.0"?>'):
-    """Return outlines as Aperio ImageScope writes them, with a second annotation that does not count."""
+    """Return outlines as Aperio ImageScope writes them, with a second annotation that holds none."""
     text = ""
     for i, points in enumerate(regions):
         vertices = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in points)
         text += f'<Region Id="{i + 1}"><Attributes/><Vertices>{vertices}</Vertices></Region>'
-    second = "<Annotation><Regions><Region><Vertices><Vertex X='0' Y='0'/></Vertices></Region></Regions></Annotation>"
+    second = "<Annotation Id='2'><Regions><RegionAttributeHeaders/></Regions></Annotation>"
     first = f'<Annotation Id="1"><Regions><RegionAttributeHeaders/>{text}</Regions></Annotation>'
     return f'{head}<Annotations MicronsPerPixel="0.252">{first}{second}</Annotations>'
 
@@ -73,6 +74,22 @@ def test_hidden_and_too_short_outlines_are_counted(tmp_path):
     with np.load(tmp_path / "prepared" / "labels" / "a.npz") as label:
         assert np.unique(label["inst_map"]).tolist() == [0, 1, 2]
         assert label["inst_map"][4, 3] == 1
+
+
+def test_every_annotation_counts_and_what_is_not_kept_is_told(tmp_path, capsys):
+    def layer(name, *regions, excluded=0):
+        vertices = ["".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in points) for points in regions]
+        text = "".join(f'<Region NegativeROA="{excluded}"><Vertices>{v}</Vertices></Region>' for v in vertices)
+        return f'<Annotation><Attributes><Attribute Name="{name}"/></Attributes><Regions>{text}</Regions></Annotation>'
+
+    layers = layer("Epithelial", SQUARE), layer("Neutrophil", OTHER), layer("", [(0, 0), (9, 0), (9, 9)], excluded=1)
+    add(tmp_path, "a", f"<Annotations>{''.join(layers)}</Annotations>")
+    (one,) = prepare_monuseg(tmp_path)
+    assert (one.nuclei, one.dropped, one.excluded, one.layers) == (2, 0, 1, ("Epithelial", "Neutrophil"))
+    assert cellvit(["prepare", "monuseg", str(tmp_path), "--out", str(tmp_path / "new")]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 regions marked as excluded" in told
+    assert "Epithelial, Neutrophil were taken together; types are not kept" in told
 
 
 def test_outlines_may_leave_the_image_a_little(tmp_path):

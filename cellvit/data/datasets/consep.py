@@ -190,7 +190,10 @@ def _check(image: Path, label: Path) -> TypedImage | None:
         return None
     wrong = used[(used < 1) | (used >= len(CLASS_NAMES))]
     if len(wrong):
-        raise DataError(f"label '{label}' has type {wrong[0]}; types are 1..{len(CLASS_NAMES) - 1}: {CLASS_NAMES[1:]}")
+        raise DataError(
+            f"label '{label}' has type {wrong[0]}; types are 1..{len(CLASS_NAMES) - 1}: {CLASS_NAMES[1:]}; "
+            "of the seven that CoNSeP was published with, make 3 and 4 type 3, and 5, 6 and 7 type 4"
+        )
     height, width = instance_map.shape
     return TypedImage(image, label, (height, width), len(labels))
 

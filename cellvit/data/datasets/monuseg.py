@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ from cellvit.data.targets import relabel
 from cellvit.errors import ConfigError, DataError, ImageError
 from cellvit.io.atomic import atomic_path, make_folder
 from cellvit.io.images import DAMAGE, read_image
+from cellvit.io.imagescope import read_regions
 from cellvit.io.labels import raise_problems
 
 IMAGE_SUFFIXES = (".tif", ".tiff")
@@ -34,7 +34,9 @@ class PreparedImage:
         nuclei: Number of nuclei in the instance map.
         dropped: Outlines of fewer than three points.
         occluded: Nuclei that lie wholly under later ones.
-        kept: Whether an earlier run had made it; the numbers of dropped and occluded outlines are then 0.
+        kept: Whether an earlier run had made it; the numbers of outlines that are not kept are then 0.
+        excluded: Regions that the file marks as a part that does not count.
+        layers: Names of the annotations, where they have several; types are not kept.
     """
 
     name: str
@@ -42,6 +44,8 @@ class PreparedImage:
     dropped: int = 0
     occluded: int = 0
     kept: bool = False
+    excluded: int = 0
+    layers: tuple[str, ...] = ()
 
 
 def prepare_monuseg(
@@ -120,10 +124,10 @@ def find_pairs(root: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
 
 
 def read_outlines(path: Path) -> list[NDArray[np.float64]]:
-    """Read the outlines of nuclei: the regions of the first annotation.
+    """Read the outlines of nuclei: the regions of all annotations, save those that are marked as excluded.
 
     Args:
-        path: XML of Aperio ImageScope: ``Annotation/Regions/Region/Vertices/Vertex`` with ``X`` and ``Y``.
+        path: XML of Aperio ImageScope; see :func:`cellvit.io.imagescope.read_regions`.
 
     Returns:
         Points ``(K, 2)`` of each outline as (x, y) in pixels.
@@ -132,24 +136,7 @@ def read_outlines(path: Path) -> list[NDArray[np.float64]]:
         DataError: If the file is broken, declares a document type, has no annotation, or has points that are no
             numbers.
     """
-    try:
-        tree = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDocumentType()))
-    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        raise DataError(f"outlines '{path}' cannot be read ({error}); replace the file") from error
-    annotation = tree.getroot() if tree.getroot().tag == "Annotation" else tree.getroot().find(".//Annotation")
-    if annotation is None:
-        raise DataError(f"outlines '{path}' hold no Annotation; give the XML files of MoNuSeg")
-    outlines = []
-    for number, region in enumerate(annotation.iterfind("./Regions/Region"), start=1):
-        vertices = region.findall("./Vertices/Vertex")
-        try:
-            points = np.array([(float(v.attrib["X"]), float(v.attrib["Y"])) for v in vertices]).reshape(-1, 2)
-        except (KeyError, ValueError) as error:
-            raise DataError(f"outlines '{path}': region {number} has a point that is none ({error!r})") from error
-        if not np.isfinite(points).all():
-            raise DataError(f"outlines '{path}': region {number} has a point that is not finite; repair it")
-        outlines.append(points)
-    return outlines
+    return [region.points for region in read_regions(path) if not region.excluded]
 
 
 def fill_outlines(outlines: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.int32]:
@@ -172,13 +159,6 @@ def fill_outlines(outlines: Sequence[NDArray[np.float64]], shape: tuple[int, int
     for label, points in enumerate(outlines, start=1):
         cv2.fillPoly(labels, [np.rint(points).astype(np.int32)], label)
     return labels
-
-
-class _NoDocumentType(ElementTree.TreeBuilder):
-    """Builds a tree, and refuses a document type, with which a small file can become a huge one."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError(f"it declares the document type {name!r}, which is not allowed")
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -209,7 +189,8 @@ def _kept(image: Path, outlines: Path, out: Path) -> PreparedImage | None:
 def _prepare(image: Path, outlines: Path, out: Path) -> PreparedImage:
     pixels = read_image(image)
     height, width = pixels.shape[:2]
-    regions = read_outlines(outlines)
+    stated = read_regions(outlines)
+    regions = [region.points for region in stated if not region.excluded]
     usable = [points for points in regions if len(points) >= _MIN_VERTICES]
     if not usable:
         raise DataError(f"outlines '{outlines}' hold no nucleus; add outlines or remove image and outlines")
@@ -225,7 +206,15 @@ def _prepare(image: Path, outlines: Path, out: Path) -> PreparedImage:
     labels = relabel(fill_outlines(usable, (height, width)))
     nuclei = int(labels.max())
     _write(pixels, labels.astype(np.uint16), _targets(image, out))
-    return PreparedImage(image.stem, nuclei, len(regions) - len(usable), len(usable) - nuclei)
+    layers = tuple(sorted({region.layer for region in stated if region.layer}))
+    return PreparedImage(
+        image.stem,
+        nuclei,
+        dropped=len(regions) - len(usable),
+        occluded=len(usable) - nuclei,
+        excluded=len(stated) - len(regions),
+        layers=layers if len(layers) > 1 else (),
+    )
 
 
 def _is_outside(points: NDArray[np.float64], height: int, width: int) -> bool:

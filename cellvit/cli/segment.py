@@ -23,7 +23,8 @@ An image named a.png gives a.geojson (QuPath), a.json (layout of the released to
 embeddings) and a.png (the image with outlines). Two images of one name get longer names. The resolution is --mpp or
 --magnification, else what the file states, else 0.25 microns per pixel.
 
-A CSV file lists slides, one per line: column path, and optionally mpp, magnification, roi.
+A CSV file lists slides, one per line: column path, and optionally mpp, magnification, roi, scene.
+Of several images in a TIFF the largest is read; of several large ones (scenes) --scene says which.
 
 exit status: 0 all inputs done; 1 some failed (each with a line that says why); 2 nothing was started.
 """

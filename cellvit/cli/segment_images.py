@@ -22,7 +22,8 @@ from cellvit.errors import OutputError
 from cellvit.inference.image import segment_image
 from cellvit.inference.protocol import NucleiModel, load_model
 from cellvit.inference.tta import with_tta
-from cellvit.io.images import read_image
+from cellvit.io.images import image_with_remarks
+from cellvit.slide.appearance import appearance_remarks
 from cellvit.slide.naming import output_names
 from cellvit.slide.resolution import image_resolution
 from cellvit.types import Nuclei
@@ -110,9 +111,13 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
     existing = [str(target) for target in targets.values() if target.exists()]
     if existing and not options.overwrite:
         raise OutputError(f"{existing[0]!r} exists; pass --overwrite to replace it, or another --out")
-    image = read_image(path)
-    mpp, source, warnings = _resolution(job, path)
+    image, remarks = image_with_remarks(path, scene=options.scene)
+    mpp, source, doubts = _resolution(job, path)
     outcome.mpp = sum(mpp) / 2
+    told = [f"image {path.name!r}: {text}" for text in [*remarks, *appearance_remarks(image)]]
+    warnings = [*told[: len(remarks)], *doubts, *told[len(remarks) :]]
+    for text in warnings:
+        job.output.note(text, "warning")
     nuclei = segment_image(
         image,
         model=job.model,
@@ -157,11 +162,11 @@ def _write(targets: dict[str, Path], image: NDArray[np.uint8], nuclei: Nuclei, m
 
 
 def _resolution(job: Job, path: Path) -> tuple[tuple[float, float], str, list[str]]:
-    """Return the microns per pixel to use for a file, where they are from, and the doubts, which are said."""
-    found, warnings = image_resolution(path, mpp=job.options.mpp, magnification=job.options.magnification)
-    for text in warnings:
-        job.output.note(text, "warning")
-    return found.mpp, "argument" if found.source in ("mpp", "magnification") else found.source, warnings
+    """Return the microns per pixel to use for a file, where they are from, and the doubts."""
+    found, doubts = image_resolution(
+        path, mpp=job.options.mpp, magnification=job.options.magnification, scene=job.options.scene
+    )
+    return found.mpp, "argument" if found.source in ("mpp", "magnification") else found.source, doubts
 
 
 def _print_table(job: Job) -> None:

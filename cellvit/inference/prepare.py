@@ -17,6 +17,7 @@ from cellvit.inference.resume import TILES_PER_CHUNK
 from cellvit.inference.settings import SlideSettings
 from cellvit.io.images import Rgb8
 from cellvit.io.regions import read_region
+from cellvit.slide.appearance import appearance_remarks
 from cellvit.slide.open import Slide
 from cellvit.slide.resolution import Resolution, slide_resolution
 from cellvit.slide.tiling import TileGrid
@@ -41,7 +42,7 @@ class PreparedSlide:
     Attributes:
         slide: The open slide.
         resolution: Microns per level-0 pixel, and who says so.
-        warnings: What the user should know about the resolution, the region and the tissue.
+        warnings: What the user should know about the file, its resolution, the region, its pixels and the tissue.
         view: The slide at the model's resolution.
         grid: The tiles.
         tiles: ``(T,)`` numbers of the tiles to do, ascending: those that touch tissue or the region.
@@ -108,6 +109,9 @@ class PreparedSlide:
             "cellvit_version": version,
         }
         slide = {"quick_hash": quick_hash(self.slide), "reader": self.slide.reader}
+        scene = self.slide.properties.get("tiff.scene", settings.scene)
+        if scene is not None:  # results of files with one image stay valid
+            slide["scene"] = str(scene)
         return {"slide": slide, "model": {"weights": weights}, "settings": dict(facts)}
 
 
@@ -127,14 +131,17 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
     resolution, warnings = slide_resolution(slide, mpp=settings.mpp, magnification=settings.magnification)
     view = SlideView(slide, mpp=resolution.mpp, target_mpp=model_mpp)
     grid = tile_grid(view.width, view.height, tile_size=settings.tile_size, overlap=settings.overlap)
+    # readers of other packages may not know of warnings
+    warnings = [*getattr(slide, "warnings", ()), *warnings]
     region = None
     if settings.roi is not None:
         region, notes = read_region(settings.roi)
         warnings = [*warnings, *notes]
         if settings.origin == "bounds":  # drawn on the scanned part, as everything then counts
             region = region.moved(*slide.bounds[:2])
-    thumbnail = view.thumbnail(THUMBNAIL)
-    tissue, source = _tissue(view, thumbnail, region, settings, mpp=resolution.mpp)
+    thumbnail, damage = view.thumbnail_with_remarks(THUMBNAIL)
+    tissue, source, finer = _tissue(view, thumbnail, region, settings, mpp=resolution.mpp)
+    warnings = [*warnings, *(finer or damage), *appearance_remarks(thumbnail)]
     if not tissue.mask.any():
         warnings = [*warnings, NO_TISSUE]
     return PreparedSlide(
@@ -153,12 +160,16 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
 
 def _tissue(
     view: SlideView, thumbnail: Rgb8, region: Region | None, settings: SlideSettings, *, mpp: tuple[float, float]
-) -> tuple[TissueMask, str]:
-    """Return what is to be searched: tissue, the region, or the tissue in the region."""
+) -> tuple[TissueMask, str, list[str]]:
+    """Return what is to be searched (tissue, the region, or the tissue in the region), its name, and what is damaged.
+
+    Damage is told of the finer picture only, where one is made.
+    """
     width, height = view.slide.bounds[2:]
     side = min(_TISSUE_SIDE, max(THUMBNAIL, round(max(width, height) * mpp[0] / TISSUE_MPP)))
+    damage: list[str] = []
     if side > THUMBNAIL:  # only large slides need a finer picture for tissue than for the eye
-        thumbnail = view.thumbnail(side)
+        thumbnail, damage = view.thumbnail_with_remarks(side)
     shape = thumbnail.shape[:2]
     allowed = None if region is None else region.mask(shape, view.slide.bounds)
     if allowed is not None and not allowed.any():
@@ -168,12 +179,13 @@ def _tissue(
         )
     if not settings.tissue_filter:
         everything = np.ones(shape, dtype=bool)
-        return TissueMask(everything if allowed is None else allowed), "whole slide" if region is None else "region"
+        searched = TissueMask(everything if allowed is None else allowed)
+        return searched, "whole slide" if region is None else "region", damage
     tissue = find_tissue(thumbnail, mpp=mpp[0] * view.slide.bounds[2] / shape[1])
     if allowed is None:
-        return tissue, "found"
+        return tissue, "found", damage
     allowed = cv2.resize(allowed.astype(np.uint8), tissue.mask.shape[::-1], interpolation=cv2.INTER_AREA) > 0
-    return TissueMask(tissue.mask & allowed), "found within the region"
+    return TissueMask(tissue.mask & allowed), "found within the region", damage
 
 
 def _boxes(grid: TileGrid) -> NDArray[np.float64]:

@@ -44,6 +44,7 @@ class SlideSettings:
 
     mpp: float | None = None
     magnification: float | None = None
+    scene: int | str | None = None
     tile_size: int = 1024
     overlap: int = 64
     batch_size: int = 1

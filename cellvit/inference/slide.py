@@ -59,6 +59,7 @@ def segment_slide(
     progress: Progress | None = None,
     mpp: float | None = None,
     magnification: float | None = None,
+    scene: int | str | None = None,
     tile_size: int = 1024,
     overlap: int = 64,
     batch_size: int = 1,
@@ -91,6 +92,7 @@ def segment_slide(
         mpp: Resolution of the slide in microns per pixel. Without it and ``magnification`` the slide must state its
             own; nothing is guessed.
         magnification: The same as objective power: 40 is 0.25 µm per pixel.
+        scene: Number, from 0, or name of the image of a TIFF that holds several of full size; else the largest is read.
         tile_size: Side of a tile in pixels at the model's resolution.
         overlap: Pixels that neighbouring tiles share at least, at the model's resolution.
         batch_size: Tiles that go through the network together; at most 16 do.
@@ -125,6 +127,7 @@ def segment_slide(
         dict(
             mpp=mpp,
             magnification=magnification,
+            scene=scene,
             tile_size=tile_size,
             overlap=overlap,
             batch_size=batch_size,
@@ -216,7 +219,7 @@ def run_slide(
         The folder and the summary.
     """
     began = time.perf_counter(), datetime.now(UTC)
-    with open_slide(path) as slide:
+    with open_slide(path, scene=settings.scene) as slide:
         slide_resolution(slide, mpp=settings.mpp, magnification=settings.magnification)  # refuse before loading
         network, views = unwrap_tta(load(), settings.tta)
         settings = replace(settings, tta=views)

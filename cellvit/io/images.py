@@ -1,26 +1,32 @@
-"""Reading image files and bringing arrays into the one form the package works on: RGB, 8 bits, ``(H, W, 3)``."""
+"""Reading image files in the one form the package works on: RGB, 8 bits, ``(H, W, 3)``."""
 
 import struct
 import threading
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cellvit.errors import ImageError
+from cellvit.io.pixels import Rgb8 as Rgb8
+from cellvit.io.pixels import Samples, clear_remarks, tiff_samples
+from cellvit.io.pixels import to_rgb as to_rgb
 from cellvit.io.resolution import CONTRADICTION, StatedResolution, Statement, apart, settle
+from cellvit.io.scenes import SceneName, choose_scene, tiff_scenes
 from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile, tags_statement, tiff_resolution
+
+if TYPE_CHECKING:  # the library is loaded when the first file is read
+    from tifffile import TiffFile
 
 MAX_PIXELS = 2**30
 """Largest image read whole (32,768 x 32,768 px, 3 GB as RGB)."""
-
-Rgb8 = NDArray[np.uint8]
 
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 274, 282, 283, 296  # tags of EXIF and TIFF
 _PILLOW_LOCK = threading.Lock()
@@ -31,60 +37,44 @@ DAMAGE: tuple[type[Exception], ...] = (
 """What the libraries raise for a file that is not what it seems; the error of tifffile is a ValueError."""
 
 
-def to_rgb(image: ArrayLike) -> Rgb8:
-    """Return an image as 8-bit RGB.
-
-    Grey is repeated to three channels and alpha is laid on white. 8 bits stay as they are; 16 bits are divided by
-    257 and rounded (65,535 becomes 255); floats are read as [0, 1].
-
-    Args:
-        image: ``(H, W)``, or ``(H, W, C)`` with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha) channels;
-            uint8, uint16, or float in [0, 1].
-
-    Returns:
-        ``(H, W, 3)`` uint8; the input itself if it has that form already.
-
-    Raises:
-        ImageError: If it is something else, has no pixels, or a float lies outside [0, 1].
-
-    Example:
-        >>> to_rgb(np.array([[0, 65535]], dtype=np.uint16)).tolist()
-        [[[0, 0, 0], [255, 255, 255]]]
-    """
-    if isinstance(image, str | Path):
-        raise ImageError(f"{str(image)!r} is a path, not an array; open it with cellvit.io.images.read_image first")
-    array = np.asarray(image)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
-        hint = "; move the channels last" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
-        raise ImageError(
-            f"an array of shape {np.shape(image)} is not an image; give (H, W, 3) RGB or (H, W) grey{hint}"
-        )
-    if array.size == 0:
-        raise ImageError(f"an image of shape {np.shape(image)} has no pixels; give 1 x 1 px or more")
-    array = _eight_bits(array)
-    if array.shape[2] in (2, 4):
-        array = _on_white(array)
-    return np.ascontiguousarray(array if array.shape[2] == 3 else array.repeat(3, axis=2))
-
-
-def read_image(path: str | Path) -> Rgb8:
+def read_image(path: str | Path, *, scene: SceneName | None = None) -> Rgb8:
     """Read an image file as 8-bit RGB.
 
     What kind of file it is is found by trying, not by its suffix: TIFF in all its forms (OME, tiled, 16-bit, the
-    full-resolution level of a pyramid), then everything Pillow knows. EXIF orientation is applied, palettes and CMYK
-    are converted, alpha is laid on white, 16 bits are divided by 257. Of an animation, the first frame is read.
+    full-resolution level of a pyramid), then everything Pillow knows. Of several images in a TIFF the largest is
+    read. EXIF orientation is applied, palettes and CMYK are converted, alpha is laid on white. Of 16 bits those are
+    used that count; what the file does not say about them is judged by the largest value. Of an animation, the first
+    frame is read. What is guessed or left out is a warning.
 
     Args:
         path: The file.
+        scene: Number, from 0, or name of the image to read, where a TIFF holds several.
 
     Returns:
         ``(H, W, 3)`` uint8.
 
     Raises:
         ImageError: If the file is missing, not an image, damaged, a stack of several images, not RGB or grey, or
-            larger than ``MAX_PIXELS``.
+            larger than ``MAX_PIXELS``; if it holds several images of full size and ``scene`` chooses none.
+    """
+    pixels, remarks = image_with_remarks(path, scene=scene)
+    for text in remarks:
+        warnings.warn(f"{str(path)!r}: {text}", stacklevel=2)
+    return pixels
+
+
+def image_with_remarks(path: str | Path, *, scene: SceneName | None = None) -> tuple[Rgb8, list[str]]:
+    """Read an image file as :func:`read_image` does, and return the pixels and what is to be told about them.
+
+    Args:
+        path: The file.
+        scene: Number, from 0, or name of the image to read, where a TIFF holds several.
+
+    Returns:
+        ``(H, W, 3)`` uint8, and one sentence per guess and per thing that is left out.
+
+    Raises:
+        ImageError: See :func:`read_image`.
     """
     path = Path(path)
     require_file(path)
@@ -93,7 +83,7 @@ def read_image(path: str | Path) -> Rgb8:
     first_error: Exception | None = None
     for reader in readers:
         try:
-            return to_rgb(reader(path))
+            return reader(path, scene)
         except ImageError as error:
             raise ImageError(f"{str(path)!r}: {error}") from error
         except UnidentifiedImageError as error:
@@ -111,7 +101,7 @@ def read_image(path: str | Path) -> Rgb8:
     ) from first_error
 
 
-def read_mpp(path: str | Path) -> float | None:
+def read_mpp(path: str | Path, *, scene: SceneName | None = None) -> float | None:
     """Return the resolution a file states, in micrometres per pixel, or None if it states none that can be used.
 
     Where the axes are a few per cent apart, it is their mean; further apart, one number does not say it, and it is
@@ -119,14 +109,15 @@ def read_mpp(path: str | Path) -> float | None:
 
     Args:
         path: An image file.
+        scene: Number or name of the image that is meant, see :func:`read_image`.
     """
-    mpp = read_resolution(path).mpp
+    mpp = read_resolution(path, scene=scene).mpp
     if mpp is None or apart(mpp[:1], mpp[1:]) > CONTRADICTION:
         return None
     return round(sum(mpp) / 2, 6)
 
 
-def read_resolution(path: str | Path) -> StatedResolution:
+def read_resolution(path: str | Path, *, scene: SceneName | None = None) -> StatedResolution:
     """Return what a file states about its resolution, and a note for all that is wrong with the statement.
 
     Read are OME-XML, the descriptions of Aperio and ImageJ, the resolution tags of TIFF and EXIF, and the density of
@@ -134,18 +125,29 @@ def read_resolution(path: str | Path) -> StatedResolution:
     programs write) says nothing about a microscope. Axes are those of the picture as :func:`read_image` returns it.
 
     Args:
-        path: An image file; one that is missing or damaged states nothing.
+        path: An image file; one that is missing or damaged states nothing, nor does one of which no image is chosen.
+        scene: Number or name of the image that is meant, see :func:`read_image`.
     """
     import tifffile
 
     try:
         if is_tiff(Path(path)):
             with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
-                return tiff_resolution(tiff)
+                return _scene_resolution(tiff, scene)
         with open_pillow(Path(path)) as image:
             return settle([s for s in (_density(image),) if s is not None])
     except DAMAGE:  # an ImageError is among them; whoever reads the pixels says what is wrong
         return StatedResolution()
+
+
+def _scene_resolution(tiff: "TiffFile", scene: SceneName | None) -> StatedResolution:
+    """Return what a TIFF states about the image that is meant, or about its first page where its images are unclear."""
+    try:
+        scenes = tiff_scenes(tiff)
+    except DAMAGE:  # a description that tifffile refuses; Pillow reads such a file
+        return tiff_resolution(tiff)
+    chosen, _ = choose_scene(scenes, scene)
+    return tiff_resolution(tiff, series=chosen.series, levels=chosen.levels)
 
 
 def _density(image: Image.Image) -> Statement | None:
@@ -166,29 +168,6 @@ def _density(image: Image.Image) -> Statement | None:
         return None
     turned = stated.mpp is not None and exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return replace(stated, place=place, mpp=stated.mpp[::-1] if turned and stated.mpp else stated.mpp)
-
-
-def _eight_bits(array: NDArray[Any]) -> Rgb8:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.uint16:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if np.issubdtype(array.dtype, np.floating):
-        low, high = float(array.min()), float(array.max())
-        if not (low >= 0.0 and high <= 1.0):  # also refuses nan
-            raise ImageError(
-                f"a float image has values from {low:g} to {high:g}; scale it to [0, 1] or convert to uint8"
-            )
-        return np.rint(array * 255.0).astype(np.uint8)
-    raise ImageError(
-        f"an image of {array.dtype} values has no known range; convert it to uint8, uint16 or float in [0, 1]"
-    )
-
-
-def _on_white(array: Rgb8) -> Rgb8:
-    alpha = array[..., -1:].astype(np.uint32)
-    color = array[..., :-1].astype(np.uint32)
-    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def require_file(path: Path) -> None:
@@ -231,18 +210,48 @@ def open_pillow(path: Path) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _read_pillow(path: Path) -> NDArray[Any]:
+def _read_pillow(path: Path, scene: SceneName | None) -> tuple[Rgb8, list[str]]:
     image: Image.Image = open_pillow(path)
     with image:
+        if image.format == "TIFF":
+            image.seek(_page_of(path, scene))
+        elif scene is not None and str(scene) != "0":
+            raise ImageError(
+                f"it is a {image.format} and holds one image, no scene {scene!r}; leave out scene={scene!r}"
+            )
         _require_size(*image.size)
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
-            return _plain_depth(np.asarray(image))
+            return _told(_plain_depth(np.asarray(image)))
         if image.mode in ("L", "LA", "RGB", "RGBA") and "transparency" not in image.info:
-            return np.asarray(image)
+            return _told(np.asarray(image))
         transparent = image.mode in ("PA", "La", "RGBa") or "transparency" in image.info
-        return np.asarray(image.convert("RGBA" if transparent else "RGB"))
+        return _told(np.asarray(image.convert("RGBA" if transparent else "RGB")))
+
+
+def _told(array: NDArray[Any]) -> tuple[Rgb8, list[str]]:
+    """Return what Pillow has read as 8-bit RGB, and what is to be told about it."""
+    if array.ndim == 2:
+        samples, remarks = Samples(1, 1).judged(array)
+        return samples.rgb(array), remarks
+    return to_rgb(array), clear_remarks(array[..., -1]) if array.shape[2] in (2, 4) else []
+
+
+def _page_of(path: Path, scene: SceneName | None) -> int:
+    """Return which page of a TIFF holds the image that is meant; the first of a file that only Pillow understands."""
+    import tifffile
+
+    try:
+        with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
+            index = choose_scene(tiff_scenes(tiff), scene)[0].levels[0].pages[0].index
+    except ImageError:
+        raise
+    except DAMAGE:
+        return 0
+    if not isinstance(index, int):
+        raise ImageError("its pixels are of an unusual kind and lie in a SubIFD; save the image as a file of its own")
+    return index
 
 
 def _plain_depth(array: NDArray[Any]) -> NDArray[Any]:
@@ -252,24 +261,23 @@ def _plain_depth(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _read_tiff(path: Path) -> NDArray[Any]:
+def _read_tiff(path: Path, scene: SceneName | None) -> tuple[Rgb8, list[str]]:
     import tifffile
 
     with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
-        page = series.keyframe
+        chosen, remarks = choose_scene(tiff_scenes(tiff), scene)
+        series, page = chosen.levels[0], chosen.page
         _require_size(page.imagewidth, page.imagelength)
         if page.photometric not in (1, 2, 6):  # min-is-black, RGB, YCbCr; Pillow knows the rest
             raise RuntimeError(f"colour space {page.photometric!s}")
         array: NDArray[Any] = channels_last(series.asarray(), series.axes)
         if tuple(array.shape[:2]) != (page.imagelength, page.imagewidth):
             raise ImageError(f"its axes are {series.axes} {series.shape}; save one plane as RGB")
-        bits = page.bitspersample
+        samples, dropped = tiff_samples(tiff, page, 1 if array.ndim == 2 else array.shape[2])
         tag = page.tags.get("Orientation")
         array = _ORIENTATIONS[int(tag.value) if tag is not None else 1](array)
-    if array.dtype.kind in "ub" and isinstance(bits, int) and bits not in (8, 16, 32, 64):
-        array = np.rint(array * (255.0 / (2**bits - 1))).astype(np.uint8)
-    return array
+    samples, judged = samples.judged(array)
+    return samples.rgb(array), [*remarks, *dropped, *judged]
 
 
 def channels_last(array: NDArray[Any], axes: str) -> NDArray[Any]:

@@ -1,6 +1,5 @@
 """What a file of a slide or an image is, before anything is done with it: what its segmentation depends on."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -10,6 +9,7 @@ from xml.etree import ElementTree
 
 from cellvit.errors import ImageError
 from cellvit.io.images import DAMAGE, open_pillow, require_file
+from cellvit.io.scenes import is_smaller, tiff_scenes
 from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile
 from cellvit.slide.open import Slide, is_slide, open_slide
 from cellvit.slide.readers.base import Box, Size
@@ -22,7 +22,6 @@ ALPHA = {1: "associated", 2: "unassociated"}
 """What a TIFF says of samples beside the colours: 1 multiplied into the colours, 2 apart from them."""
 
 _FULL = 0.5  # share of the largest image's area from which another image is a scene as well
-_COMPANION = re.compile(r"\b(label|macro|overview|thumbnail|barcode|preview)\b", re.IGNORECASE)
 _DEPTHS = {"1": 1, "I": 32, "F": 32}  # bits of a channel by the mode of Pillow, where they are not 8
 
 
@@ -138,7 +137,7 @@ def info_of(slide: Slide) -> SlideInfo:
         mpp_place=str(getattr(slide, "stated_place", None) or ""),  # not every reader says where
         magnification=slide.stated_magnification,
         pixels=facts,
-        warnings=(*getattr(slide, "warnings", ()), *doubts),
+        warnings=(*slide.warnings, *doubts),
     )
 
 
@@ -171,22 +170,23 @@ def _pixel_facts(path: Path, levels: Sequence[Size]) -> PixelFacts:
 
 
 def _tiff_facts(tiff: "TiffFile", levels: Sequence[Size]) -> PixelFacts:
-    largest = max(tiff.series, key=_area)
-    page, full, scenes, others = largest.keyframe, _area(largest), [], []
-    for number, series in enumerate(tiff.series):
-        picture = Picture(str(series.name or number), _size(series))
-        companion = bool(series.keyframe.is_reduced or _COMPANION.search(str(series.name)))
-        if _area(series) >= _FULL * full and not companion:
+    images = tiff_scenes(tiff)
+    largest = max(images, key=lambda image: image.area)
+    page, series, scenes, others = largest.page, largest.levels[0], [], []
+    for image in images:
+        picture = Picture(image.name or str(image.index), image.size)
+        beside = image.companion or image.reduced or is_smaller(image.size, largest.size)
+        if image.area >= _FULL * largest.area and not beside:
             scenes.append(picture)
         elif picture.size not in levels:
             others.append(picture)
     extra = [int(sample) for sample in page.extrasamples]
-    sizes = dict(zip(largest.axes, largest.shape, strict=True))
+    sizes = dict(zip(series.axes, series.shape, strict=True))
     return PixelFacts(
-        kind=str(largest.kind),
+        kind=str(series.kind),
         channels=prod(sizes.get(axis, 1) for axis in "CS"),
         bits=int(page.bitspersample),
-        significant_bits=_significant_bits(tiff, tiff.series.index(largest)),
+        significant_bits=_significant_bits(tiff, largest.series),
         alpha=next((ALPHA.get(sample, "unspecified") for sample in extra), None),
         compression=str(getattr(page.compression, "name", page.compression)),
         scenes=tuple(scenes),
@@ -229,12 +229,3 @@ def _openslide_facts(path: Path) -> Mapping[str, Any]:
     size = "openslide.associated.{}.{}".format
     pictures = (Picture(n, (int(stated[size(n, "width")]), int(stated[size(n, "height")]))) for n in names)
     return {"kind": stated.get("openslide.vendor"), "associated": tuple(pictures)}
-
-
-def _size(series: Any) -> Size:
-    return int(series.keyframe.imagewidth), int(series.keyframe.imagelength)
-
-
-def _area(series: Any) -> int:
-    width, height = _size(series)
-    return width * height

@@ -1,6 +1,6 @@
 """Opening a whole slide, or any image as one, whatever its format."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, cast
@@ -9,6 +9,7 @@ from PIL import UnidentifiedImageError
 
 from cellvit.errors import ImageError
 from cellvit.io.images import DAMAGE, Rgb8, require_file
+from cellvit.io.scenes import SceneName
 from cellvit.slide.naming import SLIDE_SUFFIXES
 from cellvit.slide.readers.base import READERS, OtherReaderError, SlideReader
 
@@ -46,6 +47,10 @@ class Slide(Protocol):
     def properties(self) -> Mapping[str, str]:
         """What the file says about itself, for the record."""
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the user should know about the pixels; each is a sentence."""
+
     def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:
         """Return a part of a level ``(height, width, 3)``, in pixels of that level; white outside. Thread-safe."""
 
@@ -61,18 +66,21 @@ class Slide(Protocol):
         """Close the file."""
 
 
-def open_slide(path: str | Path) -> Slide:
+def open_slide(path: str | Path, *, scene: SceneName | None = None) -> Slide:
     """Open a whole slide, or any image as a slide of one level.
 
     What kind of file it is is found by asking the readers in :data:`cellvit.slide.readers.base.READERS`, not by its
     suffix, highest priority first: those of other packages, the formats of scanners with OpenSlide, TIFF, and
-    everything that can be read whole.
+    everything that can be read whole. Of several images in a TIFF the largest is read; which was guessed, and what
+    else was, is in ``warnings`` of the slide.
 
     Args:
         path: The file; for formats of several files, the one that OpenSlide names.
+        scene: Number, from 0, or name of the image to read, where a TIFF holds several.
 
     Raises:
-        ImageError: If the file is missing, empty, damaged, a stack, or of no known format.
+        ImageError: If the file is missing, empty, damaged, a stack, or of no known format; if it holds several images
+            of full size and ``scene`` chooses none, or one that is not there.
     """
     path = Path(path)
     require_file(path)
@@ -80,7 +88,7 @@ def open_slide(path: str | Path) -> Slide:
     for reader in _readers():
         try:
             if reader.accepts(path):
-                return cast("Callable[[Path], SlideReader]", reader)(path)
+                return _opened(reader, path, scene)
         except OtherReaderError as error:
             refused.append((reader.reader, error))
         except ImageError as error:
@@ -93,6 +101,14 @@ def open_slide(path: str | Path) -> Slide:
             "export it again, or convert it to a tiled, pyramidal TIFF"
         ) from last
     raise ImageError(f"{_naming(path, last)}{said}") from last
+
+
+def _opened(reader: type[SlideReader], path: Path, scene: SceneName | None) -> SlideReader:
+    if scene is None:
+        return cast("Callable[[Path], SlideReader]", reader)(path)
+    if not reader.scenes:
+        raise OtherReaderError(f"it reads one image only, not scene {scene!r}")
+    return cast("Callable[..., SlideReader]", reader)(path, scene=scene)
 
 
 def is_slide(path: str | Path) -> bool:

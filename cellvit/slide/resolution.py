@@ -7,6 +7,7 @@ from typing import Protocol
 from cellvit.errors import ConfigError, ImageError
 from cellvit.io.images import read_resolution
 from cellvit.io.resolution import CONTRADICTION, MAX_MPP, MIN_MPP, StatedResolution, apart, micrometres
+from cellvit.io.scenes import SceneName
 
 _MICRONS = 10.0  # micrometres per pixel times the power of the objective, in the usual scanner
 _OTHER_OBJECTIVE = 1.5  # a magnification is only nominal: x40 scanners have 0.22 to 0.28 micrometres per pixel
@@ -82,7 +83,11 @@ def slide_resolution(
 
 
 def image_resolution(
-    path: str | Path, *, mpp: float | None = None, magnification: float | None = None
+    path: str | Path,
+    *,
+    mpp: float | None = None,
+    magnification: float | None = None,
+    scene: SceneName | None = None,
 ) -> tuple[Resolution, list[str]]:
     """Return the resolution to use for an ordinary image, and warnings: the rule of :func:`slide_resolution`.
 
@@ -92,6 +97,7 @@ def image_resolution(
         path: The file.
         mpp: Micrometres per pixel, if the user says so.
         magnification: Power of the objective, if the user says so; means ``10 / magnification``.
+        scene: Number or name of the image that is meant, where a TIFF holds several.
 
     Returns:
         The resolution, and one sentence per doubt.
@@ -100,7 +106,8 @@ def image_resolution(
         ConfigError: If a value is no resolution, or the two contradict each other by more than 10 %.
         ImageError: If the user says nothing and the file states pixels that no camera makes.
     """
-    name, given, stated = f"image {Path(path).name!r}", given_resolution(mpp, magnification), read_resolution(path)
+    name, given = f"image {Path(path).name!r}", given_resolution(mpp, magnification)
+    stated = read_resolution(path, scene=scene)
     if given is not None:
         return given, _contradictions(name, stated.mpp, stated.magnification, given)
     if stated.mpp is None:

@@ -1,5 +1,6 @@
 """The scanned part of a slide at the resolution of a model, without ever being in memory as a whole."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +8,14 @@ from PIL import Image
 
 from cellvit.errors import ConfigError
 from cellvit.io.images import Rgb8
-from cellvit.slide.resampling import Levels, Resampled, best_level
+from cellvit.slide.damage import Undamaged
+from cellvit.slide.resampling import Levels, Resampled, best_level, level_ratios
 from cellvit.types import Nuclei
 
 SAME_MPP = 0.05
 """A slide within this share of the wanted resolution is used as it is: resampling would only blur it."""
+
+_PIECE, _PIECE_STEPS = 64, 8  # smallest damaged place that is told apart, in pixels of the level and of the picture
 
 MIN_SCALE, MAX_SCALE = 1 / 32, 4.0
 """Strongest reduction and enlargement."""
@@ -84,15 +88,37 @@ class SlideView:
     def thumbnail(self, max_side: int = 2048) -> Rgb8:
         """Return the whole scanned part as a small picture; memory is bounded however large the slide is.
 
+        What is damaged in one level is taken from another, and white where no level has it; both are a warning.
+
         Args:
             max_side: Its longer side in pixels, at most; it is never larger than full resolution.
+
+        Raises:
+            ImageError: If nothing, or little, can be read.
+        """
+        picture, remarks = self.thumbnail_with_remarks(max_side)
+        for text in remarks:
+            warnings.warn(text, stacklevel=2)
+        return picture
+
+    def thumbnail_with_remarks(self, max_side: int = 2048) -> tuple[Rgb8, list[str]]:
+        """Return what :meth:`thumbnail` returns, and a sentence per kind of damage instead of a warning.
+
+        Args:
+            max_side: Its longer side in pixels, at most.
+
+        Raises:
+            ImageError: If nothing, or little, can be read.
         """
         full = self.slide.bounds[2:]
         shrink = min(1.0, max_side / max(full))
         size = (max(1, round(full[0] * shrink)), max(1, round(full[1] * shrink)))
-        level = best_level(self.slide.level_sizes, (full[0] / size[0], full[1] / size[1]))
-        picture = Resampled(self.slide, size=size, level=level, filter=Image.Resampling.HAMMING)
-        return picture.read(0, 0, *size)
+        pixel = (full[0] / size[0], full[1] / size[1])
+        level = best_level(self.slide.level_sizes, pixel)
+        step = max(pixel) / max(level_ratios(self.slide.level_sizes)[level])
+        sound = Undamaged(self.slide, piece=max(_PIECE, round(_PIECE_STEPS * step)))
+        picture = Resampled(sound, size=size, level=level, filter=Image.Resampling.HAMMING).read(0, 0, *size)
+        return picture, sound.remarks(level)
 
 
 def _scale(mpp: tuple[float, float], target_mpp: float) -> tuple[float, float]:

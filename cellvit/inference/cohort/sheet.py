@@ -23,6 +23,7 @@ COLUMNS = {
     "mpp": ("mpp", "wsi_mpp"),
     "magnification": ("magnification", "wsi_magnification"),
     "roi": ("roi",),
+    "scene": ("scene",),
 }
 """Columns that mean something here, and the names under which they are found; the first that is there counts."""
 
@@ -36,7 +37,7 @@ class CohortRow:
 
     Attributes:
         path: The slide.
-        settings: Those of ``mpp``, ``magnification`` and ``roi`` that the line states.
+        settings: Those of ``mpp``, ``magnification``, ``roi`` and ``scene`` that the line states.
         extra: The other columns, as text.
         line: Line of the file, the first is 1.
     """
@@ -52,8 +53,9 @@ def read_cohort(csv_path: str | Path) -> list[CohortRow]:
 
     The file is CSV with a line of column names. Columns are separated by commas, semicolons or tabs, whichever gives
     more columns. ``path`` (or ``slide``) is the slide, absolute or relative to the folder of the list; optional are
-    ``mpp`` (microns per pixel of level 0), ``magnification`` and ``roi`` (a GeoJSON file, relative to the list). An
-    empty value is one that is not given. Other columns are kept.
+    ``mpp`` (microns per pixel of level 0), ``magnification``, ``roi`` (a GeoJSON file, relative to the list) and
+    ``scene`` (number or name of the image of a TIFF that holds several). An empty value is one that is not given. Other
+    columns are kept.
 
     Args:
         csv_path: The list, in UTF-8 with or without a byte order mark.
@@ -166,6 +168,8 @@ def _row(folder: Path, keys: list[str], fields: list[str], line: int) -> CohortR
     settings: dict[str, Any] = {key: _number(key, values[key]) for key in ("mpp", "magnification") if values.get(key)}
     if values.get("roi"):
         settings["roi"] = _existing(folder, "roi", values["roi"])
+    if values.get("scene"):
+        settings["scene"] = values["scene"]
     extra = {key: value for key, value in values.items() if key and key not in COLUMNS}
     return CohortRow(_existing(folder, "path", values["path"]), settings, extra, line)
 

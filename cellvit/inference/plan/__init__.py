@@ -138,7 +138,7 @@ def plan_slide(
         raise ConfigError(f"sample {sample} must be 0 (measure nothing) or more")
     chosen, began = SlideSettings(**settings), time.perf_counter()
     folder = None if out is None else Path(out)
-    with open_slide(path) as slide:
+    with open_slide(path, scene=chosen.scene) as slide:
         slide_resolution(slide, mpp=chosen.mpp, magnification=chosen.magnification)  # refuse before loading
         network, views = unwrap_tta(load_model(model, device=device), chosen.tta)
         chosen = replace(chosen, tta=views)

@@ -6,7 +6,7 @@ point in the group ``cellvit.readers``, makes :func:`cellvit.slide.open.open_sli
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -37,6 +37,7 @@ class SlideReader(ABC):
         suffixes: Suffixes by which files of its formats are found in a folder, lower case with the dot; those of
             :mod:`cellvit.slide.naming` are known anyway.
         priority: The reader with the highest number is asked first. OpenSlide has 30, TIFF 20, images read whole 10.
+        scenes: Whether ``Reader(path, scene=...)`` chooses one of several images of a file.
         path: The file.
         level_sizes: ``(width, height)`` per level, full resolution first.
         bounds: ``(x, y, width, height)`` of the scanned part in level-0 pixels.
@@ -46,11 +47,13 @@ class SlideReader(ABC):
         resolution_notes: What the user should know about the resolution that the file states; see
             :class:`cellvit.io.resolution.StatedResolution`, which a reader may give in place of the two values.
         properties: What the file says about itself, for the record; nothing that names a patient or a user.
+        warnings: What the user should know about the pixels; each is a sentence.
     """
 
     reader: str
     suffixes: ClassVar[frozenset[str]] = frozenset()
     priority: ClassVar[int] = 100
+    scenes: ClassVar[bool] = False
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
@@ -80,6 +83,7 @@ class SlideReader(ABC):
         stated_magnification: float | None = None,
         resolution: StatedResolution | None = None,
         properties: Mapping[str, str] | None = None,
+        warnings: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.level_sizes = level_sizes
@@ -90,6 +94,7 @@ class SlideReader(ABC):
         self.stated_place = resolution.place
         self.resolution_notes = resolution.notes
         self.properties = dict(properties or {})
+        self.warnings = tuple(warnings)
         self._closed = False
 
     def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:

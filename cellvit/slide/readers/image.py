@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from cellvit.errors import ImageError
-from cellvit.io.images import Rgb8, open_pillow, read_image, read_resolution
+from cellvit.io.images import Rgb8, image_with_remarks, open_pillow, read_resolution
+from cellvit.io.scenes import SceneName
 from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, SlideReader
 
 
@@ -13,6 +14,7 @@ class ImageSlide(SlideReader):
 
     Args:
         path: The file.
+        scene: Number, from 0, or name of the image to read, where a TIFF holds several.
 
     Raises:
         OtherReaderError: Where :func:`cellvit.io.images.read_image` raises ImageError.
@@ -20,6 +22,7 @@ class ImageSlide(SlideReader):
 
     reader = "pillow"
     priority = 10
+    scenes = True
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
@@ -36,13 +39,18 @@ class ImageSlide(SlideReader):
         with open_pillow(path) as image:
             return image.width * image.height > LARGE
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, scene: SceneName | None = None) -> None:
         try:
-            self._pixels = read_image(path)
+            self._pixels, remarks = image_with_remarks(path, scene=scene)
         except ImageError as error:
             raise OtherReaderError(str(error)) from error.__cause__
         height, width = self._pixels.shape[:2]
-        super().__init__(path, level_sizes=((width, height),), resolution=read_resolution(path))
+        super().__init__(
+            path,
+            level_sizes=((width, height),),
+            resolution=read_resolution(path, scene=scene),
+            warnings=remarks,
+        )
 
     def close(self) -> None:
         """Forget the pixels; closing twice does nothing more."""

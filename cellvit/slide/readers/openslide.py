@@ -1,22 +1,23 @@
 """Slides in the formats of scanners, read with OpenSlide: Aperio, Hamamatsu, MIRAX, Leica, Ventana, DICOM and more."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from cellvit.io.images import Rgb8, one_line
+from cellvit.io.images import DAMAGE, Rgb8, one_line
 from cellvit.io.resolution import StatedResolution, Statement, axes_statement, length, positive, settle
-from cellvit.io.tiff_metadata import aperio_statement, tags_statement
+from cellvit.io.tiff_metadata import aperio_statement, is_tiff, quiet_tifffile, tags_statement
 from cellvit.slide.readers.base import READERS, Box, OtherReaderError, Size, SlideReader
 from cellvit.slide.resampling import resize_box
 
 if TYPE_CHECKING:  # the library is loaded when the first slide is opened
     from openslide import OpenSlide
+    from tifffile import TiffFile
 
 CACHE_BYTES = 2**27
 """Memory of OpenSlide for decoded tiles of one slide."""
@@ -107,7 +108,7 @@ class OpenSlideReader(SlideReader):
         path: The file.
 
     Raises:
-        OtherReaderError: If OpenSlide cannot open it.
+        OtherReaderError: If OpenSlide cannot open it, or would not read its pixels as the file says.
     """
 
     reader = "openslide"
@@ -128,6 +129,7 @@ class OpenSlideReader(SlideReader):
     def __init__(self, path: Path) -> None:
         from openslide import OpenSlideError
 
+        _require_plain(path)
         try:
             self._handle = _open(path)
         except OpenSlideError as error:
@@ -208,6 +210,44 @@ class OpenSlideReader(SlideReader):
         with self._swap, suppress(OpenSlideError):
             if self._handle is broken:
                 self._handle = _open(self.path)
+
+
+def _require_plain(path: Path) -> None:
+    """Leave a TIFF to other readers where OpenSlide passes over a tag: it turns each tile in itself, and guesses alpha.
+
+    Args:
+        path: The file of a slide.
+
+    Raises:
+        OtherReaderError: If the first page, or a tiled one, is turned, has more samples than colours, or other bits.
+    """
+    from tifffile import TiffFile
+
+    if not is_tiff(path):
+        return
+    odd = None
+    with suppress(*DAMAGE), quiet_tifffile(), TiffFile(path) as tiff:
+        odd = next(filter(None, (_odd(page) for page in _scans(tiff))), None)
+    if odd is not None:
+        raise OtherReaderError(f"it does not read {odd} as the file means it")
+
+
+def _scans(tiff: "TiffFile") -> Iterator[Any]:
+    """Yield the first page and those that are tiled: not labels and overviews, whose tags do not matter."""
+    for number, page in enumerate(tiff.pages):
+        frame: Any = page.keyframe
+        if number == 0 or frame.is_tiled:
+            yield frame
+
+
+def _odd(page: Any) -> str | None:
+    """Return the tag of a page that OpenSlide does not heed, or None."""
+    orientation = int(page.tags.valueof("Orientation", default=1))
+    if orientation != 1:
+        return f"Orientation {orientation}"
+    if page.extrasamples:
+        return f"ExtraSamples {[int(kind) for kind in page.extrasamples]}"
+    return None if page.bitspersample == 8 else f"BitsPerSample {page.bitspersample}"
 
 
 def _open(path: Path) -> "OpenSlide":

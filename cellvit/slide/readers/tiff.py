@@ -8,7 +8,8 @@ together from them (:class:`TiffSlide`).
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cellvit.errors import ImageError
-from cellvit.io.images import DAMAGE, Rgb8, channels_last, one_line, to_rgb
+from cellvit.io.images import DAMAGE, Rgb8, channels_last, one_line
+from cellvit.io.pixels import Samples, tiff_samples
 from cellvit.io.resolution import StatedResolution
+from cellvit.io.scenes import Scene, SceneName, choose_scene, is_smaller, tiff_scenes
 from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile, tiff_resolution
 from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, Size, SlideReader
 
@@ -31,10 +34,10 @@ CACHE_BYTES = 2**28
 MAX_CHUNK_BYTES = 2**30
 """Largest strip or tile, decoded."""
 
-_MIN_RATIO = 1.2  # between the sides of two levels
 _LOCKS = 64
 _PATCH = 32  # side of the places at which an uncertain level is compared with the full image
 _SAME_GREY = 8.0  # mean difference of grey values that compression and another way of shrinking can make
+_SAMPLE_CHUNKS = 16  # looked at to find out how many bits count and whether there is anything but transparency
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class TiffLevel:
         pages: The page, or one page per colour.
         size: ``(width, height)``.
         chunk: ``(width, height)`` of a strip or tile.
+        samples: What the samples of a pixel are.
         mapped: The pixels as they lie in the file ``(H, W, C)``, where they are one piece without compression.
         certain: Whether the file says that this is a level; else only the size says so.
     """
@@ -52,6 +56,7 @@ class TiffLevel:
     pages: tuple[Any, ...]
     size: Size
     chunk: Size
+    samples: Samples
     mapped: NDArray[Any] | None = None
     certain: bool = True
 
@@ -79,7 +84,17 @@ class TiffLevel:
         )
 
     def decode(self, column: int, row: int, read: Callable[[int, int], bytes]) -> Rgb8:
-        """Return one chunk ``(h, w, 3)``, cut off at the edge of the image; what the file leaves out is white.
+        """Return one chunk as 8-bit RGB ``(h, w, 3)``.
+
+        Args:
+            column: Number of the chunk in its row, from 0.
+            row: Number of its row, from 0.
+            read: Returns the bytes of the file from an offset on.
+        """
+        return self.samples.rgb(self.stored(column, row, read))
+
+    def stored(self, column: int, row: int, read: Callable[[int, int], bytes]) -> NDArray[Any]:
+        """Return one chunk ``(h, w, C)``, cut off at the edge of the image; what the file leaves out is white.
 
         Args:
             column: Number of the chunk in its row, from 0.
@@ -100,54 +115,49 @@ class TiffLevel:
                 pixels = keyframe.decode(encoded, index, jpegtables=tables)[0]
                 if pixels is None:
                     shape = (height, width, 1 if self.planes > 1 else keyframe.samplesperpixel)
-                    planes.append(np.full(shape, np.iinfo(keyframe.dtype).max, keyframe.dtype))
+                    white = np.iinfo(keyframe.dtype).max if self.samples.white is None else self.samples.white
+                    planes.append(np.full(shape, white, keyframe.dtype))
                 else:
                     planes.append(pixels[0, :height, :width])
         pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-        return to_rgb(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def tiff_levels(tiff: "TiffFile") -> list[TiffLevel]:
-    """Return the levels of the first image of a file, full resolution first.
+def tiff_levels(tiff: "TiffFile", scene: Scene) -> list[TiffLevel]:
+    """Return the levels of an image of a file, full resolution first.
 
     Levels are what tifffile knows as a pyramid, pages marked as reduced, and (not certain) further images of an
     OME-TIFF that have the same proportions.
 
     Args:
         tiff: An open file.
+        scene: The image.
 
     Raises:
         ImageError: If the image is a stack.
         OtherReaderError: If its pixels are of a kind that is left to the readers of whole images.
     """
-    first = tiff.series[0]
-    levels = {(full := _level(first, tiff)).size: full}
-    marked = [series for series in tiff.series[1:] if series.keyframe.is_reduced and not tiff.is_svs]
-    for series in [*first.levels[1:], *marked]:
-        if _is_smaller(series, full.size):
+    levels = {(full := _level(scene.levels[0], tiff)).size: full}
+    others = [other for other in tiff_scenes(tiff) if other.index != scene.index]
+    marked = [image for other in others if other.reduced and not tiff.is_svs for image in other.levels]
+    for series in [*scene.levels[1:], *marked]:
+        if is_smaller(_size(series), full.size):
             level = _level(series, tiff)
             levels.setdefault(level.size, level)
     if len(levels) == 1 and tiff.is_ome:
-        for series in tiff.series[1:]:
-            if _is_smaller(series, full.size):
-                level = _level(series, tiff, certain=False)
+        for other in others:
+            if is_smaller(other.size, full.size):
+                level = _level(other.levels[0], tiff, certain=False)
                 levels.setdefault(level.size, level)
     return sorted(levels.values(), key=lambda level: -level.size[0] * level.size[1])
 
 
-def _is_smaller(series: Any, full: Size) -> bool:
-    """Tell whether a series has the proportions of an image and is smaller; labels and pictures of a slide have not."""
-    width, height = series.keyframe.imagewidth, series.keyframe.imagelength
-    if full[0] < _MIN_RATIO * width or full[1] < _MIN_RATIO * height:
-        return False
-    # both sides were rounded to pixels: the ratios agree within what a pixel more or less makes
-    low = max(full[0] / (width + 1), full[1] / (height + 1))
-    high = min(full[0] / max(width - 1, 0.5), full[1] / max(height - 1, 0.5))
-    return bool(low <= high)
+def _size(series: Any) -> Size:
+    return series.keyframe.imagewidth, series.keyframe.imagelength
 
 
 def _level(series: Any, tiff: "TiffFile", *, certain: bool = True) -> TiffLevel:
-    page, size = series.keyframe, (series.keyframe.imagewidth, series.keyframe.imagelength)
+    page, size = series.keyframe, _size(series)
     # an array of the shape without the memory: whether the axes are those of one image is decided in one place
     shape = channels_last(np.broadcast_to(np.uint8(0), series.shape), series.axes).shape
     pages: Sequence[Any] = list(series.pages)
@@ -157,10 +167,11 @@ def _level(series: Any, tiff: "TiffFile", *, certain: bool = True) -> TiffLevel:
     _require_simple(page)
     if any(p is None or p.parent is not tiff for p in pages):
         raise OtherReaderError("its pixels lie in several files")
+    samples = tiff_samples(tiff, page, 1 if len(shape) == 2 else shape[2])[0]
     if len(pages) == 1 and page.is_memmappable:
-        return TiffLevel(tuple(pages), size, size, mapped=_mapped(page), certain=certain)
+        return TiffLevel(tuple(pages), size, size, samples, mapped=_mapped(page), certain=certain)
     chunk = (page.tilewidth, page.tilelength) if page.is_tiled else (size[0], min(page.rowsperstrip, size[1]))
-    return TiffLevel(tuple(pages), size, chunk, certain=certain)
+    return TiffLevel(tuple(pages), size, chunk, samples, certain=certain)
 
 
 def _require_simple(page: Any) -> None:
@@ -250,14 +261,17 @@ class TiffSlide(SlideReader):
 
     Args:
         path: A TIFF file.
+        scene: Number, from 0, or name of the image to read; None is the largest.
 
     Raises:
         OtherReaderError: If it is not a TIFF, or one with unusual pixels that another reader may know.
-        ImageError: If no reader can help: a stack, a file that is cut short, strips that are too large.
+        ImageError: If no reader can help: a stack, a file that is cut short, strips that are too large; if the file
+            holds several images of full size and ``scene`` chooses none.
     """
 
     reader = "tiff"
     priority = 20
+    scenes = True
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
@@ -278,13 +292,12 @@ class TiffSlide(SlideReader):
         from tifffile import TiffFile
 
         with quiet_tifffile(), TiffFile(path) as tiff:
-            series = tiff.series[0]
-            page = series.keyframe
-            reduced = any(other.keyframe.is_reduced for other in tiff.series[1:])
-            pixels = page.imagewidth * page.imagelength
-            return bool(page.is_tiled or len(series.levels) > 1 or reduced or pixels > LARGE)
+            scenes = tiff_scenes(tiff)
+            largest = max(scenes, key=lambda scene: scene.area)
+            reduced = any(scene.reduced for scene in scenes if scene is not largest)
+            return bool(largest.page.is_tiled or len(largest.levels) > 1 or reduced or largest.area > LARGE)
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, scene: SceneName | None = None) -> None:
         from tifffile import TiffFile
 
         try:
@@ -294,12 +307,14 @@ class TiffSlide(SlideReader):
             raise OtherReaderError(one_line(error)) from error
         try:
             with quiet_tifffile():
-                levels = tiff_levels(self._tiff)
+                chosen, remarks = choose_scene(tiff_scenes(self._tiff), scene)
+                levels = tiff_levels(self._tiff, chosen)
                 super().__init__(
                     path,
                     level_sizes=tuple(level.size for level in levels),
-                    resolution=_resolution(self._tiff),
-                    properties=_properties(self._tiff),
+                    resolution=_resolution(self._tiff, chosen),
+                    properties=_properties(self._tiff, chosen),
+                    warnings=[*remarks, *_dropped(self._tiff, levels[0])],
                 )
             _require_readable(path, levels)
             self._file = path.open("rb")
@@ -310,8 +325,9 @@ class TiffSlide(SlideReader):
             raise
         self._levels, self._file_lock = levels, threading.Lock()
         self._cache = ChunkCache(CACHE_BYTES, largest=MAX_CHUNK_BYTES)
-        self._try_first_chunk()
-        self._levels = [level for i, level in enumerate(levels) if level.certain or self._shows_the_same(i)]
+        self._try_chunks()
+        self._judge_samples()
+        self._levels = [level for i, level in enumerate(self._levels) if level.certain or self._shows_the_same(i)]
         self.level_sizes = tuple(level.size for level in self._levels)
         self._cache.clear()  # the numbers of the levels may have changed
 
@@ -327,7 +343,7 @@ class TiffSlide(SlideReader):
         image = self._levels[level]
         if image.mapped is not None:
             part = image.mapped[y : y + height, x : x + width]
-            return to_rgb(np.array(part, dtype=part.dtype.newbyteorder("=")))
+            return image.samples.rgb(np.array(part, dtype=part.dtype.newbyteorder("=")))
         region = np.empty((height, width, 3), np.uint8)
         columns = range(x // image.chunk[0], -(-(x + width) // image.chunk[0]))
         rows = range(y // image.chunk[1], -(-(y + height) // image.chunk[1]))
@@ -357,29 +373,74 @@ class TiffSlide(SlideReader):
             raise EOFError("the file ends before")
         return found
 
-    def _try_first_chunk(self) -> None:
-        """Find out at once whether the compression is one that can be read."""
-        try:
-            if self._levels[0].mapped is None:
-                self._chunk(0, 0, 0)
-        except ImageError as error:
+    def _try_chunks(self) -> None:
+        """Find out at once whether the compression is one that can be read; a few pieces may be damaged."""
+        if self._levels[0].mapped is not None:
+            return
+        first: ImageError | None = None
+        for column, row in _spread(self._levels[0].grid, 5):
+            try:
+                self._chunk(0, column, row)
+            except ImageError as error:
+                first = first or error
+            else:
+                return
+        if first is not None:
             self.close()
-            raise OtherReaderError(one_line(error.__cause__)) from error
+            raise OtherReaderError(one_line(first.__cause__)) from first
+
+    def _judge_samples(self) -> None:
+        """Find out what the file does not say: how many of 16 bits count; and tell where all is transparent."""
+        level = self._levels[0]
+        if level.samples.alpha is None and level.pages[0].keyframe.dtype != np.uint16:
+            return
+        samples, remarks = level.samples.judged(self._some_samples(level))
+        self.warnings = (*self.warnings, *remarks)
+        self._levels = [replace(each, samples=replace(each.samples, white=samples.white)) for each in self._levels]
+        self._cache.clear()
+
+    def _some_samples(self, level: TiffLevel) -> NDArray[Any]:
+        """Return pixels ``(N, 1, C)`` as they are stored, from places all over the image; damaged ones are left out."""
+        if level.mapped is not None:
+            step = max(1, round((level.size[0] * level.size[1] / 2**20) ** 0.5))
+            return np.asarray(level.mapped[::step, ::step]).reshape(-1, 1, level.samples.count)
+        found = [np.empty((0, 1, level.samples.count), level.pages[0].keyframe.dtype)]
+        for column, row in _spread(level.grid, _SAMPLE_CHUNKS):
+            with suppress(*DAMAGE):
+                found.append(level.stored(column, row, self._bytes).reshape(-1, 1, level.samples.count))
+        return np.concatenate(found)
 
     def _shows_the_same(self, level: int) -> bool:
         """Tell whether a level looks like the full image, at nine places; another scan may have its proportions."""
         (full_width, full_height), (width, height) = self.level_sizes[0], self.level_sizes[level]
         side = min(_PATCH, width, height)
         ratio = (full_width / width, full_height / height)
+        compared = 0
         for i in range(9):
             x, y = (width - side) * (i % 3) // 2, (height - side) * (i // 3) // 2
-            part = Image.fromarray(self.read_region(x, y, side, side, level=level))
             full = [round(value) for value in (x * ratio[0], y * ratio[1], side * ratio[0], side * ratio[1])]
-            whole = Image.fromarray(self.read_region(full[0], full[1], full[2], full[3]))
+            try:
+                part = Image.fromarray(self.read_region(x, y, side, side, level=level))
+                whole = Image.fromarray(self.read_region(full[0], full[1], full[2], full[3]))
+            except ImageError:  # damage in one of the two says nothing about the other places
+                continue
+            compared += 1
             small = [np.asarray(p.resize((8, 8), Image.Resampling.BOX), np.int16) for p in (part, whole)]
             if np.abs(small[0] - small[1]).mean() > _SAME_GREY:
                 return False
-        return True
+        return compared > 0
+
+
+def _spread(grid: Size, count: int) -> list[tuple[int, int]]:
+    """Return the first piece of a grid, the last, and some between, each once.
+
+    Args:
+        grid: ``(columns, rows)``.
+        count: How many, at most.
+    """
+    total = grid[0] * grid[1]
+    numbers = dict.fromkeys(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
+    return [(number % grid[0], number // grid[0]) for number in numbers]
 
 
 def _require_readable(path: Path, levels: list[TiffLevel]) -> None:
@@ -397,17 +458,23 @@ def _require_readable(path: Path, levels: list[TiffLevel]) -> None:
             )
 
 
-def _properties(tiff: "TiffFile") -> dict[str, str]:
-    page = tiff.series[0].keyframe
+def _dropped(tiff: "TiffFile", level: TiffLevel) -> list[str]:
+    return tiff_samples(tiff, level.pages[0].keyframe, level.samples.count)[1]
+
+
+def _properties(tiff: "TiffFile", scene: Scene) -> dict[str, str]:
+    page = scene.page
+    images = len(tiff_scenes(tiff))
     return {
-        "tiff.kind": str(tiff.series[0].kind),
+        "tiff.kind": str(scene.levels[0].kind),
         "tiff.compression": str(getattr(page.compression, "name", "unknown")),
+        **({"tiff.scene": f"{scene} of {images} images"} if images > 1 else {}),
     }
 
 
-def _resolution(tiff: "TiffFile") -> StatedResolution:
-    """Return what a file states, or nothing where its head cannot be understood."""
+def _resolution(tiff: "TiffFile", scene: Scene) -> StatedResolution:
+    """Return what a file states about one of its images, or nothing where its head cannot be understood."""
     try:
-        return tiff_resolution(tiff)
+        return tiff_resolution(tiff, series=scene.series, levels=scene.levels)
     except DAMAGE:
         return StatedResolution()

@@ -1,0 +1,176 @@
+"""Which image of a TIFF is meant: overviews, labels, smaller levels and several scenes may lie in one file."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cellvit.errors import ImageError
+
+if TYPE_CHECKING:  # the library is loaded when the first file is read
+    from tifffile import TiffFile
+
+SceneName = int | str
+"""How an image of a file is chosen: its number in the file from 0, or its name."""
+
+MIN_RATIO = 1.2
+"""Between the sides of two levels of a pyramid, at least."""
+
+_FULL = 0.5  # share of the largest image's area from which another image is a scene as well
+_NOTABLE = 0.05  # share from which another image is told
+_SHOWN = 8
+_REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType
+_COMPANION = re.compile(r"^\s*(label|macro|overview|thumbnail|barcode|preview|slide ?preview)\b", re.I | re.M)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image of a file.
+
+    Attributes:
+        index: Its number in the file, from 0.
+        name: What the file calls it; may be empty.
+        series: Number of the series of tifffile it belongs to.
+        levels: The image in all its sizes, as series of tifffile, the largest first.
+        companion: Whether the file says that it is a label, an overview, a mask or the like.
+        reduced: Whether the file says that it is a smaller copy of another image.
+    """
+
+    index: int
+    name: str
+    series: int
+    levels: tuple[Any, ...]
+    companion: bool
+    reduced: bool
+
+    @property
+    def page(self) -> Any:
+        """First page of its largest size."""
+        return self.levels[0].keyframe
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(width, height)``."""
+        return self.page.imagewidth, self.page.imagelength
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return self.size[0] * self.size[1]
+
+    def __str__(self) -> str:
+        """Return number, name and size."""
+        name = f" {self.name!r}" if self.name else ""
+        return f"{self.index}{name} ({self.size[0]} x {self.size[1]} px)"
+
+
+def tiff_scenes(tiff: "TiffFile") -> list[Scene]:
+    """Return every image of a file in its order. Pages of one size that no metadata join are images of their own.
+
+    Args:
+        tiff: An open file.
+    """
+    scenes: list[Scene] = []
+    for number, series in enumerate(tiff.series):
+        for image in _apart(series, tiff):
+            levels = tuple(sorted(image.levels, key=_area, reverse=True))
+            page = levels[0].keyframe
+            name = str(image.name or page.tags.valueof("PageName") or "").strip()
+            kind = int(page.subfiletype or 0)
+            companion = bool(kind & _MASK or _COMPANION.search(f"{name}\n{page.description[:2000]}"))
+            scenes.append(Scene(len(scenes), name, number, levels, companion, bool(kind & _REDUCED)))
+    return scenes
+
+
+def choose_scene(scenes: Sequence[Scene], wanted: SceneName | None = None) -> tuple[Scene, list[str]]:
+    """Return the image that is meant, and one sentence per image of some size that is not read.
+
+    Without ``wanted`` it is the largest one, wherever it lies. Of several that are large, none is the right one.
+
+    Args:
+        scenes: From :func:`tiff_scenes`.
+        wanted: Number or name of the image, or None.
+
+    Raises:
+        ImageError: If there is no such image, or several are of full size and none is chosen.
+    """
+    if wanted is not None:
+        return _named(scenes, wanted), []
+    largest = max(scenes, key=lambda scene: (scene.area, -scene.index))
+    others = [
+        scene
+        for scene in scenes
+        if scene is not largest
+        and not (scene.reduced or scene.companion)
+        and not is_smaller(scene.size, largest.size)
+        and scene.area >= _NOTABLE * largest.area
+    ]
+    full = [largest, *(scene for scene in others if scene.area >= _FULL * largest.area)]
+    if len(full) > 1:
+        raise ImageError(
+            f"the file holds several images of full size: {_listed(full)}; choose one by its number or its name, "
+            f"such as scene={full[0].index}"
+        )
+    first = scenes[0]
+    if first is not largest and not first.reduced and first not in others:
+        others = [first, *others]
+    if not others:
+        return largest, []
+    return largest, [
+        f"of the {len(scenes)} images of the file the largest is read, {largest}, and not {_listed(others)}; "
+        f"another is chosen by its number or its name, such as scene={others[0].index}"
+    ]
+
+
+def is_smaller(size: tuple[int, int], full: tuple[int, int]) -> bool:
+    """Tell whether a size has the proportions of an image and is smaller; labels and pictures of a slide have not.
+
+    Args:
+        size: ``(width, height)``.
+        full: ``(width, height)`` of the image.
+
+    Example:
+        >>> [is_smaller(size, (1000, 801)) for size in ((500, 400), (500, 300), (990, 793))]
+        [True, False, False]
+    """
+    width, height = size
+    if full[0] < MIN_RATIO * width or full[1] < MIN_RATIO * height:
+        return False
+    # both sides were rounded to pixels: the ratios agree within what a pixel more or less makes
+    low = max(full[0] / (width + 1), full[1] / (height + 1))
+    high = min(full[0] / max(width - 1, 0.5), full[1] / max(height - 1, 0.5))
+    return bool(low <= high)
+
+
+def _named(scenes: Sequence[Scene], wanted: SceneName) -> Scene:
+    text = str(wanted).strip()
+    found = [scene for scene in scenes if scene.name == text] or [
+        scene for scene in scenes if scene.name.casefold() == text.casefold()
+    ]
+    if isinstance(wanted, int) or not found:
+        found = [scene for scene in scenes if str(scene.index) == text]
+    if len(found) != 1:
+        why = "is the name of several images" if found else "is not among the images"
+        raise ImageError(f"scene {wanted!r} {why} of the file: {_listed(scenes)}; choose one by its number")
+    return found[0]
+
+
+def _listed(scenes: Sequence[Scene]) -> str:
+    more = f" and {len(scenes) - _SHOWN} more" if len(scenes) > _SHOWN else ""
+    return ", ".join(str(scene) for scene in scenes[:_SHOWN]) + more
+
+
+def _area(series: Any) -> int:
+    return int(series.keyframe.imagewidth) * int(series.keyframe.imagelength)
+
+
+def _apart(series: Any, tiff: "TiffFile") -> Iterator[Any]:
+    """Yield a series, or each of its pages where only their equal size made them one."""
+    if series.kind != "generic" or series.axes[:1] != "I" or len(series.pages) != series.shape[0]:
+        yield series
+        return
+    from tifffile import TiffPageSeries
+
+    for page in series.pages:
+        frame = page.keyframe
+        yield TiffPageSeries([page], shape=frame.shape, dtype=frame.dtype, axes=frame.axes, parent=tiff, kind="generic")

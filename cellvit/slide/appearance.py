@@ -7,7 +7,7 @@ from cellvit.io.images import Rgb8
 _BLACK = 40  # brightest channel; a picture whose brightest pixels are below is nearly black
 _DARK = 60  # brightest channel of the dark ground of fluorescence
 _GROUND = 0.5
-_MIDDLE = 120  # brightest channel; a picture of which half is brighter has no dark ground, not even a hazy one
+_HAZE = 120  # brightest channel; a picture of which 70 % are brighter has no dark ground, not even a hazy one
 _STAIN = 8  # by which red and blue exceed green in tissue stained with H&E
 _STAINED = 0.03
 _BRIGHT = 170
@@ -45,10 +45,11 @@ def appearance_remarks(picture: Rgb8) -> list[str]:
     dark = highest < _DARK
     tinted = np.minimum(pixels[:, 0], pixels[:, 2]).astype(np.int16) > green + _STAIN
     stained = (tinted & (green > 0.4 * highest) & ~dark).sum() / max(1, (~dark).sum())
-    ground, middle = float(dark.mean()), float(np.median(highest))
-    if stained >= _STAINED or middle >= _MIDDLE or (ground <= _GROUND and (lowest > _BRIGHT).mean() >= _LIT):
+    ground, haze = float(dark.mean()), float(np.percentile(highest, 30))
+    if stained >= _STAINED or haze >= _HAZE or (ground <= _GROUND and (lowest > _BRIGHT).mean() >= _LIT):
         return []
     return [
-        f"the picture looks like fluorescence or dark field: half of it is darker than {middle + 1:.0f} of 255, and "
-        "hardly anything has the colours of H&E on bright ground, for which the models are made; look at it before you use the nuclei"
+        f"the picture looks like fluorescence or dark field: 30 % of it is darker than {haze + 1:.0f} of 255, and "
+        "hardly anything has the colours of H&E on bright ground, for which the models are made; look at it before "
+        "you use the nuclei"
     ]

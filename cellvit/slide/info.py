@@ -137,7 +137,7 @@ def info_of(slide: Slide) -> SlideInfo:
         mpp_place=str(getattr(slide, "stated_place", None) or ""),  # not every reader says where
         magnification=slide.stated_magnification,
         pixels=facts,
-        warnings=(*slide.warnings, *doubts),
+        warnings=(*getattr(slide, "warnings", ()), *doubts),
     )
 
 

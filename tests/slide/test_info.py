@@ -89,7 +89,7 @@ def test_images_of_pillow(tmp_path, mode, channels, bits, alpha):
     assert (info.reader, info.level_sizes, info.mpp) == ("pillow", ((9, 7),), None)
     facts = info.pixels
     assert (facts.kind, facts.channels, facts.bits, facts.alpha) == ("PNG", channels, bits, alpha)
-    assert "without mpp=0.25 that is assumed" in info.warnings[0]
+    assert "without mpp=0.25 that is assumed" in info.warnings[-1]
 
 
 def test_a_slide_without_resolution_and_what_a_reader_says_more(tmp_path):

@@ -396,7 +396,13 @@ class TiffSlide(SlideReader):
             return
         samples, remarks = level.samples.judged(self._some_samples(level))
         self.warnings = (*self.warnings, *remarks)
-        self._levels = [replace(each, samples=replace(each.samples, white=samples.white)) for each in self._levels]
+        dtype = level.pages[0].keyframe.dtype  # an overview of other bits keeps its own white
+        self._levels = [
+            replace(each, samples=replace(each.samples, white=samples.white))
+            if each.pages[0].keyframe.dtype == dtype
+            else each
+            for each in self._levels
+        ]
         self._cache.clear()
 
     def _some_samples(self, level: TiffLevel) -> NDArray[Any]:

@@ -39,6 +39,7 @@ class Decoder(Configurable, nn.Module, ABC):
 
 
 OWN = {
+    "pyramid": "pyramid",
     "subpixel": "subpixel",
     "unetr": "unetr",
 }

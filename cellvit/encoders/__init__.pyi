@@ -1,5 +1,6 @@
 from .base import ENCODERS as ENCODERS
 from .base import Encoder as Encoder
+from .efficientnet import EfficientNetLiteEncoder as EfficientNetLiteEncoder
 from .foundation import FOUNDATION as FOUNDATION
 from .foundation import FoundationEncoder as FoundationEncoder
 from .foundation import FoundationModel as FoundationModel

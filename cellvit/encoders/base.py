@@ -79,6 +79,7 @@ OWN = {
     **dict.fromkeys(("sam-b", "sam-l", "sam-h"), "sam"),
     **dict.fromkeys(("uni", "uni2-h", "virchow2", "h-optimus-0", "h0-mini"), "foundation"),
     **dict.fromkeys(("phikon", "phikon-v2", "prov-gigapath"), "foundation"),
+    "efficientnet-lite": "efficientnet",
     "hybrid": "hybrid",
     "lora": "lora",
     "timm": "timm",

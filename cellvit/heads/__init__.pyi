@@ -3,6 +3,7 @@ from .base import Head as Head
 from .base import HeadSizes as HeadSizes
 from .base import MapHead as MapHead
 from .binary import BinaryHead as BinaryHead
+from .forgiving_binary import ForgivingBinaryHead as ForgivingBinaryHead
 from .hv import HVHead as HVHead
 from .nuclei_type import NucleiTypeHead as NucleiTypeHead
 from .star import ObjectProbabilityHead as ObjectProbabilityHead

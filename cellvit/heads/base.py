@@ -135,6 +135,7 @@ class MapHead(Head):
 
 OWN = {
     "binary": "binary",
+    "binary-forgiving": "forgiving_binary",
     "hv": "hv",
     "nuclei-type": "nuclei_type",
     "object-probability": "star",

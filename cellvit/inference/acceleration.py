@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cellvit.encoders.depthwise import DepthwiseConv2d
 from cellvit.errors import ConfigError
 from cellvit.model.network import CellViTNetwork
 from cellvit.model.patching import MethodPatch, has_compiler
@@ -103,8 +104,9 @@ def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
     """Return a convolution with a batch norm in it; None unless both are plain, with statistics and without hooks."""
     if not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) or not isinstance(norm, nn.BatchNorm2d):
         return None
-    plain = type(conv) in (nn.Conv2d, nn.ConvTranspose2d) and type(norm) is nn.BatchNorm2d
-    fits = norm.running_mean is not None and norm.num_features == conv.out_channels and conv.groups == 1
+    plain = type(conv) in (nn.Conv2d, nn.ConvTranspose2d, DepthwiseConv2d) and type(norm) is nn.BatchNorm2d
+    fits = norm.running_mean is not None and norm.num_features == conv.out_channels
+    fits = fits and (conv.groups == 1 or isinstance(conv, nn.Conv2d))
     changed = any(_is_changed(m) or any(getattr(m, name, None) for name in _HOOKS) for m in (conv, norm))
     if changed or not (plain and fits):
         return None

@@ -43,3 +43,57 @@ class WarmupCosineLR(LambdaLR):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state made by :meth:`state_dict`."""
         self.__dict__.update(state_dict)
+
+
+class WarmupConstantLR(LambdaLR):
+    """Rises linearly over the first steps and stays; stepped every optimiser step.
+
+    Such a training may go on for as long as one likes, and an average of its weights may be taken at any time. Where an
+    end is decided on, a training that is resumed with ``cooldown_start`` falls linearly to ``final`` [1]; the function
+    is built from the configuration, not from the checkpoint.
+
+    Args:
+        optimizer: Whose learning rates are scaled.
+        warmup_steps: Steps that rise, from 0.
+        cooldown_start: Step at which the rate begins to fall; None is never.
+        cooldown_steps: Steps of the fall, from 1.
+        final: Last rate over the peak.
+
+    Raises:
+        ConfigError: If a number is out of range.
+
+    References:
+        [1] Hägele et al., Scaling laws and compute-optimal training beyond fixed training durations, NeurIPS 2024.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_steps: int = 500,
+        cooldown_start: int | None = None,
+        cooldown_steps: int = 2000,
+        final: float = 0.0,
+    ) -> None:
+        if warmup_steps < 0 or cooldown_steps < 1 or (cooldown_start is not None and cooldown_start < warmup_steps):
+            raise ConfigError(
+                f"warmup_steps {warmup_steps} must be at least 0, cooldown_start {cooldown_start} not before their end "
+                f"and cooldown_steps {cooldown_steps} at least 1"
+            )
+
+        def factor(step: int) -> float:
+            if step < warmup_steps:
+                return (step + 1) / (warmup_steps + 1)
+            if cooldown_start is None:
+                return 1.0
+            progress = min(1.0, max(0.0, (step - cooldown_start) / cooldown_steps))
+            return 1 + (final - 1) * progress
+
+        super().__init__(optimizer, factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state without the function, which is rebuilt from the configuration."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("optimizer", "lr_lambdas")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state made by :meth:`state_dict`."""
+        self.__dict__.update(state_dict)

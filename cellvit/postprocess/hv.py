@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cellvit.errors import ConfigError, DataError
 from cellvit.postprocess.base import POSTPROCESSORS, Postprocessor
 from cellvit.postprocess.measure import TypeRule, check_finite, nuclei_from_instances
+from cellvit.postprocess.selection import select_instances
 from cellvit.postprocess.watershed import marker_watershed
 from cellvit.types import (
     EMBEDDING_MAP,
@@ -29,6 +30,9 @@ MIN_COMPONENT_SIZE = 10
 
 EDGE_THRESHOLD = 0.4
 """Pixels whose edge strength reaches this belong to no marker."""
+
+PUBLISHED_THRESHOLD = 0.5
+"""Nucleus probability above which a pixel is foreground."""
 
 _OPENING = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
 
@@ -59,6 +63,10 @@ class HVPostprocessor(Postprocessor):
 
         type_rule: Rule that gives a nucleus its type: ``"majority"`` of its pixels, as published, or their ``"mean"``
             probability; see :func:`cellvit.postprocess.measure.nuclei_from_instances`.
+        threshold: Nucleus probability above which a pixel is foreground, in (0, 1); 0.5 is published.
+        min_size: Fewest pixels of a nucleus. Published are 10 pixels for a connected foreground and nothing for the
+            nuclei it is divided into; 0 leaves it at that.
+        min_prob: Smallest mean nucleus probability over the pixels of a nucleus, in [0, 1); 0, as published, keeps all.
 
     Raises:
         ConfigError: If an argument has another value.
@@ -79,7 +87,13 @@ class HVPostprocessor(Postprocessor):
         magnification: Literal[40, 20] = 40,
         normalisation: Normalisation = "tile",
         type_rule: TypeRule = "majority",
+        threshold: float = 0.5,
+        min_size: int = 0,
+        min_prob: float = 0.0,
     ) -> None:
+        if not (0 < threshold < 1 and min_size >= 0 and 0 <= min_prob < 1):
+            message = f"threshold {threshold}, min_size {min_size} and min_prob {min_prob} cannot work"
+            raise ConfigError(f"{message}; give a threshold in (0, 1), pixels from 0 and a probability in [0, 1)")
         if magnification not in _SCALES:
             message = (
                 f"magnification {magnification!r} has no published settings; use 40 or 20 "
@@ -91,8 +105,11 @@ class HVPostprocessor(Postprocessor):
         if type_rule not in get_args(TypeRule):
             raise ConfigError(f"type_rule {type_rule!r} is unknown; use 'majority' (published) or 'mean'")
         self.type_rule = type_rule
+        self.threshold, self.min_size, self.min_prob = threshold, min_size, min_prob
         if type_rule == "mean":
             self.takes_labels = frozenset({NUCLEI_BINARY_MAP})
+        if self._needs_prob():
+            self.takes_labels -= {NUCLEI_BINARY_MAP}
         self.magnification = magnification
         self.normalisation = normalisation
 
@@ -123,14 +140,25 @@ class HVPostprocessor(Postprocessor):
         """
         self.check_maps(maps)
         foreground, prob = _read_binary(np.asarray(maps[NUCLEI_BINARY_MAP]))
+        if prob is None and self._needs_prob():
+            message = f"{NUCLEI_BINARY_MAP} holds labels, but threshold {self.threshold} and min_prob {self.min_prob}"
+            raise DataError(f"{message} need probabilities; give those, (2, H, W)")
+        if prob is not None and self.threshold != PUBLISHED_THRESHOLD:
+            foreground = (prob > self.threshold).view(np.uint8)
         hv_map = _read_hv(np.asarray(maps[HV_MAP]), foreground.shape)
+        instances = self.separate(foreground, hv_map)
+        if self.min_size or self.min_prob:
+            instances = select_instances(instances, prob, min_size=self.min_size, min_prob=self.min_prob)
         return nuclei_from_instances(
-            self.separate(foreground, hv_map),
+            instances,
             type_map=maps.get(NUCLEI_TYPE_MAP),
             nucleus_prob=prob,
             embedding_map=maps.get(EMBEDDING_MAP),
             type_rule=self.type_rule,
         )
+
+    def _needs_prob(self) -> bool:
+        return self.threshold != PUBLISHED_THRESHOLD or self.min_prob > 0
 
     def separate(self, foreground: Mask, hv_map: FloatMap) -> IntMap:
         """Return the instance map of a foreground.

@@ -150,3 +150,13 @@ def test_unknown_variant_is_refused():
 def test_tissue_head_without_tissues_is_refused():
     with pytest.raises(ConfigError, match="num_tissue_classes"):
         TissueHead(HeadSizes(4, 5, 3, 0))
+
+
+def test_losses_of_types_may_look_at_fewer_pixels():
+    batch, logits = make_batch(), torch.randn(2, 3, 16, 24)
+    few = {key: value[..., ::2, ::2] if key == "nuclei_type_map" else value for key, value in batch.items()}
+    found = NucleiTypeHead(SIZES, loss_stride=2).loss_terms(logits, batch)
+    expected = NucleiTypeHead(SIZES).loss_terms(logits[..., ::2, ::2], few)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ConfigError, match="loss_stride"):
+        NucleiTypeHead(SIZES, loss_stride=0)

@@ -321,6 +321,17 @@ def test_compiled_training_learns_the_same():
     assert all("losses" not in vars(head) for head in compiled.heads.children())
 
 
+@TRACING
+def test_only_the_parts_that_are_asked_for_are_compiled():
+    backend = Counting()
+    model = train([CompiledTraining(backend=backend, parts=["losses"])])
+    graphs = len(backend.compiled)
+    assert len(model.heads) <= graphs
+    assert not any("convolution" in str(node.target) for graph in backend.compiled for node in graph.graph.nodes)
+    with pytest.raises(ConfigError, match=r"\['loss'\] cannot be compiled; choose from encoder, decoder and losses"):
+        CompiledTraining(parts=["decoder", "loss"])
+
+
 class Copying(L.Callback):
     """Copies the model while it is trained, and then stops the training with an error."""
 

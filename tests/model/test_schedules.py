@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cellvit.errors import ConfigError
-from cellvit.model.schedules import WarmupCosineLR
+from cellvit.model.schedules import WarmupConstantLR, WarmupCosineLR
 
 
 def rates(steps, **settings):
@@ -48,3 +48,43 @@ def test_state_survives_a_round_trip_as_plain_data(tmp_path):
 def test_impossible_schedules_are_refused(settings):
     with pytest.raises(ConfigError, match="total_steps"):
         rates(1, **settings)
+
+
+def constant_rates(steps, **settings):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = WarmupConstantLR(optimizer, **settings)
+    result = []
+    for _ in range(steps):
+        result.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return result
+
+
+def test_constant_rises_stays_and_falls_where_asked():
+    assert constant_rates(8, warmup_steps=3) == pytest.approx([0.5, 1.0, 1.5, 2, 2, 2, 2, 2])
+    found = constant_rates(9, warmup_steps=0, cooldown_start=2, cooldown_steps=4, final=0.2)
+    assert found == pytest.approx([2, 2, 2, 1.6, 1.2, 0.8, 0.4, 0.4, 0.4])
+
+
+def test_a_resumed_training_may_begin_to_fall():
+    first = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = WarmupConstantLR(first, warmup_steps=1)
+    for _ in range(5):
+        first.step()
+        scheduler.step()
+    second = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    again = WarmupConstantLR(second, warmup_steps=1, cooldown_start=5, cooldown_steps=2)
+    again.load_state_dict(scheduler.state_dict())
+    for expected in (1.0, 0.0, 0.0):
+        second.step()
+        again.step()
+        assert second.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"warmup_steps": -1}, {"cooldown_steps": 0}, {"warmup_steps": 9, "cooldown_start": 8}]
+)
+def test_impossible_constant_schedules_are_refused(settings):
+    with pytest.raises(ConfigError, match="warmup_steps"):
+        constant_rates(1, **settings)

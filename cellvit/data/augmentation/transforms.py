@@ -1,7 +1,7 @@
 """Augmentation as plain data, on albumentations 2.
 
 A configuration maps names to parameters, ``{"blur": {"p": 0.3}}``: what is listed is switched on, what is left out
-of the parameters keeps the published value (or ours, for the three that are not published). Normalisation is not
+of the parameters keeps the published value (or ours, for those that are not published). Normalisation is not
 here, it is part of the model.
 """
 
@@ -22,6 +22,7 @@ import albumentations as A
 
 from cellvit.data.augmentation.appearance import GaussianNoise, HedJitter, LowerResolution, Superpixels
 from cellvit.data.augmentation.elastic import ElasticAffine
+from cellvit.data.augmentation.stains import Jpeg, StainMix
 
 AugmentationConfig = Mapping[str, Mapping[str, Any]]
 
@@ -169,6 +170,16 @@ def _resolution(size: int, *, p: float = 0.25, scale: tuple[float, float] = (0.4
     return LowerResolution(scale=scale, p=p)
 
 
+def _stain_mix(size: int, *, p: float = 0.5, strength: float = 1.0, spread: float = 1.0) -> StainMix:
+    """Move the colours of the tissue towards those of another laboratory (not published)."""
+    return StainMix(strength=strength, spread=spread, p=p)
+
+
+def _jpeg(size: int, *, p: float = 0.3, quality: tuple[int, int] = (30, 90)) -> Jpeg:
+    """Compress the patch as JPEG (not published)."""
+    return Jpeg(quality=quality, p=p)
+
+
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "rotate90": _rotate90,
     "horizontal_flip": _horizontal_flip,
@@ -184,9 +195,11 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "scale": _scale,
     "hed_jitter": _hed_jitter,
     "resolution": _resolution,
+    "stain_mix": _stain_mix,
+    "jpeg": _jpeg,
 }
 
-_OURS = ("scale", "hed_jitter", "resolution")
+_OURS = ("scale", "hed_jitter", "resolution", "stain_mix", "jpeg")
 
 
 def _defaults(name: str) -> Mapping[str, Any]:

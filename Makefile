@@ -35,7 +35,7 @@ test: $(DOCS_STAMP) ## Set up and run every check: lint, types, unit tests and d
 	@$(MAKE) --no-print-directory lint typecheck unit docs
 	$(call say,all checks passed)
 
-quick: lint ## Check style and run the quick tests, the quick half, in minutes on two cores
+quick: lint ## Check style and run the quick half of the tests
 	$(call say,pytest: quick tests)
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -m "not gpu and not slow" $(QUICK)
 

@@ -45,7 +45,8 @@ class SlideFacts:
     @property
     def name(self) -> str:
         """Return how the model is called."""
-        return type(self.model).__name__ if self.model_name is None else str(self.model_name)
+        # a loaded model and one in training differ in class, not in what they find
+        return type(self.model).__name__.removesuffix("Network") if self.model_name is None else str(self.model_name)
 
     def metadata(self) -> dict[str, Any]:
         """Return the facts that go into the heads of files; nothing that differs between two runs."""

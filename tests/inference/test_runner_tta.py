@@ -61,15 +61,15 @@ def network(model):
 @pytest.fixture
 def counted(monkeypatch):
     """Return a list that grows with every image that goes through a network."""
-    from cellvit.model.cellvit import CellViT
+    from cellvit.model.network import CellViTNetwork
 
-    seen, predict = [], CellViT.predict_maps
+    seen, predict = [], CellViTNetwork.predict_maps
 
     def count(self, image):
         seen.append(tuple(image.shape[-2:]))
         return predict(self, image)
 
-    monkeypatch.setattr(CellViT, "predict_maps", count)
+    monkeypatch.setattr(CellViTNetwork, "predict_maps", count)
     return seen
 
 

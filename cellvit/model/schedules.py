@@ -9,7 +9,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from cellvit.errors import ConfigError
 
 
-class WarmupCosineLR(LambdaLR):
+class _RebuiltLR(LambdaLR):
+    """A schedule whose function is rebuilt from the configuration, so that no checkpoint holds it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state without the function, which is rebuilt from the configuration."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("optimizer", "lr_lambdas")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state made by :meth:`state_dict`."""
+        self.__dict__.update(state_dict)
+
+
+class WarmupCosineLR(_RebuiltLR):
     """Rises linearly over the first steps, then falls along half a cosine; stepped every optimiser step.
 
     Args:
@@ -36,16 +48,8 @@ class WarmupCosineLR(LambdaLR):
 
         super().__init__(optimizer, factor)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state without the function, which is rebuilt from the configuration."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("optimizer", "lr_lambdas")}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state made by :meth:`state_dict`."""
-        self.__dict__.update(state_dict)
-
-
-class WarmupConstantLR(LambdaLR):
+class WarmupConstantLR(_RebuiltLR):
     """Rises linearly over the first steps and stays; stepped every optimiser step.
 
     Such a training may go on for as long as one likes, and an average of its weights may be taken at any time. Where an
@@ -89,11 +93,3 @@ class WarmupConstantLR(LambdaLR):
             return 1 + (final - 1) * progress
 
         super().__init__(optimizer, factor)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state without the function, which is rebuilt from the configuration."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("optimizer", "lr_lambdas")}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state made by :meth:`state_dict`."""
-        self.__dict__.update(state_dict)

@@ -1,4 +1,9 @@
-"""Names of the maps and the closed result types that every package shares."""
+"""Names of the maps and the closed result types that every package shares.
+
+Coordinates of nuclei have one frame everywhere: ``(x, y)`` from the top left corner of the image or of level 0 of a
+slide, pixel ``i`` covers ``[i, i + 1)``, so its centre is at ``i + 0.5``. Outlines follow the outer edges of pixels: the
+area that one encloses is the number of pixels of its nucleus, holes filled. Files say so by :data:`PIXEL_CORNERS`.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +33,9 @@ RADIAL_DISTANCES = "radial_distances"
 
 Fact = str | bool | int | float | None
 """A free fact about a model. Text stays text: a parser of YAML that may choose would split a licence at its colon."""
+
+PIXEL_CORNERS = "pixel-corners"
+"""Frame of coordinates: pixel ``i`` covers ``[i, i + 1)``. Files of this package state it as their ``frame``."""
 
 UNKNOWN_TYPE = -1
 """Type of a nucleus that its data set does not state; left out of the type losses."""
@@ -86,7 +94,7 @@ class Nucleus:
         type_prob: In [0, 1]; NaN where not known.
         centroid: ``(2,)`` float64, ``(x, y)`` centre of mass in pixels.
         bbox: ``(4,)`` float64, ``(xmin, ymin, xmax, ymax)``, half-open.
-        contour: ``(K, 2)`` float64, ``(x, y)``, open ring.
+        contour: ``(K, 2)`` float64, ``(x, y)``, open ring along the outer edges of pixels.
         embedding: ``(D,)`` float32, or None.
     """
 

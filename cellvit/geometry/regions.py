@@ -61,14 +61,13 @@ class Region:
         """Return which points lie inside.
 
         Args:
-            points: ``(N, 2)`` ``(x, y)`` in full-resolution pixels, where the centre of pixel ``i`` is at ``i``: half
-                a pixel from its edge, at which the polygons count.
+            points: ``(N, 2)`` ``(x, y)`` in full-resolution pixels.
 
         Returns:
-            ``(N,)``; so a rectangle around ``w`` pixels contains the centres of exactly these.
+            ``(N,)``; a rectangle around ``w`` pixels contains the centres of exactly these.
         """
         shapely.prepare(self.geometry)
-        x, y = np.asarray(points, np.float64).reshape(-1, 2).T + 0.5
+        x, y = np.asarray(points, np.float64).reshape(-1, 2).T
         return np.asarray(shapely.contains_xy(self.geometry, x, y))
 
     def mask(self, shape: tuple[int, int], bounds: tuple[float, float, float, float]) -> NDArray[np.bool_]:

@@ -136,7 +136,7 @@ class PatchLayout:
             clockwise from the top left corner if it comes within 64 px of an edge); the tile's corner, (row, column).
         """
         scale, shift = np.asarray(self.scale), np.asarray(self.shift, np.float64)
-        owner = self.grid.owner((nuclei.centroid - shift + 0.5) * scale - 0.5)
+        owner = self.grid.owner((nuclei.centroid - shift) * scale)
         row, column = np.divmod(owner, len(self.grid.columns.starts))
         corner = np.stack([self.grid.columns.starts[column], self.grid.rows.starts[row]], axis=1)
         local = (nuclei.bbox - np.tile(shift, 2)) * np.tile(scale, 2) - np.tile(corner, 2)

@@ -64,9 +64,8 @@ def segment_image(
         progress: Called after every batch with the number of tiles done and of all tiles.
 
     Returns:
-        The nuclei; ``centroid`` and contours in pixels of the given image, the centre of pixel ``i`` being at ``i``
-        (a resampled coordinate ``x`` is mapped back as ``(x + 0.5) / s - 0.5``); ``bbox`` half-open, pixel ``i``
-        covering ``[i, i + 1)``. No nuclei give zero rows with all columns present. ``label`` is 1..N.
+        The nuclei in pixels of the given image; pixel ``i`` covers ``[i, i + 1)``. No nuclei give zero rows with all
+        columns present. ``label`` is 1..N.
 
     Raises:
         ImageError: If the image is not of the forms above.

@@ -100,8 +100,7 @@ def _picture(image: NDArray[np.uint8], bounds: tuple[float, float, float, float]
     height, width = image.shape[:2]
     x, y, across, down = bounds or (0, 0, width, height)
     scale = moves.Scale([across / width, down / height], axes=("x", "y"))
-    # a picture's first pixel begins at 0 here, and the centre of the first pixel is at 0 for nuclei
-    shift = moves.Translation([x - 0.5, y - 0.5], axes=("x", "y"))
+    shift = moves.Translation([x, y], axes=("x", "y"))
     place = {"global": moves.Sequence([scale, shift])}
     channels = ["r", "g", "b"]
     return models.Image2DModel.parse(image, dims=("y", "x", "c"), c_coords=channels, transformations=place)

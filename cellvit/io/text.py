@@ -226,9 +226,8 @@ def _mean_points(points: Floats, offsets: NDArray[np.int64]) -> Floats:
 
 
 def _pixel_boxes(centroid: Sequence[Sequence[float] | None], points: Floats, offsets: NDArray[np.int64]) -> Floats:
-    """Return the half-open box of the pixels an outline runs through; of the centroid's pixel without outline."""
+    """Return the box around an outline; of the centroid's pixel without outline."""
     boxes = ring_bounds(points, offsets)
-    boxes[:, 2:] += 1
     for row in np.flatnonzero(np.isnan(boxes[:, 0])).tolist():
         x, y = np.floor(np.asarray(centroid[row], np.float64))
         boxes[row] = x, y, x + 1, y + 1

@@ -47,9 +47,8 @@ def both_mpp(mpp: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def onto_picture(nuclei: Nuclei, origin: tuple[int, ...], scale: tuple[float, float]) -> Nuclei:
-    """Return nuclei in the pixels of a picture; whole coordinates are the centres of pixels in both frames."""
-    shift = [(0.5 - o) * s - 0.5 for o, s in zip(origin, scale, strict=True)]
-    return nuclei.transform(scale=scale, shift=(shift[0], shift[1]))
+    """Return nuclei in the pixels of a picture."""
+    return nuclei.transform(scale=scale, shift=(-origin[0] * scale[0], -origin[1] * scale[1]))
 
 
 def count_into(
@@ -57,7 +56,7 @@ def count_into(
 ) -> None:
     """Add nuclei to the rasters of their types; those outside are left out."""
     height, width = shape[:2]
-    pixel = np.floor((nuclei.centroid + 0.5 - bounds[:2]) * scale)
+    pixel = np.floor((nuclei.centroid - bounds[:2]) * scale)
     inside = ((pixel >= 0) & (pixel < (width, height))).all(axis=1)
     col, row = pixel[inside].astype(np.int64).T
     kinds = nuclei.type[inside]

@@ -98,7 +98,7 @@ def _collect(stream: NucleiStream, windows: list[Bounds]) -> list[_Place]:
     places = []
     for window, parts in zip(windows, found, strict=True):
         nuclei = Nuclei.concatenate(parts) if parts else Nuclei.empty(classes=stream.classes)
-        offset = nuclei.centroid + 0.5 - window[:2]
+        offset = nuclei.centroid - window[:2]
         inside = ((offset >= 0) & (offset < window[2:])).all(axis=1)
         places.append(_Place(window, nuclei, np.asarray(inside)))
     return places

@@ -1,5 +1,6 @@
 """Pictures of nuclei: outlines in the colours of their types, with a legend beside the tissue, not over it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,7 @@ def draw_comparison(image: NDArray[np.uint8], target: Nuclei, pred: Nuclei, *, w
         entries = []
         if nuclei is not None:
             check_finite(nuclei)
-            # integer coordinates are pixel centres, which lie half a pixel inside
-            moved = nuclei.transform(scale=(factor, factor), shift=((factor - 1) / 2, (factor - 1) / 2))
+            moved = nuclei.transform(scale=(factor, factor))
             draw_onto(canvas, moved, line_width(canvas, moved) + (factor > 1))
             entries = legend_entries(nuclei)
         rows = [draw_legend([(None, title)], canvas.shape[1], size=size), canvas]
@@ -179,12 +179,13 @@ def draw_onto(canvas: Picture, nuclei: Nuclei, thickness: int) -> None:
     for kind in kinds[np.argsort(-counts, kind="stable")].tolist():
         part = nuclei.select(nuclei.type == kind)
         color = type_color(nuclei.classes, kind)
-        fixed = np.rint(np.clip(part.contour_points, -_REACH, _REACH) * 2**_SHIFT).astype(np.int32)
+        # OpenCV counts from the centre of the first pixel
+        fixed = np.rint(np.clip(part.contour_points - 0.5, -_REACH, _REACH) * 2**_SHIFT).astype(np.int32)
         outlines = [o for o in np.split(fixed, part.contour_offsets[1:-1]) if len(o)]
         if outlines:
             cv2.polylines(canvas, outlines, True, color, thickness, cv2.LINE_AA, _SHIFT)
         for x, y in np.clip(part.centroid[np.diff(part.contour_offsets) == 0], -_REACH, _REACH).tolist():
-            cv2.circle(canvas, (round(x), round(y)), _DOT, color, -1, cv2.LINE_AA)
+            cv2.circle(canvas, (math.floor(x), math.floor(y)), _DOT, color, -1, cv2.LINE_AA)
 
 
 def _side_by_side(panels: list[Picture], *, gap: int) -> Picture:

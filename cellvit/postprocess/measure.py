@@ -2,12 +2,12 @@
 
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cellvit.errors import DataError
-from cellvit.geometry.polygons import MIN_CONTOUR_POINTS
+from cellvit.geometry.outlines import border_corners, edge_rings, find_border
+from cellvit.geometry.polygons import MIN_CONTOUR_POINTS, ring_offsets, select_rings
 from cellvit.types import UNKNOWN_TYPE, IntMap, Nuclei, NucleiClasses, NucleiPrediction
 
 TypeRule = Literal["majority", "mean"]
@@ -31,10 +31,12 @@ def nuclei_from_instances(
     smallest id. If that is background and another type occurs, the most frequent of the others. ``type_prob`` is the
     share of the nucleus's pixels that have the chosen type. By ``"mean"`` the probabilities are averaged over the
     nucleus and background, which a nucleus is not, is left out: ``type_prob`` is the share of the largest in the sum
-    of the others. Every nucleus then has a type. Contour: outer border of the nucleus (8-connected), holes ignored;
-    of a nucleus in several pieces the border of the largest piece (the first in reading order among equals),
-    where the released code takes whichever piece OpenCV lists first. An instance whose contour has too few points is
-    no nucleus: it is left out of the table and of the returned map.
+    of the others. Every nucleus then has a type. Contour: the outer edges of the pixels of the nucleus, holes filled; of
+    a nucleus in several pieces (8-connected) those of the largest (the first in reading order among equals), where
+    the released code takes whichever piece OpenCV lists first; see :mod:`cellvit.geometry.outlines` for pixels that
+    touch at corners. Centroid: the mean of the centres of all pixels. As published, an instance of whose border
+    OpenCV's contour has too few points, such as a single pixel or a straight line, is no nucleus: it is left out of
+    the table and of the returned map.
 
     Args:
         instance_map: Integers ``(H, W)``, 0 is background; ids may have gaps.
@@ -49,7 +51,8 @@ def nuclei_from_instances(
             two that makes ``h`` tokens cover ``H`` pixels. None leaves the embedding out.
         classes: Names and colours of the types, passed on to the table.
         type_rule: ``"majority"`` or ``"mean"``; labels per pixel count as probabilities of 0 and 1.
-        min_contour_points: Points that a contour needs; 1 keeps every instance, single pixels and lines too.
+        min_contour_points: Points that OpenCV's contour of the border pixels needs; 1 keeps every instance, single
+            pixels and lines too.
 
     Returns:
         The map as int32 with ids 1..N without gaps in the order of the given ids (the given array itself where
@@ -63,14 +66,16 @@ def nuclei_from_instances(
         >>> square[1:4, 2:5] = 7
         >>> nuclei = nuclei_from_instances(square).nuclei
         >>> nuclei.centroid.tolist(), nuclei.bbox.tolist(), nuclei.label.tolist()
-        ([[3.0, 2.0]], [[2.0, 1.0, 5.0, 4.0]], [1])
+        ([[3.5, 2.5]], [[2.0, 1.0, 5.0, 4.0]], [1])
+        >>> nuclei.contour(0).tolist()
+        [[2.0, 1.0], [2.0, 4.0], [5.0, 4.0], [5.0, 1.0]]
     """
     given = _checked_instances(instance_map)
     types = None if type_map is None else _checked_types(np.asarray(type_map), given.shape, classes)
     prob = None if nucleus_prob is None else _checked_prob(np.asarray(nucleus_prob), given.shape)
     tokens = None if embedding_map is None else _checked_tokens(np.asarray(embedding_map))
 
-    instances, boxes, contours = _outline(given, min_contour_points)
+    instances, boxes, points, offsets = _outline(given, min_contour_points)
     num = len(boxes)
     if num == 0:
         width = None if tokens is None else len(tokens)
@@ -87,12 +92,13 @@ def nuclei_from_instances(
     else:
         chosen, share = _typed(types, pixels, row_of, area=area, rule=type_rule)
     nuclei = Nuclei(
-        centroid=np.stack([np.bincount(row_of, x, num), np.bincount(row_of, y, num)], axis=1) / area[:, None],
+        # pixel i covers [i, i + 1): its centre is at i + 0.5
+        centroid=np.stack([np.bincount(row_of, x, num), np.bincount(row_of, y, num)], axis=1) / area[:, None] + 0.5,
         bbox=bbox.astype(np.float64),
         type=chosen,
         type_prob=share.astype(np.float32),
-        contour_offsets=np.cumsum([0, *map(len, contours)], dtype=np.int64),
-        contour_points=np.concatenate(contours).astype(np.float64),
+        contour_offsets=offsets,
+        contour_points=points.astype(np.float64),
         label=np.arange(1, num + 1, dtype=np.int32),
         embedding=None if tokens is None else _box_means(tokens, bbox, instances.shape),
         classes=classes,
@@ -168,39 +174,31 @@ def _checked_tokens(tokens: NDArray[Any]) -> NDArray[Any]:
     return tokens
 
 
-def _outline(instances: IntMap, min_points: int) -> tuple[IntMap, list[_Box], list[NDArray[np.int32]]]:
-    """Return the map without gaps and instances of too few points, and a box and a contour per nucleus."""
+def _outline(instances: IntMap, min_points: int) -> tuple[IntMap, list[_Box], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the map without gaps and instances of too few points, and of the others boxes, outlines and offsets."""
     from scipy import ndimage  # here, for it takes a tenth of the time that torch takes to import
 
-    kept, boxes, contours = [0], [], []
+    labels, boxes, borders = [], [], [np.zeros((0, 2), np.int32)]
     found = ndimage.find_objects(instances)
     for label, box in enumerate(found, start=1):
-        if box is None:
-            continue
-        contour = _contour((instances[box] == label).view(np.uint8), (box[1].start, box[0].start))
-        if len(contour) >= min_points:
-            kept.append(label)
+        if box is not None:
+            labels.append(label)
             boxes.append(box)
-            contours.append(contour)
+            borders.append(find_border((instances[box] == label).view(np.uint8), (box[1].start, box[0].start)))
+    pixels, offsets = np.concatenate(borders), ring_offsets([len(border) for border in borders[1:]])
+    large = border_corners(pixels, offsets) >= min_points
+    kept = np.array([0, *np.array(labels, np.int64)[large]], np.int64)
     if len(kept) <= len(found):
         renumber = np.zeros(len(found) + 1, np.int32)
         renumber[kept] = np.arange(len(kept))
         instances = renumber.take(instances)
-    return instances, boxes, contours
-
-
-def _contour(mask: NDArray[np.uint8], offset: tuple[int, int]) -> NDArray[np.int32]:
-    """Return the outer border ``(K, 2)`` ``(x, y)`` of the largest component of a mask, moved by an offset."""
-    # Two-level retrieval lists outer borders (no parent) and holes, so a second piece cannot hide inside a hole.
-    found, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=offset)
-    outer = [0] if len(found) == 1 else np.flatnonzero(hierarchy[0, :, 3] < 0)
-    if len(outer) == 1:
-        return np.asarray(found[outer[0]], np.int32).reshape(-1, 2)
-    from scipy import ndimage
-
-    pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    largest = 1 + int(np.bincount(pieces.reshape(-1))[1:].argmax())
-    return _contour((pieces == largest).view(np.uint8), offset)
+    if not large.all():
+        pixels, offsets = select_rings(pixels, offsets, large)
+    return (
+        instances,
+        [box for box, keep in zip(boxes, large.tolist(), strict=True) if keep],
+        *edge_rings(pixels, offsets),
+    )
 
 
 def _typed(

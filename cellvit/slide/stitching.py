@@ -207,14 +207,14 @@ def _finalise(grid: TileGrid, overlaps: _Overlaps) -> tuple[Rows, TileNuclei]:
         return kept, final
     order = np.arange(len(kept))
     order[np.searchsorted(kept, list(joined))] = len(kept) + np.arange(len(joined))
-    whole = [_join(seam.nuclei, [row, *pieces], areas) for row, pieces in joined.items()]
+    whole = [_join(seam.nuclei, [row, *pieces], overlaps) for row, pieces in joined.items()]
     return kept, replace(final, nuclei=Nuclei.concatenate([final.nuclei, *whole]).select(order))
 
 
 def _polygons(nuclei: Nuclei) -> NDArray[np.object_]:
-    """Return the outlines as valid polygons of the pixels' outer edges (contours run through pixel centres)."""
+    """Return the outlines as valid polygons; of a nucleus without one its box."""
     lengths = np.diff(nuclei.contour_offsets)
-    polygons = shapely.box(*nuclei.bbox.T - 0.5)
+    polygons = shapely.box(*nuclei.bbox.T)
     drawn = np.flatnonzero(lengths >= 3)
     if len(drawn):
         points = nuclei.select(drawn).contour_points
@@ -222,7 +222,7 @@ def _polygons(nuclei: Nuclei) -> NDArray[np.object_]:
         outlines = shapely.polygons(rings)
         invalid = ~shapely.is_valid(outlines)
         outlines[invalid] = shapely.make_valid(outlines[invalid])
-        polygons[drawn] = shapely.buffer(outlines, 0.5, cap_style="square", join_style="mitre")
+        polygons[drawn] = outlines
     return np.asarray(polygons, dtype=object)
 
 
@@ -274,20 +274,16 @@ def _pieces_to_join(
 
 
 def _box(tile: Tile) -> shapely.Polygon:
-    return shapely.box(tile.x - 0.5, tile.y - 0.5, tile.x + tile.width - 0.5, tile.y + tile.height - 0.5)
+    return shapely.box(tile.x, tile.y, tile.x + tile.width, tile.y + tile.height)
 
 
-def _join(nuclei: Nuclei, pieces: list[int], areas: NDArray[np.float64]) -> Nuclei:
+def _join(nuclei: Nuclei, pieces: list[int], overlaps: _Overlaps) -> Nuclei:
     """Return one nucleus from its pieces: outlines united, type of the largest, embedding averaged by area."""
     parts = nuclei.select(np.array(pieces))
-    weights = areas[pieces]
+    weights = overlaps.areas[pieces]
     largest = parts.select(np.array([int(weights.argmax())]))
-    contours = [parts.contour(i) for i in range(len(parts))]
-    outlines = [shapely.make_valid(shapely.Polygon(contour)) for contour in contours if len(contour) > 2]
-    united = shapely.union_all(outlines)
-    whole = max(shapely.get_parts(united), key=lambda part: (part.area, part.bounds))
-    if not isinstance(whole, shapely.Polygon):  # pieces one pixel thin have no area to unite
-        return largest
+    united = shapely.union_all(overlaps.polygons[pieces])
+    whole = max(shapely.get_parts(shapely.get_parts(united)), key=lambda part: (part.area, part.bounds))
     ring = shapely.get_coordinates(whole.simplify(0).exterior)[:-1]
     embedding = None
     if parts.embedding is not None:

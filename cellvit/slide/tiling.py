@@ -38,9 +38,7 @@ class TileAxis:
     """Tiles along one axis: all of one size, the last one shifted inward instead of padded.
 
     The *core* of a tile ends midway between its own end and the start of its neighbour; the outermost cores are
-    unbounded. Cores partition the axis, so every point has exactly one owner. Points use the pixel-centre
-    convention (the centre of pixel ``i`` is at ``i``), edges of boxes the half-open one (pixel ``i`` is
-    ``[i, i + 1)``).
+    unbounded. Cores partition the axis, so every point has exactly one owner. Pixel ``i`` covers ``[i, i + 1)``.
 
     Attributes:
         length: Pixels along the axis.
@@ -66,8 +64,8 @@ class TileAxis:
 
     @cached_property
     def cuts(self) -> NDArray[np.float64]:
-        """Return the borders between neighbouring cores ``(n - 1,)``, in pixel-centre coordinates."""
-        cuts: NDArray[np.float64] = (self.starts[:-1] + self.starts[1:] + self.size) / 2 - 0.5
+        """Return the borders between neighbouring cores ``(n - 1,)``, in pixels."""
+        cuts: NDArray[np.float64] = (self.starts[:-1] + self.starts[1:] + self.size) / 2
         return cuts
 
     def owner(self, points: ArrayLike) -> NDArray[np.int64]:
@@ -99,7 +97,7 @@ class TileGrid:
         >>> grid = TileGrid(width=28, height=4, tile_size=16, overlap=4)
         >>> [grid.tile(i).x for i in range(len(grid))]
         [0, 12]
-        >>> grid.owner([[13.4, 0.0], [13.5, 3.0]]).tolist()
+        >>> grid.owner([[13.9, 0.0], [14.0, 3.0]]).tolist()
         [0, 1]
     """
 
@@ -140,7 +138,7 @@ class TileGrid:
         """Return the number of the tile whose core holds each point.
 
         Args:
-            points: ``(N, 2)`` ``(x, y)``, pixel-centre coordinates of the image.
+            points: ``(N, 2)`` ``(x, y)``, pixels of the image.
 
         Returns:
             ``(N,)`` tile numbers; cores are half-open, so every point has exactly one owner.

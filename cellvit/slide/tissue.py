@@ -89,7 +89,7 @@ class TissueMask:
         """Tell which points lie on tissue.
 
         Args:
-            points: ``(N, 2)`` ``(x, y)`` in pixels of the view, where the centre of pixel ``i`` is at ``i``.
+            points: ``(N, 2)`` ``(x, y)`` in pixels of the view.
             size: ``(width, height)`` of the view that the mask covers.
 
         Returns:
@@ -97,12 +97,12 @@ class TissueMask:
 
         Example:
             >>> tissue = TissueMask(np.array([[True, False]]))
-            >>> tissue.contains(np.array([[0.0, 0], [4.4, 9], [4.5, 9], [-1, 0]]), (10, 10))
+            >>> tissue.contains(np.array([[0.5, 0.5], [4.9, 9.5], [5, 9.5], [-0.5, 0.5]]), (10, 10))
             array([ True,  True, False, False])
         """
         height, width = self.mask.shape
-        edges = np.asarray(points, np.float64).reshape(-1, 2) + 0.5  # from the corner of the view, as the mask is
-        column, row = np.floor(edges * (width / size[0], height / size[1])).astype(np.int64).T
+        xy = np.asarray(points, np.float64).reshape(-1, 2)
+        column, row = np.floor(xy * (width / size[0], height / size[1])).astype(np.int64).T
         inside = (column >= 0) & (row >= 0) & (column < width) & (row < height)
         return np.asarray(inside & self.mask[row.clip(0, height - 1), column.clip(0, width - 1)])
 

@@ -76,14 +76,14 @@ class SlideView:
         """Return nuclei found in the view in level-0 pixels of the slide.
 
         Args:
-            nuclei: Coordinates in pixels of the view. Points count from pixel centres, boxes are edges.
+            nuclei: In pixels of the view.
         """
         left, top, width, height = self.slide.bounds
-        factor = (1 / self.scale[0], 1 / self.scale[1])
-        shift = (0.5 * factor[0] - 0.5 + left, 0.5 * factor[1] - 0.5 + top)
-        edges = nuclei.bbox * np.tile(factor, 2) + [left, top, left, top]
-        inside = np.clip(edges, [left, top, left, top], np.tile([left + width, top + height], 2))
-        return replace(nuclei.transform(scale=factor, shift=shift), bbox=inside)
+        placed = nuclei.transform(scale=(1 / self.scale[0], 1 / self.scale[1]), shift=(left, top))
+        # a rounding error outside at the far edges otherwise
+        low, high = np.array([left, top]), np.array([left + width, top + height])
+        inside = np.clip(placed.bbox, np.tile(low, 2), np.tile(high, 2))
+        return replace(placed, bbox=inside, contour_points=np.clip(placed.contour_points, low, high))
 
     def thumbnail(self, max_side: int = 2048) -> Rgb8:
         """Return the whole scanned part as a small picture; memory is bounded however large the slide is.

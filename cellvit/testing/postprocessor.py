@@ -36,9 +36,9 @@ class PostprocessorContract:
         assert nuclei.label.tolist() == list(range(1, len(nuclei) + 1))
         for row in range(len(nuclei)):
             y, x = np.nonzero(labels == row + 1)
-            np.testing.assert_allclose(nuclei.centroid[row], (x.mean(), y.mean()))
+            np.testing.assert_allclose(nuclei.centroid[row], (x.mean() + 0.5, y.mean() + 0.5))
             assert nuclei.bbox[row].tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
-            assert len(nuclei.contour(row)) >= 3
+            assert len(nuclei.contour(row)) >= 4
 
     def test_inputs_are_not_changed(self) -> None:
         maps = self.maps()

@@ -61,8 +61,11 @@ def test_instances_of_any_size_are_nuclei_where_one_point_suffices():
     prediction = nuclei_from_instances(instances, min_contour_points=1)
     np.testing.assert_array_equal(prediction.instance_map, np.searchsorted([0, 3, 5, 8], instances))
     nuclei = prediction.nuclei
-    assert [nuclei.contour(i).tolist() for i in (0, 2)] == [[[0, 0]], [[2, 9], [11, 9]]]
-    assert nuclei.centroid.tolist() == [[0, 0], [4, 4], [6.5, 9]]
+    assert [nuclei.contour(i).tolist() for i in (0, 2)] == [
+        [[0, 0], [0, 1], [1, 1], [1, 0]],
+        [[2, 9], [2, 10], [12, 10], [12, 9]],
+    ]
+    assert nuclei.centroid.tolist() == [[0.5, 0.5], [4.5, 4.5], [7, 9.5]]
     assert nuclei.bbox.tolist() == [[0, 0, 1, 1], [3, 3, 6, 6], [2, 9, 12, 10]]
     assert len(nuclei_from_instances(instances, min_contour_points=2).nuclei) == 2
 
@@ -70,16 +73,16 @@ def test_instances_of_any_size_are_nuclei_where_one_point_suffices():
 def test_contour_is_that_of_the_largest_piece_but_all_pieces_count():
     instances = block((30, 30), (1, slice(2, 5), slice(2, 5)), (1, slice(10, 20), slice(12, 20)))
     nuclei = nuclei_from_instances(instances).nuclei
-    assert nuclei.contour(0).tolist() == [[12, 10], [12, 19], [19, 19], [19, 10]]
+    assert nuclei.contour(0).tolist() == [[12, 10], [12, 20], [20, 20], [20, 10]]
     assert nuclei.bbox.tolist() == [[2, 2, 20, 20]]
-    expected = (9 * 3 + 80 * 15.5) / 89, (9 * 3 + 80 * 14.5) / 89
+    expected = (9 * 3.5 + 80 * 16) / 89, (9 * 3.5 + 80 * 15) / 89
     np.testing.assert_allclose(nuclei.centroid[0], expected, atol=1e-9)
 
 
 def test_a_large_piece_inside_the_hole_of_a_thin_one_is_found():
     instances = block((30, 30), (1, slice(1, 29), slice(1, 29)), (0, slice(2, 28), slice(2, 28)))
     instances[4:26, 4:26] = 1
-    assert nuclei_from_instances(instances).nuclei.contour(0).tolist() == [[4, 4], [4, 25], [25, 25], [25, 4]]
+    assert nuclei_from_instances(instances).nuclei.contour(0).tolist() == [[4, 4], [4, 26], [26, 26], [26, 4]]
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ def boxes_to_nuclei(boxes, *, types=None, embedding=None):
     """Return rectangular nuclei of half-open pixel boxes."""
     boxes = np.asarray(boxes, float).reshape(-1, 4)
     x0, y0, x1, y1 = boxes.T
-    corners = np.stack([x0, y0, x0, y1 - 1, x1 - 1, y1 - 1, x1 - 1, y0], axis=1).reshape(-1, 2)
+    corners = np.stack([x0, y0, x0, y1, x1, y1, x1, y0], axis=1).reshape(-1, 2)
     n = len(boxes)
     return Nuclei(
-        centroid=(boxes[:, :2] + boxes[:, 2:] - 1) / 2,
+        centroid=(boxes[:, :2] + boxes[:, 2:]) / 2,
         bbox=boxes,
         type=np.asarray([1] * n if types is None else types, np.int32),
         type_prob=np.ones(n, np.float32),
@@ -65,7 +65,7 @@ TWO = TileGrid(width=180, height=100, tile_size=100, overlap=20)  # tiles [0, 10
 def test_a_nucleus_of_one_tile_is_kept_in_image_coordinates():
     merged = merge_tiles(TWO, in_tiles(TWO, [(10, 10, 20, 20)], [(150, 50, 160, 70)]))
     assert box_set(merged) == [(10, 10, 20, 20), (150, 50, 160, 70)]
-    assert merged.centroid.tolist() == [[14.5, 14.5], [154.5, 59.5]]
+    assert merged.centroid.tolist() == [[15, 15], [155, 60]]
     assert merged.contour(1).min(axis=0).tolist() == [150, 50]
     assert merged.label.tolist() == [1, 2]
     assert merged.classes is CLASSES
@@ -127,9 +127,9 @@ def test_a_nucleus_longer_than_the_overlap_is_joined():
     merged = merge_tiles(TWO, [first, second])
     assert box_set(merged) == [(60, 10, 130, 20)]
     outline = shapely.Polygon(merged.contour(0))
-    assert outline.equals(shapely.box(60, 10, 129, 19))
+    assert outline.equals(shapely.box(60, 10, 130, 20))
     assert len(merged.contour(0)) == 4
-    np.testing.assert_allclose(merged.centroid, [[94.5, 14.5]])
+    np.testing.assert_allclose(merged.centroid, [[95, 15]])
     assert merged.type.tolist() == [1]  # of the larger piece
     np.testing.assert_allclose(merged.embedding, [[5.0, 4.0]])  # 40 and 50 columns
 
@@ -225,7 +225,7 @@ def test_what_is_kept_agrees_with_a_slow_loop(seed, monkeypatch):
     for index, part in found:
         placed = TileNuclei.place(grid, index, part)
         for i in range(len(part)):
-            polygon = shapely.box(*(placed.nuclei.bbox[i] - 0.5))
+            polygon = shapely.box(*placed.nuclei.bbox[i])
             x, y = placed.nuclei.centroid[i]
             key = (placed.cut[i], not placed.owned[i], -polygon.area, y, x, index)
             every.append((key, index, polygon, placed.nuclei.bbox[i], placed.owned[i] or not placed.cut[i]))
@@ -259,7 +259,7 @@ def test_nuclei_of_different_tiles_overlap_by_a_tenth_at_most(seed):
     grid = TileGrid(width=200, height=170, tile_size=90, overlap=24)
     found = [(i, unwrap_tta(part)) for i, part in random_findings(rng, grid, 60)]
     merged = merge_tiles(grid, found)
-    polygons = [shapely.Polygon(merged.contour(i)).buffer(0.5, join_style="mitre") for i in range(len(merged))]
+    polygons = [shapely.Polygon(merged.contour(i)) for i in range(len(merged))]
     for i, j in combinations(range(len(merged)), 2):
         common = polygons[i].intersection(polygons[j]).area
         assert common <= seams.SAME_NUCLEUS_SHARE * min(polygons[i].area, polygons[j].area) + 1e-6

@@ -149,7 +149,7 @@ def test_discs_are_found_where_they_were_drawn_also_within_bounds(target, bounds
     slide = drawn.ArraySlide([drawn.shrunk(image, ratio) for ratio in (1, 2, 3.37, 4)], bounds=bounds)
     view = SlideView(slide, mpp=(0.25, 0.25), target_mpp=target)
     picture = view.read(0, 0, view.width, view.height)
-    discs = view.to_level0(drawn.table(drawn.found(picture))).centroid
+    discs = view.to_level0(drawn.table(drawn.found(picture) + 0.5)).centroid - 0.5
 
     def inner(points):
         return points[((points > [x + 16, y + 16]) & (points < [x + width - 16, y + height - 16])).all(axis=1)]
@@ -175,12 +175,12 @@ def test_the_discs_of_a_thumbnail_lie_where_they_were_drawn():
 def test_points_and_boxes_go_back_to_the_slide(scale, bounds):
     view = VIEWS[scale, bounds]
     x, y, width, height = bounds or (0, 0, 743, 611)
-    points = np.array([[0.0, 0], [view.width - 1, view.height - 1], [17.25, 3.5]])
+    points = np.array([[0.0, 0], [view.width, view.height], [17.25, 3.5]])
     boxes = [[0, 0, view.width, view.height], [1, 2, 4, 9], [-3, -2, view.width + 4, 9]]
     nuclei = view.to_level0(drawn.table(points, boxes))
     across, down = view.width / width, view.height / height
     for column, scale_of, origin in ((0, across, x), (1, down, y)):
-        expected = [(value + 0.5) / scale_of - 0.5 + origin for value in points[:, column]]
+        expected = [value / scale_of + origin for value in points[:, column]]
         np.testing.assert_allclose(nuclei.centroid[:, column], expected, atol=1e-9)
         np.testing.assert_allclose(nuclei.contour_points[:, column], expected, atol=1e-9)
     np.testing.assert_allclose(nuclei.bbox[0], [x, y, x + width, y + height], atol=1e-9)

@@ -6,6 +6,9 @@ import pytest
 from scipy import ndimage
 from skimage.segmentation import watershed
 
+from cellvit.geometry.outlines import border_rings
+from cellvit.geometry.polygons import polygon_area
+
 SOBEL_SIZE = {40: 21, 20: 11}
 MIN_MARKER_SIZE = {40: 10, 20: 3}
 
@@ -49,9 +52,10 @@ def literal_nuclei(instance_map, type_map=None, nucleus_prob=None):
         kept[mask] = len(nuclei) + 1
         rows, cols = np.nonzero(crop)
         nucleus = {
-            "centroid": (xmin + cols.mean(), ymin + rows.mean()),
+            "centroid": (xmin + cols.mean() + 0.5, ymin + rows.mean() + 0.5),
             "bbox": (xmin, ymin, xmax, ymax),
             "contour": contour,
+            "piece": filled_piece(crop),
         }
         if type_map is None:
             nucleus["type"] = 1
@@ -63,10 +67,21 @@ def literal_nuclei(instance_map, type_map=None, nucleus_prob=None):
 
 
 def literal_contour(mask):
-    pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    largest = max(range(1, pieces.max() + 1), key=lambda piece: (pieces == piece).sum())
-    contours, _ = cv2.findContours((pieces == largest).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    largest = largest_piece(mask, np.ones((3, 3)))
+    contours, _ = cv2.findContours(largest.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return contours[0][:, 0]
+
+
+def largest_piece(mask, structure):
+    pieces, _ = ndimage.label(mask, structure)
+    return pieces == max(range(1, pieces.max() + 1), key=lambda piece: (pieces == piece).sum())
+
+
+def filled_piece(mask):
+    """Return the pixels that an outline encloses, and whether it had to be cut at a corner."""
+    filled = ndimage.binary_fill_holes(largest_piece(mask, np.ones((3, 3))))
+    part = largest_piece(filled, None)
+    return int(part.sum()), bool((part != filled).any())
 
 
 def literal_type(types):
@@ -96,6 +111,10 @@ def assert_same(prediction, expected_map, expected):
     for i, nucleus in enumerate(expected):
         np.testing.assert_allclose(nuclei.centroid[i], nucleus["centroid"], rtol=0, atol=1e-9)
         assert tuple(nuclei.bbox[i]) == nucleus["bbox"]
-        np.testing.assert_array_equal(nuclei.contour(i), nucleus["contour"])
+        area, cut = nucleus["piece"]
+        ends = np.array([0, len(nuclei.contour(i))])
+        assert polygon_area(nuclei.contour(i), ends).tolist() == [area]
+        if not cut:
+            np.testing.assert_array_equal(border_rings(nuclei.contour(i), ends)[0], nucleus["contour"])
         assert nuclei.type[i] == nucleus["type"]
         assert nuclei.type_prob[i] == pytest.approx(nucleus["type_prob"], abs=1e-6)

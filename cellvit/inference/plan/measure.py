@@ -166,7 +166,7 @@ def tile_boxes(prepared: PreparedSlide, tiles: NDArray[np.int64], *, core: bool 
     edges = []
     for axis, numbers in ((prepared.grid.columns, columns), (prepared.grid.rows, rows)):
         if core:
-            cuts = np.concatenate([[0.0], axis.cuts + 0.5, [axis.length]])
+            cuts = np.concatenate([[0.0], axis.cuts, [axis.length]])
             edges.append((cuts[numbers], cuts[numbers + 1]))
         else:
             edges.append((axis.starts[numbers], axis.starts[numbers] + axis.size))
@@ -255,7 +255,7 @@ def _owned(sampled: _Sampled, chunks: ResumeFolder, number: int) -> tuple[int, i
     owned = sampled.grid.owner(centroid) == tile
     if sampled.region is not None:
         scale, origin = np.asarray(sampled.view.scale), np.asarray(sampled.slide.bounds[:2])
-        owned &= sampled.region.contains((centroid + 0.5) / scale - 0.5 + origin)
+        owned &= sampled.region.contains(centroid / scale + origin)
     if sampled.only_on is None:
         return int(owned.sum()), 0
     kept = owned & sampled.only_on.contains(centroid, sampled.size)

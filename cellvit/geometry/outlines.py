@@ -1,7 +1,7 @@
 """Outlines along the edges of pixels, from border pixels and back, for many nuclei at once.
 
-Pixel ``i`` covers ``[i, i + 1)``. The outline of a nucleus follows the outer edges of its pixels, so it encloses exactly
-their area; holes are filled. The *border* of a nucleus is the closed chain of its outermost pixels, each named by its
+Pixel ``i`` covers ``[i, i + 1)``. The outline of a nucleus follows the outer edges of its pixels, so it encloses
+exactly their area; holes are filled. The *border* of a nucleus is the closed chain of its outermost pixels, each named by its
 number, which is the form that OpenCV returns and the released files hold. One determines the other.
 
 Where the pixels of a nucleus touch at a corner only, the outline would touch itself, which no valid polygon may: it is
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.geometry.polygons import Floats, Offsets, polygon_area, ring_lengths, ring_offsets
+from cellvit.geometry.polygons import Offsets, polygon_area, ring_lengths, ring_offsets
 
 Ints = NDArray[np.int64]
 

@@ -1,8 +1,8 @@
 """Names of the maps and the closed result types that every package shares.
 
 Coordinates of nuclei have one frame everywhere: ``(x, y)`` from the top left corner of the image or of level 0 of a
-slide, pixel ``i`` covers ``[i, i + 1)``, so its centre is at ``i + 0.5``. Outlines follow the outer edges of pixels: the
-area that one encloses is the number of pixels of its nucleus, holes filled. Files say so by :data:`PIXEL_CORNERS`.
+slide, pixel ``i`` covers ``[i, i + 1)``, so its centre is at ``i + 0.5``. Outlines follow the outer edges of pixels:
+the area that one encloses is the number of pixels of its nucleus, holes filled. Files say so by :data:`PIXEL_CORNERS`.
 """
 
 from collections import Counter

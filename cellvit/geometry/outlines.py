@@ -1,8 +1,8 @@
 """Outlines along the edges of pixels, from border pixels and back, for many nuclei at once.
 
 Pixel ``i`` covers ``[i, i + 1)``. The outline of a nucleus follows the outer edges of its pixels, so it encloses
-exactly their area; holes are filled. The *border* of a nucleus is the closed chain of its outermost pixels, each named by its
-number, which is the form that OpenCV returns and the released files hold. One determines the other.
+exactly their area; holes are filled. The *border* of a nucleus is the closed chain of its outermost pixels, each named
+by its number, which is the form that OpenCV returns and the released files hold. One determines the other.
 
 Where the pixels of a nucleus touch at a corner only, the outline would touch itself, which no valid polygon may: it is
 cut there, and the largest part counts (the first in reading order among equals).

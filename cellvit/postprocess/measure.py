@@ -31,8 +31,8 @@ def nuclei_from_instances(
     smallest id. If that is background and another type occurs, the most frequent of the others. ``type_prob`` is the
     share of the nucleus's pixels that have the chosen type. By ``"mean"`` the probabilities are averaged over the
     nucleus and background, which a nucleus is not, is left out: ``type_prob`` is the share of the largest in the sum
-    of the others. Every nucleus then has a type. Contour: the outer edges of the pixels of the nucleus, holes filled; of
-    a nucleus in several pieces (8-connected) those of the largest (the first in reading order among equals), where
+    of the others. Every nucleus then has a type. Contour: the outer edges of the pixels of the nucleus, holes filled;
+    of a nucleus in several pieces (8-connected) those of the largest (the first in reading order among equals), where
     the released code takes whichever piece OpenCV lists first; see :mod:`cellvit.geometry.outlines` for pixels that
     touch at corners. Centroid: the mean of the centres of all pixels. As published, an instance of whose border
     OpenCV's contour has too few points, such as a single pixel or a straight line, is no nucleus: it is left out of

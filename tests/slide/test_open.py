@@ -110,7 +110,7 @@ def test_discs_are_found_where_they_were_drawn(files, pyramid, kind, target):
         assert kind not in PYRAMIDS or view.level == {0.5: 1, 0.9: 2, 1.0: 3}.get(target, 0)
         corner = (max(0, view.width - 1500), max(0, view.height - 1200))  # an enlarged view would be slow as a whole
         part = view.read(*corner, view.width - corner[0], view.height - corner[1])
-        discs = view.to_level0(drawn.table(drawn.found(part) + corner)).centroid
+        discs = view.to_level0(drawn.table(drawn.found(part) + corner + 0.5)).centroid - 0.5
         first = np.array(corner) / view.scale + np.where(np.array(corner) > 0, 40, 0)
     expected = centres[(centres > first).all(axis=1)]
     discs = discs[(discs > first - 1).all(axis=1)]

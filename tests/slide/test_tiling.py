@@ -76,13 +76,13 @@ def test_shared_and_cut_agree_with_looking_at_every_pixel(first, second):
 def test_owner_of_a_grid_is_counted_row_by_row():
     grid = TileGrid(width=100, height=60, tile_size=40, overlap=0)
     assert [grid.columns.starts.tolist(), grid.rows.starts.tolist()] == [[0, 40, 60], [0, 20]]
-    assert grid.owner([[0, 0], [99, 0], [0, 59], [99, 59], [49.4, 29.6]]).tolist() == [0, 2, 3, 5, 4]
+    assert grid.owner([[0, 0], [99, 0], [0, 59], [99, 59], [49.9, 30.1]]).tolist() == [0, 2, 3, 5, 4]
 
 
 def test_the_published_grid_has_a_margin_of_32_px():
     grid = TileGrid(width=5000, height=1024)
     assert grid.columns.starts.tolist() == [0, 960, 1920, 2880, 3840, 3976]
-    assert grid.columns.cuts[:2].tolist() == [991.5, 1951.5]
+    assert grid.columns.cuts[:2].tolist() == [992, 1952]
     assert len(TileGrid(width=1024, height=1)) == 1
 
 

@@ -335,7 +335,7 @@ def test_coverage_of_whole_pixels_is_exact_and_of_no_boxes_empty():
 @settings(max_examples=50)
 def test_points_are_on_tissue_as_the_pixels_of_the_view_around_them_are(mask, width, height):
     points = np.stack(np.meshgrid(np.arange(-1, width + 1), np.arange(-1, height + 1)), -1).reshape(-1, 2)
-    found = TissueMask(mask).contains(points.astype(float), (width, height))
+    found = TissueMask(mask).contains(points + 0.5, (width, height))
     rows, columns = mask.shape
     for (x, y), on in zip(points.tolist(), found, strict=True):
         inside = 0 <= x < width and 0 <= y < height

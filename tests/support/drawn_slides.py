@@ -272,7 +272,7 @@ def _measure(points, offsets, types):
     first = np.minimum.reduceat(points, offsets[:-1])
     last = np.maximum.reduceat(points, offsets[:-1])
     return DrawnNuclei(
-        centroid=np.add.reduceat(points, offsets[:-1]) / area[:, None],
+        centroid=np.add.reduceat(points, offsets[:-1]) / area[:, None] + 0.5,
         bbox=np.concatenate([first, last + 1], axis=1).astype(np.float64),
         area=area,
         type=types,
@@ -289,7 +289,7 @@ def _visible(block, rows, shift, size):
         points = points[((points >= 0) & (points < size)).all(axis=1)]
         if len(points):
             box = np.concatenate([points.min(axis=0), points.max(axis=0) + 1])
-            columns.append((row, points.mean(axis=0), box, len(points)))
+            columns.append((row, points.mean(axis=0) + 0.5, box, len(points)))
     if not columns:
         return block.nuclei.select(np.zeros(0, np.int64))
     source, centroid, bbox, area = (np.array(column) for column in zip(*columns, strict=True))

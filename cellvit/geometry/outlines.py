@@ -8,13 +8,23 @@ Where the pixels of a nucleus touch at a corner only, the outline would touch it
 cut there, and the largest part counts (the first in reading order among equals).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.geometry.polygons import Offsets, polygon_area, ring_lengths, ring_offsets
+from cellvit.geometry.polygons import (
+    Floats,
+    Offsets,
+    open_rings,
+    polygon_area,
+    ring_bounds,
+    ring_lengths,
+    ring_offsets,
+    select_rings,
+)
 
 Ints = NDArray[np.int64]
 
@@ -28,7 +38,8 @@ _SIDE_ENDS = {0: (1, 0), 2: (0, 0), 4: (0, 1), 6: (1, 1)}
 """The corner of a pixel at which each of its sides ends, anticlockwise."""
 
 _SHIFT = 4  # points between pixels are drawn in steps of 1/16
-_NEAR = 0.1  # of a pixel: coordinates in files are rounded
+_ROUNDED = 0.02  # pixels; coordinates in files are rounded to 0.01
+_LARGEST = 4096  # pixels; a wider outline that follows no pixels is not drawn
 
 
 def _corners_of(arrival: int, departure: int) -> list[tuple[int, int]]:
@@ -146,10 +157,14 @@ def border_rings(points: NDArray[Any], offsets: Offsets) -> tuple[Ints, Offsets]
     offsets = offsets * 2
     moved = (both[_following(offsets)] != both).any(axis=1)
     moved[offsets[:-1][_sums(moved, offsets) == 0]] = True  # a single pixel
-    both, offsets = both[moved], ring_offsets(_sums(moved, offsets))
-    arrival, departure = _steps(np.sign(both[_following(offsets)] - both), offsets, given=True)
-    turns = (arrival != departure) | (arrival == 8)
-    return both[turns], ring_offsets(_sums(turns, offsets))
+    return _turns(both[moved], ring_offsets(_sums(moved, offsets)))
+
+
+def _turns(pixels: Ints, offsets: Offsets) -> tuple[Ints, Offsets]:
+    """Return only the pixels of borders at which they turn."""
+    arrival, departure = _steps(np.sign(pixels[_following(offsets)] - pixels), offsets, given=True)
+    turning = (arrival != departure) | (arrival == 8)
+    return pixels[turning], ring_offsets(_sums(turning, offsets))
 
 
 def _following(offsets: Offsets) -> Ints:
@@ -183,10 +198,13 @@ def _steps(pixels: NDArray[Any], offsets: Offsets, *, given: bool = False) -> tu
 
 def _cut_where_touching(points: Ints, offsets: Offsets) -> tuple[Ints, Offsets]:
     """Return rings that pass no point twice: of one that does the largest part, from its first corner."""
+    if not len(points):
+        return points, offsets
     lengths = ring_lengths(offsets)
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    low, span = points.min(axis=0, initial=0), np.ptp(points, axis=0) + 1 if len(points) else (1, 1)
-    key = np.sort((owner * span[1] + points[:, 1] - low[1]) * span[0] + points[:, 0] - low[0])
+    local = points - points.min(axis=0)
+    span = local.max(axis=0) + 1
+    key = np.sort((owner * span[1] + local[:, 1]) * span[0] + local[:, 0])
     twice = key[1:][key[1:] == key[:-1]]
     if not len(twice):
         return points, offsets
@@ -199,7 +217,9 @@ def _cut_where_touching(points: Ints, offsets: Offsets) -> tuple[Ints, Offsets]:
 
 def _largest_loop(ring: Ints) -> Ints:
     """Return the part of the largest area of a ring that touches itself, from its first corner in reading order."""
-    loops, path, place = [], [], {}
+    loops: list[list[tuple[int, ...]]] = []
+    path: list[tuple[int, ...]] = []
+    place: dict[tuple[int, ...], int] = {}
     for point in map(tuple, ring.tolist()):
         if point in place:
             start = place[point]
@@ -210,9 +230,202 @@ def _largest_loop(ring: Ints) -> Ints:
         else:
             place[point] = len(path)
             path.append(point)
-    loops = [np.array(loop) for loop in [*loops, path] if len(loop) > 3]
-    areas = polygon_area(np.concatenate(loops).astype(float), ring_offsets([len(loop) for loop in loops]))
-    first = [min((y, x) for x, y in loop.tolist()) for loop in loops]
-    best = min(range(len(loops)), key=lambda i: (-areas[i], first[i]))
-    start = int(np.lexsort(loops[best].T)[0])
-    return np.roll(loops[best], -start, axis=0)
+    parts = [np.array(loop, np.int64) for loop in [*loops, path]]
+    areas = polygon_area(np.concatenate(parts).astype(float), ring_offsets([len(part) for part in parts]))
+    first = [min((y, x) for x, y in part.tolist()) for part in parts]
+    best = min(range(len(parts)), key=lambda i: (-areas[i], first[i]))
+    start = int(np.lexsort(parts[best].T)[0])
+    return np.roll(parts[best], -start, axis=0)
+
+
+def from_pixel_centres(points: Floats, offsets: Offsets, bbox: Floats) -> tuple[Floats, Offsets]:
+    """Return outlines that ran through the centres of border pixels as outlines along the edges of pixels.
+
+    That is how this package wrote them at first and how the released files still hold them: the centre of pixel ``i``
+    is at ``i``. Outlines of nuclei that were found at another resolution follow larger or smaller pixels. One that
+    follows no pixels at all is drawn, with the pixels that it runs through.
+
+    Args:
+        points: ``(P, 2)``, ``(x, y)``, open or closed outlines.
+        offsets: ``(N + 1,)``.
+        bbox: ``(N, 4)``, edges of the boxes of the same nuclei, which tell the size of the pixels; NaN: not known.
+
+    Returns:
+        Points, where pixel ``i`` covers ``[i, i + 1)``, and offsets ``(N + 1,)``; empty outlines stay empty.
+
+    Example:
+        >>> from_pixel_centres(np.array([[2.0, 1], [2, 2], [3, 2], [3, 1]]), np.array([0, 4]), np.full((1, 4), np.nan))
+        (array([[2., 1.],
+               [2., 3.],
+               [4., 3.],
+               [4., 1.]]), array([0, 4]))
+    """
+    points, offsets = open_rings(points, offsets)
+    size = _pixel_size(points, offsets, bbox)
+    start, index, straight = _on_lattice(points, offsets, size)
+    rows = np.flatnonzero(straight)
+    chain, chain_offsets = _whole_chains(*select_rings(index, offsets, rows))
+    corners, corner_offsets = edge_rings(chain, chain_offsets)
+    inside = polygon_area(chain.astype(float), chain_offsets) + ring_lengths(chain_offsets) / 2 + 1
+    inside[ring_lengths(chain_offsets) == 1] = 1
+    good = polygon_area(corners.astype(float), corner_offsets) == inside  # by Pick's theorem, else it is no border
+    owner = np.repeat(rows, ring_lengths(corner_offsets))
+    edges = start[owner] + 0.5 + (corners - 0.5) * size
+    return _with_others(points, offsets, (rows[good], *select_rings(edges, corner_offsets, good)), _drawn_edges)
+
+
+def to_pixel_centres(
+    points: Floats, offsets: Offsets, *, pixel: tuple[float, float] = (1.0, 1.0)
+) -> tuple[Floats, Offsets]:
+    """Return outlines along the edges of pixels as outlines through the centres of the border pixels.
+
+    Args:
+        points: ``(P, 2)``, ``(x, y)``, open outlines.
+        offsets: ``(N + 1,)``.
+        pixel: ``(x, y)`` size of the pixels that the outlines follow. Of an outline that does not follow such pixels
+            the border is that of the pixels of size 1 whose centres lie inside.
+
+    Returns:
+        Points, where the centre of pixel ``i`` is at ``i``, and offsets ``(N + 1,)``: for pixels of size 1 exactly what
+        ``cv2.findContours`` returns for the pixels inside.
+
+    Example:
+        >>> to_pixel_centres(np.array([[2.0, 1], [2, 3], [4, 3], [4, 1]]), np.array([0, 4]))[0].tolist()
+        [[2.0, 1.0], [2.0, 2.0], [3.0, 2.0], [3.0, 1.0]]
+    """
+    size = np.asarray(pixel, np.float64)
+    start, index, straight = _on_lattice(points, offsets, size, sideways=False)
+    rows = np.flatnonzero(straight & (ring_lengths(offsets) > 3))
+    border, border_offsets = border_rings(*_anticlockwise(*select_rings(index, offsets, rows)))
+    owner = np.repeat(rows, ring_lengths(border_offsets))
+    centres = start[owner] + (border + 0.5) * size - 0.5
+    if pixel != (1.0, 1.0):
+        centres = centres.round(2)
+    return _with_others(points, offsets, (rows, centres, border_offsets), _drawn_border)
+
+
+def _pixel_size(points: Floats, offsets: Offsets, bbox: Floats) -> Floats:
+    """Return the size ``(x, y)`` of the pixels through whose centres outlines run; 1 where the boxes do not tell.
+
+    An outline lies half a pixel inside its box on every side, save where the box holds further pieces, too. Whole
+    coordinates are those of pixels of size 1, as the centres of others lie between them.
+    """
+    if not np.mod(points, 1).any():
+        return np.ones(2)
+    around = ring_bounds(points, offsets) + 0.5
+    before, behind = around[:, :2] - bbox[:, :2], bbox[:, 2:] - around[:, 2:]
+    rough = _typical(np.where(np.abs(before - behind) <= 2 * _ROUNDED, before + behind, np.nan))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        side = bbox[:, 2:] - bbox[:, :2]
+        size = _typical(side / np.rint(side / rough))
+    return np.where((size > 0.05) & (size < 20), size, 1.0)
+
+
+def _typical(values: Floats) -> Floats:
+    """Return the median of every column, of the finite values; NaN if there are none."""
+    return np.array(
+        [np.median(column[np.isfinite(column)]) if np.isfinite(column).any() else np.nan for column in values.T]
+    )
+
+
+def _on_lattice(
+    points: Floats, offsets: Offsets, size: Floats, *, sideways: bool = True
+) -> tuple[Floats, Ints, NDArray[np.bool_]]:
+    """Return the first point of every outline, points in steps from it, and which outlines are of whole steps.
+
+    Args:
+        points: Of open outlines.
+        offsets: Of the outlines.
+        size: ``(x, y)`` of a step.
+        sideways: Whether outlines may also go from corner to corner of pixels.
+    """
+    lengths = ring_lengths(offsets)
+    start = np.full((len(lengths), 2), np.nan)
+    start[lengths > 0] = points[offsets[:-1][lengths > 0]]
+    away = points - np.repeat(start, lengths, axis=0)
+    exact = np.isfinite(away).all(axis=1)
+    index = np.rint(np.where(exact[:, None], away, 0) / size).astype(np.int64)
+    near = (np.abs(away - index * size) <= _ROUNDED).all(axis=1)
+    step = np.abs(index[_following(offsets)] - index)
+    straight = (step == 0).any(axis=1)
+    if sideways:
+        straight |= step[:, 0] == step[:, 1]
+    return start, index, (_sums(exact & near & straight, offsets) == lengths) & (lengths > 0)
+
+
+def _anticlockwise(points: Ints, offsets: Offsets) -> tuple[Ints, Offsets]:
+    """Return rings anticlockwise as one sees them, as the border of a nucleus runs, from the same first points."""
+    lengths = ring_lengths(offsets)
+    following = points[_following(offsets)]
+    cross = points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1]
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    clockwise = (np.bincount(owner, cross, minlength=len(lengths)) > 0)[owner]
+    place = np.arange(len(points))
+    mirrored = offsets[:-1][owner] + (offsets[:-1][owner] - place) % lengths[owner]
+    return points[np.where(clockwise, mirrored, place)], offsets
+
+
+def _whole_chains(points: Ints, offsets: Offsets) -> tuple[Ints, Offsets]:
+    """Return all pixels of borders that are given by the pixels at which they turn."""
+    points, offsets = _anticlockwise(points, offsets)
+    step = points[_following(offsets)] - points
+    count = np.abs(step).max(axis=1, initial=0)
+    starts = offsets[:-1][np.add.reduceat(count, offsets[:-1]) == 0] if len(offsets) > 1 else offsets[:0]
+    count[starts] = 1  # a single pixel
+    number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    chain = np.repeat(points, count, axis=0) + number[:, None] * np.repeat(np.sign(step), count, axis=0)
+    return chain, ring_offsets(count)[offsets]
+
+
+def _with_others(
+    points: Floats,
+    offsets: Offsets,
+    done: tuple[Ints, Floats, Offsets],
+    convert: Callable[[Floats], Floats],
+) -> tuple[Floats, Offsets]:
+    """Return all outlines in their order: those that are done, by their rows, and the others one by one."""
+    rows, found, found_offsets = done
+    others = np.setdiff1d(np.flatnonzero(ring_lengths(offsets) > 0), rows)
+    if not len(others) and len(rows) == len(offsets) - 1:
+        return found, found_offsets
+    single = [convert(points[offsets[row] : offsets[row + 1]]) for row in others.tolist()]
+    lengths = np.zeros(len(offsets) - 1, np.int64)
+    lengths[rows], lengths[others] = ring_lengths(found_offsets), [len(ring) for ring in single]
+    source = np.concatenate([found, *single, np.zeros((0, 2))])
+    place = np.zeros(len(lengths), np.int64)
+    order = np.concatenate([rows, others])
+    place[order] = ring_offsets(lengths[order])[:-1]
+    all_offsets = ring_offsets(lengths)
+    return source[np.arange(all_offsets[-1]) + np.repeat(place - all_offsets[:-1], lengths)], all_offsets
+
+
+def _drawn_edges(ring: Floats) -> Floats:
+    """Return the edges of the pixels that an outline through centres encloses or runs through."""
+    if not _can_be_drawn(ring):
+        return ring + 0.5
+    low = np.floor(ring.min(axis=0)) - 1
+    mask = np.zeros(np.ceil(np.ptp(ring, axis=0)).astype(int)[::-1] + 4, np.uint8)
+    cv2.fillPoly(mask, [np.rint((ring - low) * 2**_SHIFT).astype(np.int32)], 1, cv2.LINE_8, _SHIFT)
+    border = find_border(mask)
+    return np.asarray(edge_rings(border, np.array([0, len(border)]))[0] + low)
+
+
+def _drawn_border(ring: Floats) -> Floats:
+    """Return the turning points of the border of the pixels whose centres an outline encloses."""
+    if not _can_be_drawn(ring):
+        return ring - 0.5
+    from skimage.draw import polygon  # here, for it is rarely needed and takes long to import
+
+    low = np.floor(ring.min(axis=0))
+    mask = np.zeros(np.ceil(ring.max(axis=0) - low).astype(int)[::-1] + 1, np.uint8)
+    x, y = (ring - low - 0.5).T
+    mask[polygon(y, x, mask.shape)] = 1  # type: ignore[no-untyped-call]
+    if not mask.any():
+        column, row = np.floor(ring.mean(axis=0) - low).astype(int)
+        mask[row, column] = 1
+    border = find_border(mask).astype(np.int64)
+    return np.asarray(_turns(border, np.array([0, len(border)]))[0] + low)
+
+
+def _can_be_drawn(ring: Floats) -> bool:
+    return bool(np.isfinite(ring).all() and (np.ptp(ring, axis=0) < _LARGEST).all())

@@ -7,13 +7,14 @@ Outlines of many nuclei are *ragged*: all points in one array ``(P, 2)`` and off
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Offsets = NDArray[np.int64]
+Points = TypeVar("Points", bound=NDArray[Any])
 
 MIN_CONTOUR_POINTS = 3
 """An outline with fewer points encloses nothing; such an instance is no nucleus that could be detected."""
@@ -114,7 +115,7 @@ def ring_offsets(lengths: Sequence[int] | NDArray[Any]) -> Offsets:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.asarray(lengths, np.int64))])
 
 
-def select_rings(points: Floats, offsets: Offsets, rows: NDArray[Any]) -> tuple[Floats, Offsets]:
+def select_rings(points: Points, offsets: Offsets, rows: NDArray[Any]) -> tuple[Points, Offsets]:
     """Return some of the outlines.
 
     Args:
@@ -129,7 +130,7 @@ def select_rings(points: Floats, offsets: Offsets, rows: NDArray[Any]) -> tuple[
     lengths = ring_lengths(offsets)[index]
     chosen = ring_offsets(lengths)
     shift = np.repeat(offsets[:-1][index] - chosen[:-1], lengths)
-    return points[np.arange(chosen[-1]) + shift], chosen
+    return cast("Points", points[np.arange(chosen[-1]) + shift]), chosen
 
 
 def close_rings(points: Floats, offsets: Offsets) -> tuple[Floats, Offsets]:
@@ -188,18 +189,56 @@ def polygon_area(points: Floats, offsets: Offsets) -> Floats:
         >>> polygon_area(np.array([[0.0, 0], [4, 0], [4, 2], [0, 2]]), np.array([0, 4]))
         array([8.])
     """
-    if len(points) == 0:
-        return np.zeros(len(offsets) - 1)
+    return np.asarray(np.abs(_moments(points, offsets)[0]) / 2)
+
+
+def polygon_centroid(points: Floats, offsets: Offsets) -> Floats:
+    """Compute the centre of mass of the area that every outline encloses.
+
+    Args:
+        points: ``(P, 2)``, open or closed outlines, either sense of rotation.
+        offsets: ``(N + 1,)``.
+
+    Returns:
+        ``(N, 2)``, ``(x, y)``; the mean of the points where no area is enclosed, NaN without points.
+
+    Example:
+        >>> polygon_centroid(np.array([[0.0, 0], [4, 0], [4, 2], [0, 2], [5, 7]]), np.array([0, 4, 5])).tolist()
+        [[2.0, 1.0], [5.0, 7.0]]
+    """
+    cross, first = _moments(points, offsets)
     lengths = ring_lengths(offsets)
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    # relative to the outline's first point: slide coordinates are large, and their products would cancel badly
+    sums = np.stack([np.bincount(owner, column, minlength=len(lengths)) for column in points.T], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        centre = first / (3 * cross[:, None])
+        mean = sums / lengths[:, None]
+    starts = np.zeros_like(centre)
+    starts[lengths > 0] = points[offsets[:-1][lengths > 0]]
+    return np.asarray(np.where(np.abs(cross[:, None]) > 1e-9, starts + centre, mean), np.float64)
+
+
+def _moments(points: Floats, offsets: Offsets) -> tuple[Floats, Floats]:
+    """Return twice the signed area of every outline ``(N,)``, and six times its first moments ``(N, 2)``.
+
+    The moments are relative to the outline's first point: slide coordinates are large, and their products would cancel
+    badly.
+    """
+    lengths = ring_lengths(offsets)
+    if not lengths.any():
+        return np.zeros(len(lengths)), np.zeros((len(lengths), 2))
+    owner = np.repeat(np.arange(len(lengths)), lengths)
     local = points[offsets[0] : offsets[-1]] - points[offsets[:-1][lengths > 0]][_compact(owner)]
     following = np.arange(len(local)) + 1
     ends = offsets[1:][lengths > 0] - offsets[0]
     following[ends - 1] = offsets[:-1][lengths > 0] - offsets[0]
     x, y = local.T
     cross = x * y[following] - x[following] * y
-    return np.asarray(np.abs(np.bincount(owner, cross, minlength=len(lengths))) / 2)
+    sums: list[Floats] = [
+        np.bincount(owner, cross * each, minlength=len(lengths)).astype(np.float64)
+        for each in (1.0, x + x[following], y + y[following])
+    ]
+    return sums[0], np.stack(sums[1:], axis=1)
 
 
 def _compact(owner: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -215,8 +254,7 @@ def ring_bounds(points: Floats, offsets: Offsets) -> Floats:
         offsets: ``(N + 1,)``.
 
     Returns:
-        ``(N, 4)``, ``(xmin, ymin, xmax, ymax)``, *closed*: the largest coordinates themselves, which for outlines
-        through pixel centres is one less than the half-open box of the pixels. NaN for an outline without points.
+        ``(N, 4)``, ``(xmin, ymin, xmax, ymax)``; NaN for an outline without points.
 
     Example:
         >>> ring_bounds(np.array([[1.0, 5], [3, 2]]), np.array([0, 2])).tolist()

@@ -125,6 +125,11 @@ class PatchLayout:
     scale: tuple[float, float]
     shift: tuple[int, int]
 
+    @property
+    def pixel(self) -> tuple[float, float]:
+        """Return the size ``(x, y)`` of a pixel of the view in level-0 pixels."""
+        return (1 / self.scale[0], 1 / self.scale[1])
+
     def __call__(self, nuclei: Nuclei) -> Patches:
         """Return the tile of each nucleus.
 

@@ -106,7 +106,7 @@ def _write_table(name: str, out: Path, metadata: Mapping[str, Any], patches: Pat
     light: NucleiStream = io.ParquetStream(out / TABLE, embedding=False)
     path = out / FORMATS[name]
     if name == "json":
-        io.write_json_stream(light, path, metadata=metadata, patches=patches)
+        io.write_json_stream(light, path, metadata=metadata, patches=patches, pixel=patches.pixel)
     elif name == "h5ad":
         io.write_anndata(io.ParquetStream(out / TABLE), path, metadata=metadata)
     else:

@@ -14,6 +14,7 @@ from cellvit.classes import classes_from_list
 from cellvit.errors import DataError
 from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_path
+from cellvit.io.frames import from_frame, stated_frame
 from cellvit.io.spatial import SCHEMA_VERSION, Annotations, as_text, require
 from cellvit.io.stream import NucleiStream, as_stream, blocks
 from cellvit.io.valid_polygons import valid_rings
@@ -30,9 +31,10 @@ def write_anndata(
 
     ``obs`` holds ``label``, ``type`` (categorical, missing where no type is known), ``type_id``, ``type_prob`` and
     ``area_px``; ``obsm`` holds ``spatial`` (centroids, ``(x, y)``), ``bbox`` and, where there is one, ``embedding``;
-    ``uns`` holds ``type_colors`` (one per category, as scanpy has it) and ``cellvit``: the version of this layout,
-    and classes and metadata as JSON text. Embeddings are written block by block; of all nuclei only the small columns
-    are held in memory, about 200 bytes each. The same nuclei give the same bytes.
+    ``uns`` holds ``type_colors`` (one per category, as scanpy has it) and ``cellvit``: the version of this layout, the
+    frame of coordinates (see :mod:`cellvit.types`), and classes and metadata as JSON text. Embeddings are written block
+    by block; of all nuclei only the small columns are held in memory, about 200 bytes each. The same nuclei give the
+    same bytes.
 
     Args:
         stream: The nuclei, iterated once; or a table.
@@ -108,7 +110,7 @@ def read_anndata(path: str | Path) -> Nuclei:
         about, obs, obsm = data.uns["cellvit"], data.obs, data.obsm
         if int(about["version"]) > SCHEMA_VERSION:
             raise DataError(f"{str(path)!r} is of a newer version {about['version']}; update cellvit")
-        return Nuclei(
+        nuclei = Nuclei(
             centroid=_array(obsm["spatial"], np.float64),
             bbox=_array(obsm["bbox"], np.float64),
             type=_array(obs["type_id"], np.int32),
@@ -119,6 +121,7 @@ def read_anndata(path: str | Path) -> Nuclei:
             embedding=_array(obsm["embedding"], np.float32) if "embedding" in obsm else None,
             classes=classes_from_list(json.loads(about["classes"]), source=str(path)),
         )
+        return from_frame(nuclei, stated_frame(about, str(path)))
     except DataError:
         raise
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

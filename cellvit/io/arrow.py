@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from cellvit.classes import classes_from_list, classes_to_list
 from cellvit.errors import DataError
-from cellvit.types import Nuclei, NucleiClasses
+from cellvit.io.frames import from_frame, stated_frame
+from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _KEY = b"cellvit"
 
 
@@ -21,7 +22,8 @@ def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa
 
     Columns: ``label`` int32, ``type`` int32, ``type_prob`` float32, ``centroid`` 2 doubles ``(x, y)``, ``bbox`` 4
     doubles ``(xmin, ymin, xmax, ymax)``, ``contour`` list of 2 doubles, and, where there is one, ``embedding`` D
-    floats. The schema metadata hold under ``cellvit`` a JSON object with ``version``, ``classes`` and ``metadata``.
+    floats. The schema metadata hold under ``cellvit`` a JSON object with ``version``, ``frame`` (of coordinates; see
+    :mod:`cellvit.types`), ``classes`` and ``metadata``.
 
     Args:
         nuclei: The nuclei. Contiguous columns of the documented dtypes are not copied.
@@ -50,7 +52,12 @@ def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa
 
 def _facts_text(classes: NucleiClasses | None, metadata: Mapping[str, Any] | None) -> bytes:
     """Return what :func:`read_facts` reads."""
-    facts = {"version": SCHEMA_VERSION, "classes": classes_to_list(classes), "metadata": dict(metadata or {})}
+    facts = {
+        "version": SCHEMA_VERSION,
+        "frame": PIXEL_CORNERS,
+        "classes": classes_to_list(classes),
+        "metadata": dict(metadata or {}),
+    }
     try:
         return json.dumps(facts).encode()
     except (TypeError, ValueError) as error:
@@ -64,7 +71,8 @@ def from_arrow(table: pa.Table) -> Nuclei:
         table: Other columns are ignored.
 
     Returns:
-        The nuclei. Columns share the memory of the table where it holds one chunk, and are then read-only.
+        The nuclei. Columns share the memory of the table where it holds one chunk, and are then read-only. Coordinates
+        of a table of version 1, which counts from the centres of pixels, are converted.
 
     Raises:
         DataError: If columns are missing or of another type, or the table is of a newer version.
@@ -76,7 +84,7 @@ def from_arrow(table: pa.Table) -> Nuclei:
     try:
         contour = _one_chunk(table["contour"])
         offsets = contour.offsets.to_numpy().astype(np.int64, copy=False)
-        return Nuclei(
+        nuclei = Nuclei(
             centroid=_matrix(table["centroid"], np.float64),
             bbox=_matrix(table["bbox"], np.float64),
             type=_vector(table["type"], np.int32),
@@ -87,6 +95,7 @@ def from_arrow(table: pa.Table) -> Nuclei:
             embedding=_matrix(table["embedding"], np.float32) if "embedding" in table.column_names else None,
             classes=classes_from_list(facts["classes"], source="the table"),
         )
+        return from_frame(nuclei, stated_frame(facts, "the table"))
     except DataError:
         raise
     except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:

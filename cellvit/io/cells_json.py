@@ -1,7 +1,6 @@
 """Nuclei as JSON in the layout of the released tools (``cells.json``)."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,11 @@ import numpy as np
 
 from cellvit.classes import classes_from_list, classes_from_map, classes_to_list, type_name
 from cellvit.errors import DataError
+from cellvit.geometry.outlines import to_pixel_centres
 from cellvit.geometry.polygons import bbox_rowcol_to_xyxy, bbox_xyxy_to_rowcol
 from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_text
+from cellvit.io.frames import PIXEL_CENTRES
 from cellvit.io.stream import NucleiStream, Patches, TableStream, blocks
 from cellvit.io.text import (
     Rows,
@@ -29,9 +30,11 @@ def write_json(nuclei: Nuclei, path: str | Path, *, metadata: Mapping[str, Any] 
     """Write nuclei in the layout of the released tools; one nucleus per line.
 
     The file holds ``wsi_metadata``, ``type_map`` (id to name) and ``cells``; boxes are ``[[row_min, col_min],
-    [row_max, col_max]]`` half-open, centroids and outlines ``(x, y)``, outlines open. A single image is one patch:
-    ``patch_coordinates`` and ``offset_global`` are ``[0, 0]``, ``cell_status`` is 0. Beyond that layout,
-    ``wsi_metadata.classes`` holds names and colours, and a cell has a ``label`` where labels are not 1 to N.
+    [row_max, col_max]]`` half-open. Centroids and outlines are ``(x, y)`` and count from the centres of pixels, as in
+    the released tools: that of pixel ``i`` is at ``i``, and an outline runs through the border pixels and is open. A
+    single image is one patch: ``patch_coordinates`` and ``offset_global`` are ``[0, 0]``, ``cell_status`` is 0. Beyond
+    that layout, ``wsi_metadata.classes`` holds names and colours, and a cell has a ``label`` where labels are not 1 to
+    N.
 
     Args:
         nuclei: The nuclei; embeddings are not written.
@@ -51,6 +54,7 @@ def write_json_stream(
     *,
     metadata: Mapping[str, Any] | None = None,
     patches: Callable[[Nuclei], Patches] | None = None,
+    pixel: tuple[float, float] = (1.0, 1.0),
 ) -> None:
     """Write nuclei that come in chunks as :func:`write_json` does: the same nuclei give the same bytes.
 
@@ -59,6 +63,7 @@ def write_json_stream(
         path: The file, ``.json`` or ``.json.gz``.
         metadata: Further entries of ``wsi_metadata``; plain data.
         patches: Returns the patches of some of the nuclei; None: all lie inside of one patch at the origin.
+        pixel: ``(x, y)`` size of the pixels that outlines follow, where nuclei were found at another resolution.
 
     Raises:
         DataError: If a coordinate is not finite, the metadata are not plain data, or there is not one patch for
@@ -75,14 +80,16 @@ def write_json_stream(
         raise DataError(f"metadata {metadata!r} cannot be written as JSON ({error}); use plain data") from error
     with atomic_text(path) as file:
         file.write(f'{{"wsi_metadata":{head},\n"type_map":{encode(names)},\n"cells":[')
-        write_lines(file, _entries(stream, _no_patches if patches is None else patches))
+        write_lines(file, _entries(stream, _no_patches if patches is None else patches, pixel))
 
 
-def _entries(stream: NucleiStream, patches: Callable[[Nuclei], Patches]) -> Iterator[Iterator[str]]:
+def _entries(
+    stream: NucleiStream, patches: Callable[[Nuclei], Patches], pixel: tuple[float, float]
+) -> Iterator[Iterator[str]]:
     """Yield the entries of all nuclei, some at a time."""
     for row, block in blocks(stream, tables.CHUNK, classes=stream.classes, embedding_dim=None):
         tables.check_finite(block, first=row)
-        yield _cells(block, row, patches(block))
+        yield _cells(block, row, patches(block), pixel)
 
 
 def _no_patches(nuclei: Nuclei) -> Patches:
@@ -91,17 +98,17 @@ def _no_patches(nuclei: Nuclei) -> Patches:
     return Patches(corners, corners[:, 0], corners)
 
 
-def _cells(nuclei: Nuclei, row: int, patches: Patches) -> Iterator[str]:
+def _cells(nuclei: Nuclei, row: int, patches: Patches, pixel: tuple[float, float]) -> Iterator[str]:
     """Yield the entries of some nuclei as text; ``row`` is the number of the first."""
     if {len(column) for column in patches} != {len(nuclei)}:
         raise DataError(f"patches of {[len(c) for c in patches]} rows for {len(nuclei)} nuclei; give one per nucleus")
     boxes = plain_numbers(bbox_xyxy_to_rowcol(nuclei.bbox)).reshape(-1, 4).tolist()
-    outlines = ring_texts(nuclei.contour_points, nuclei.contour_offsets)
+    outlines = ring_texts(*to_pixel_centres(nuclei.contour_points, nuclei.contour_offsets, pixel=pixel))
     probabilities = shortest_floats(nuclei.type_prob)
     labels = nuclei.label.tolist()
     numbered = labels == list(range(row + 1, row + 1 + len(nuclei)))
     places = [np.asarray(column).tolist() for column in patches]
-    columns = zip(boxes, nuclei.centroid.tolist(), nuclei.type.tolist(), *places, strict=True)
+    columns = zip(boxes, (nuclei.centroid - 0.5).tolist(), nuclei.type.tolist(), *places, strict=True)
     for i, ((top, left, bottom, right), (x, y), kind, (r, c), status, (down, along)) in enumerate(columns):
         probability = "null" if probabilities[i] is None else probabilities[i]
         label = "" if numbered else f',"label":{labels[i]}'
@@ -146,12 +153,13 @@ def nuclei_of_cells(data: Any, path: str | Path) -> Nuclei:
                 contour=cell.get("contour", ()),
                 centroid=cell["centroid"],
                 type=cell.get("type", 0),
+                bbox=cell["bbox"],
                 type_prob=cell.get("type_prob"),
                 label=cell.get("label"),
             )
-        nuclei = rows.to_nuclei(classes)
-        bbox = np.asarray([cell["bbox"] for cell in data["cells"]], np.float64).reshape(-1, 2, 2)
-        return replace(nuclei, bbox=bbox_rowcol_to_xyxy(bbox))
+        corners = np.asarray(rows.bbox, np.float64).reshape(-1, 2, 2)
+        rows.bbox = list(bbox_rowcol_to_xyxy(corners))
+        return rows.to_nuclei(classes, frame=PIXEL_CENTRES)
     except DataError:
         raise
     except (TypeError, KeyError, ValueError, AttributeError) as error:

@@ -96,7 +96,7 @@ def read_nuclei(path: Path | Nuclei, *, image: str | None = None) -> LoadedNucle
         DataError: If the file cannot be read, is of another kind, or holds points where outlines are needed.
     """
     if isinstance(path, Nuclei):
-        return from_outlines(path, Path("nuclei in memory"))
+        return from_outlines(path, Path("nuclei in memory"), corners=True)
     kind = file_kind(path)
     if kind == "json":
         return _from_json(_load(path), path, image or stem_of(path))
@@ -134,10 +134,10 @@ def _from_json(data: Any, path: Path, name: str) -> LoadedNuclei:
     if is_labelme(data):
         return nuclei_of_labelme(data, path)
     if isinstance(data, Mapping) and "cells" in data:
-        return from_outlines(nuclei_of_cells(data, path), path)
+        return from_outlines(nuclei_of_cells(data, path), path, corners=True)
     if is_geojson(data):
         found = _scorable(found_in_geojson(data, path))
-        return from_outlines(found.nuclei, path, notes=found.notes, further=found.further)
+        return from_outlines(found.nuclei, path, notes=found.notes, further=found.further, corners=found.framed)
     keys = sorted(map(str, data)) if isinstance(data, Mapping) else data
     raise DataError(f"'{path}' is JSON of {str(keys)[:80]}, which is no kind that can be read; give one of {KINDS}")
 
@@ -148,7 +148,8 @@ def _scorable(found: FoundNuclei) -> FoundNuclei:
     if drawn.all() or not drawn.any():
         return found
     note = f"{np.count_nonzero(~drawn):,} of {len(drawn):,} nuclei are points, which cannot be scored, and left out"
-    return FoundNuclei(found.nuclei.select(drawn), found.further.select(drawn), (*found.notes, note))
+    notes = (*found.notes, note)
+    return found._replace(nuclei=found.nuclei.select(drawn), further=found.further.select(drawn), notes=notes)
 
 
 def _load(path: Path) -> Any:
@@ -163,7 +164,7 @@ def _loaded(path: Path, modified: int, size: int) -> Any:
 
 
 def _read_parquet(path: Path) -> LoadedNuclei:
-    return from_outlines(read_parquet(path), path)
+    return from_outlines(read_parquet(path), path, corners=True)
 
 
 _OUTLINE_FILES: dict[str, Callable[[Path], LoadedNuclei]] = {

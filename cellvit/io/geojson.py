@@ -16,6 +16,7 @@ from cellvit.errors import ConfigError, DataError
 from cellvit.geometry.polygons import FurtherRings, close_rings, polygon_area, ring_bounds, ring_offsets
 from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_text
+from cellvit.io.frames import PIXEL_CENTRES, stated_frame
 from cellvit.io.qupath import (
     RESULTS,
     QuPathObject,
@@ -39,13 +40,15 @@ from cellvit.io.text import (
     write_lines,
 )
 from cellvit.io.valid_polygons import valid_rings
-from cellvit.types import Nuclei, NucleiClasses
+from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 
 ObjectType = Literal["annotation", "detection", "cell"]
 """Kinds of object in QuPath: a detection is light, an annotation can be edited, a cell has a nucleus."""
 
 PROBABILITY = "Type probability"
 AREA = "Area px^2"
+LABEL = "Nucleus: Label"
+"""A measurement, for other programs keep these. Files that count from the centres of pixels have none."""
 
 _NAMESPACE = uuid.UUID("6d0a8f0e-3c50-5b0c-9a53-2f6c5e1f7a11")
 
@@ -56,7 +59,8 @@ def write_geojson(
     """Write nuclei as a GeoJSON FeatureCollection for QuPath; one feature per nucleus, one per line.
 
     Every polygon is closed and valid (see :func:`cellvit.io.valid_polygons.valid_rings`). Ids depend on the nuclei
-    alone, so the same nuclei give the same bytes. Nuclei without a known type have no classification.
+    alone, so the same nuclei give the same bytes. Nuclei without a known type have no classification. Coordinates count
+    as QuPath counts them: pixel ``i`` covers ``[i, i + 1)``.
 
     Args:
         nuclei: The nuclei, in pixels of the full-resolution image; embeddings are not written.
@@ -90,7 +94,7 @@ def write_geojson_stream(
     """
     if object_type not in get_args(ObjectType):
         raise ConfigError(f"object_type {object_type!r} is unknown to QuPath; choose from {get_args(ObjectType)}")
-    head = encode({"version": 1, "classes": classes_to_list(stream.classes)})
+    head = encode({"version": 2, "frame": PIXEL_CORNERS, "classes": classes_to_list(stream.classes)})
     with atomic_text(path) as file:
         file.write(f'{{"type":"FeatureCollection","cellvit":{head},"features":[')
         write_lines(file, _entries(stream, object_type, points=points))
@@ -112,13 +116,15 @@ def _features(nuclei: Nuclei, row: int, object_type: str, *, points: bool) -> It
     columns = zip(nuclei.label.tolist(), nuclei.type.tolist(), nuclei.centroid.tolist(), boxes, strict=True)
     for i, (label, kind, (x, y), (left, top, right, bottom)) in enumerate(columns):
         identity = _identity(f"{row + i} {label} [{x}, {y}] [{left}, {top}, {right}, {bottom}]")
-        measured = "" if probabilities[i] is None else f'"{PROBABILITY}":{probabilities[i]}'
+        measured = f'"{LABEL}":{label}'
+        if probabilities[i] is not None:
+            measured += f',"{PROBABILITY}":{probabilities[i]}'
         # QuPath ignores what it does not know; read_geojson needs "nucleus" to be exact
-        exact = f'"label":{label},"type":{kind}'
+        exact = f'"type":{kind}'
         box, geometry = "", f'"Point","coordinates":[{x},{y}]'
         if shapes is not None:
             ring, area = next(shapes)
-            measured += f'{"," if measured else ""}"{AREA}":{area}'
+            measured += f',"{AREA}":{area}'
             exact += f',"centroid":[{x},{y}]'
             box, geometry = f'"bbox":[{left},{top},{right},{bottom}],', f'"Polygon","coordinates":[{ring}]'
         yield (
@@ -158,11 +164,13 @@ class FoundNuclei(NamedTuple):
         nuclei: The nuclei; of several pieces the outline is the largest, without its holes.
         further: The other pieces, and the holes.
         notes: What was left out, for the user.
+        framed: Whether the file says how it counts coordinates; those of others are taken as QuPath has them.
     """
 
     nuclei: Nuclei
     further: FurtherRings
     notes: tuple[str, ...] = ()
+    framed: bool = False
 
 
 def is_geojson(data: Any) -> bool:
@@ -243,7 +251,8 @@ def _found(data: Any, path: str) -> FoundNuclei:
     classes = None if own is None else classes_from_list(own["classes"], source=path)
     types, left_out = StatedTypes(classes, listed=own is not None), Counter[str]()
     chosen = _nuclei_among(objects, left_out)
-    collector = _Collector(types, left_out, separate=_one_feature_per_class(chosen))
+    frame = _frame_of(own, chosen, path)
+    collector = _Collector(types, left_out, frame or PIXEL_CORNERS, separate=_one_feature_per_class(chosen))
     for item in chosen:
         collector.add(item)
     if not collector.rows.type and left_out:
@@ -254,7 +263,17 @@ def _found(data: Any, path: str) -> FoundNuclei:
     notes += _cells_without_nuclei(chosen)
     if left_out:
         notes.append(f"{left_out.total():,} of {len(objects):,} objects are no nuclei and left out: {listed(left_out)}")
-    return FoundNuclei(replace(nuclei, type=ids, classes=classes), collector.further(), tuple(notes))
+    nuclei = replace(nuclei, type=ids, classes=classes)
+    return FoundNuclei(nuclei, collector.further(), tuple(notes), framed=frame is not None)
+
+
+def _frame_of(own: Mapping[str, Any] | None, chosen: Sequence[QuPathObject], path: str) -> str | None:
+    """Return the frame of a file of this package, or None: by its head, or what other programs have left of it."""
+    if own is not None:
+        return stated_frame(own, repr(path))
+    if any(measurement(item.properties, LABEL) is not None for item in chosen):
+        return PIXEL_CORNERS
+    return PIXEL_CENTRES if any("label" in mapping_of(item.properties, "nucleus") for item in chosen) else None
 
 
 def _nuclei_among(objects: Sequence[QuPathObject], left_out: Counter[str]) -> list[QuPathObject]:
@@ -309,6 +328,7 @@ class _Collector:
 
     types: StatedTypes
     left_out: Counter[str]
+    frame: str
     separate: bool
     rows: Rows = field(default_factory=Rows)
     rings: list[tuple[int, int, Any]] = field(default_factory=list)
@@ -317,15 +337,16 @@ class _Collector:
         """Append the nuclei of an object: one, save for points and where every polygon is one."""
         polygons, points = self._shapes(item)
         exact = mapping_of(item.properties, "nucleus")
+        label = measurement(item.properties, LABEL)
+        label = exact.get("label") if label is None else int(label)
         common: dict[str, Any] = {
             "type": self.types.code(class_of(item.properties), exact.get("type")),
             "type_prob": measurement(item.properties, PROBABILITY),
         }
         if len(polygons) + len(points) == 1 and not item.nucleus:
-            common["bbox"] = item.bbox
-            common |= {key: exact[key] for key in ("centroid", "label") if exact.get(key) is not None}
-        elif not self.separate and polygons and exact.get("label") is not None:
-            common["label"] = exact["label"]
+            common |= {"bbox": item.bbox, "label": label, "centroid": exact.get("centroid")}
+        elif not self.separate and polygons:
+            common["label"] = label
         if len(polygons) > 1 and not self.separate:
             polygons.sort(key=lambda rings: _ring_area(rings[0]), reverse=True)
             self._add_rings(polygons)
@@ -335,7 +356,7 @@ class _Collector:
             self._add_rings([rings])
             self.rows.add(contour=rings[0], **common)
         for point in points:
-            self.rows.add(**{"centroid": point, **common})
+            self.rows.add(**{**common, "centroid": common.get("centroid") or point})
 
     def _shapes(self, item: QuPathObject) -> tuple[list[Any], list[Any]]:
         """Return the polygons of an object, or its points if it has none; all else is counted as left out."""
@@ -364,7 +385,7 @@ class _Collector:
             trusted: False where another program wrote the file and may have moved the outlines: centroids and boxes
                 that do not fit to them are computed anew.
         """
-        nuclei = self.rows.to_nuclei(None)
+        nuclei = self.rows.to_nuclei(None, frame=self.frame)
         if trusted:
             return nuclei
         around = ring_bounds(nuclei.contour_points, nuclei.contour_offsets)
@@ -373,11 +394,13 @@ class _Collector:
         for column, stale in ((self.rows.centroid, outside), (self.rows.bbox, np.abs(nuclei.bbox - around) > 1)):
             for row in np.flatnonzero(stale.any(axis=1) & drawn).tolist():
                 column[row] = None
-        return self.rows.to_nuclei(None)
+        return self.rows.to_nuclei(None, frame=self.frame)
 
     def further(self) -> FurtherRings:
         """Return holes and further pieces."""
         points = [np.asarray(ring, np.float64)[:, :2] for _, _, ring in self.rings]
+        if self.frame == PIXEL_CENTRES:
+            points = [ring + 0.5 for ring in points]
         owner, piece = (np.array([entry[i] for entry in self.rings], np.int64) for i in (0, 1))
         offsets = ring_offsets([len(ring) for ring in points])
         return FurtherRings(np.concatenate([np.zeros((0, 2)), *points]), offsets, owner, piece)

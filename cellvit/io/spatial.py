@@ -11,9 +11,9 @@ import numpy as np
 from cellvit.classes import classes_to_list, type_color, type_name
 from cellvit.errors import ConfigError, DataError
 from cellvit.geometry.polygons import Floats, Offsets, polygon_area
-from cellvit.types import Nuclei, NucleiClasses
+from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def require(module: str) -> Any:
@@ -114,8 +114,13 @@ class Annotations:
         return np.array([f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colors], dtype=object)
 
     def facts(self, classes: NucleiClasses | None, metadata_text: str) -> dict[str, Any]:
-        """Return what ``uns`` holds: version, classes, metadata, and the colours of the categories."""
-        about = {"version": SCHEMA_VERSION, "classes": json.dumps(classes_to_list(classes)), "metadata": metadata_text}
+        """Return what ``uns`` holds: version, frame, classes, metadata, and the colours of the categories."""
+        about = {
+            "version": SCHEMA_VERSION,
+            "frame": PIXEL_CORNERS,
+            "classes": json.dumps(classes_to_list(classes)),
+            "metadata": metadata_text,
+        }
         return {"cellvit": about, "type_colors": self.colors(classes)}
 
 

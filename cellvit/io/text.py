@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError
-from cellvit.geometry.polygons import Floats, Offsets, open_rings, ring_bounds, ring_offsets
-from cellvit.types import Nuclei, NucleiClasses
+from cellvit.geometry.outlines import from_pixel_centres
+from cellvit.geometry.polygons import Floats, Offsets, open_rings, polygon_centroid, ring_bounds, ring_offsets
+from cellvit.io.frames import PIXEL_CENTRES
+from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 
 CHUNK = 4096
 """Nuclei that are Python objects at the same time while a text file is written."""
@@ -167,25 +169,32 @@ class Rows:
         self.type_prob.append(float("nan") if type_prob is None else float(type_prob))
         self.label.append(None if label is None else int(label))
 
-    def to_nuclei(self, classes: NucleiClasses | None) -> Nuclei:
+    def to_nuclei(self, classes: NucleiClasses | None, *, frame: str = PIXEL_CORNERS) -> Nuclei:
         """Return the rows as a table.
 
         Args:
             classes: Names and colours of the types.
+            frame: In which the rows count coordinates; see :mod:`cellvit.io.frames`.
 
         Returns:
-            The nuclei; a centroid or a box that was not given comes from the points of the outline.
+            The nuclei; a centroid or a box that was not given comes from the outline.
 
         Raises:
             ValueError: If coordinates are not pairs.
         """
         offsets = ring_offsets([len(c) for c in self.contour])
         points, offsets = open_rings(_pairs(list(chain.from_iterable(self.contour)), 2), offsets)
+        centroid, boxes = np.full((len(self.type), 2), np.nan), np.full((len(self.type), 4), np.nan)
+        _fill(self.centroid, centroid)
+        _fill(self.bbox, boxes)
+        if frame == PIXEL_CENTRES:
+            centroid += 0.5
+            points, offsets = from_pixel_centres(points, offsets, boxes)
         numbered = np.arange(1, len(self.type) + 1).tolist()
         label = [n if given is None else given for n, given in zip(numbered, self.label, strict=True)]
         return Nuclei(
-            centroid=_fill(self.centroid, _mean_points(points, offsets)),
-            bbox=_fill(self.bbox, _pixel_boxes(self.centroid, points, offsets)),
+            centroid=np.where(np.isnan(centroid), polygon_centroid(points, offsets), centroid),
+            bbox=np.where(np.isnan(boxes), _boxes(centroid, points, offsets), boxes),
             type=np.asarray(self.type, np.int32),
             type_prob=np.asarray(self.type_prob, np.float32),
             contour_offsets=offsets,
@@ -207,28 +216,15 @@ def _pairs(values: Sequence[Any], width: int) -> Floats:
     return array.reshape(len(values), -1)[:, :width] if len(values) else np.zeros((0, width))
 
 
-def _fill(given: Sequence[Sequence[float] | None], computed: Floats) -> Floats:
-    """Return the given rows, and the computed ones where none is given."""
+def _fill(given: Sequence[Sequence[float] | None], column: Floats) -> None:
+    """Write the rows that are given into a column."""
     known = [i for i, row in enumerate(given) if row is not None]
     if known:
-        computed[known] = _pairs([given[i] for i in known], computed.shape[1])
-    return computed
+        column[known] = _pairs([given[i] for i in known], column.shape[1])
 
 
-def _mean_points(points: Floats, offsets: NDArray[np.int64]) -> Floats:
-    """Return the mean of the points of every outline; NaN without points."""
-    lengths = np.diff(offsets)
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    sums = [np.bincount(owner, column, minlength=len(lengths)) for column in points.T]
-    mean = np.stack(sums, axis=1) / np.maximum(lengths, 1)[:, None]
-    mean[lengths == 0] = np.nan
-    return np.asarray(mean, np.float64)
-
-
-def _pixel_boxes(centroid: Sequence[Sequence[float] | None], points: Floats, offsets: NDArray[np.int64]) -> Floats:
-    """Return the box around an outline; of the centroid's pixel without outline."""
+def _boxes(centroid: Floats, points: Floats, offsets: Offsets) -> Floats:
+    """Return the box around every outline; of the centroid's pixel without outline."""
     boxes = ring_bounds(points, offsets)
-    for row in np.flatnonzero(np.isnan(boxes[:, 0])).tolist():
-        x, y = np.floor(np.asarray(centroid[row], np.float64))
-        boxes[row] = x, y, x + 1, y + 1
-    return boxes
+    corner = np.floor(centroid)
+    return np.where(np.isnan(boxes), np.concatenate([corner, corner + 1], axis=1), boxes)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cellvit.classes import PANNUKE
+from cellvit.geometry.outlines import edge_rings, find_border
 from cellvit.types import Nuclei, NucleiClasses
 
 COLUMNS = ("centroid", "bbox", "type", "type_prob", "label", "contour_offsets", "contour_points")
@@ -18,9 +19,7 @@ def make_nuclei(contours, *, type=None, classes=PANNUKE, embedding=None, label=N
     arrays = [np.asarray(c, np.float64).reshape(-1, 2) for c in contours]
     return Nuclei(
         centroid=np.array([a.mean(0) if len(a) else (5.5, 7.25) for a in arrays], np.float64).reshape(-1, 2),
-        bbox=np.array([[*a.min(0), *(a.max(0) + 1)] if len(a) else (5, 7, 6, 8) for a in arrays], np.float64).reshape(
-            -1, 4
-        ),
+        bbox=np.array([[*a.min(0), *a.max(0)] if len(a) else (5, 7, 6, 8) for a in arrays], np.float64).reshape(-1, 4),
         type=np.asarray([1] * count if type is None else type, np.int32),
         type_prob=np.asarray([0.9] * count if type_prob is None else type_prob, np.float32),
         contour_offsets=np.cumsum([0, *map(len, arrays)]).astype(np.int64),
@@ -43,7 +42,7 @@ def many(count, points=30, seed=0):
     outline = np.rint(centre + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1))
     return Nuclei(
         centroid=centre[:, 0],
-        bbox=np.concatenate([outline.min(1), outline.max(1) + 1], axis=1),
+        bbox=np.concatenate([outline.min(1), outline.max(1)], axis=1),
         type=rng.integers(1, 6, count).astype(np.int32),
         type_prob=rng.uniform(0.5, 1, count).astype(np.float32),
         contour_offsets=np.arange(count + 1, dtype=np.int64) * points,
@@ -58,6 +57,18 @@ coordinates = st.one_of(
 )
 loose_outlines = st.lists(st.tuples(coordinates, coordinates), max_size=6, unique=True)
 """Any distinct points, also crossing, on a line or none at all."""
+
+masks = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 1)).filter(
+    np.any
+)
+
+
+@st.composite
+def pixel_outlines(draw):
+    """The outline of some pixels, as post-processing gives it."""
+    border = find_border(draw(masks), draw(st.tuples(st.integers(0, 300), st.integers(0, 300))))
+    return edge_rings(border, np.array([0, len(border)]))[0].tolist()
+
 
 grid_outlines = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=9)
 """Points on a small grid: often repeated, collinear, touching or crossing."""

@@ -78,7 +78,7 @@ def test_the_file_is_anndata_as_the_packages_around_scanpy_have_it(tmp_path):
     assert data.uns["type_colors"].tolist()[:3] == ["#ff0000", "#22dd4d", "#235cec"]
     assert len(data.uns["type_colors"]) == 6
     about = data.uns["cellvit"]
-    assert about["version"] == 1
+    assert (about["version"], about["frame"]) == (2, "pixel-corners")
     assert json.loads(about["metadata"]) == {"mpp": 0.25, "name": "é"}
     assert json.loads(about["classes"])[2] == {"name": "Inflammatory", "color": [34, 221, 77]}
 

@@ -70,9 +70,9 @@ def test_broken_outlines_keep_their_largest_part_or_their_box():
     points, offsets = valid_rings(table)
     polygons = [Polygon(points[a:b]) for a, b in pairwise(offsets)]
     assert all(p.is_valid for p in polygons)
-    assert [p.area for p in polygons[:6]] == [25, 49, 1, 1, 64, 64]
-    assert polygons[1].bounds == (3, 3, 10, 10)
-    assert polygons[2].bounds == (2, 7, 3, 8)
+    assert [p.area for p in polygons[:6]] == [25, 36, 1, 1, 64, 64]
+    assert polygons[1].bounds == (3, 3, 9, 9)
+    assert polygons[2].bounds == (1.5, 6.5, 2.5, 7.5)
     assert points[offsets[4] : offsets[5]].tolist() == np.array(square(0, 0)).tolist()
     # the edge from (0, 0) to (10, 10) crosses that from (4, 6) to (10, 0) at (5, 5): a triangle of 25 and a quad of 17
     assert polygons[6].area == 25
@@ -95,10 +95,10 @@ def test_features_have_what_qupath_reads(tmp_path):
         one, two, three = json.loads((tmp_path / "a.geojson").read_text())["features"]
         assert one["properties"]["objectType"] == kind
         assert one["properties"]["classification"] == {"name": "Connective", "color": [35, 92, 236]}
-        assert one["properties"]["measurements"] == {"Type probability": 0.25, "Area px^2": 64.0}
-        assert one["bbox"] == [0, 0, 9, 9]
+        assert one["properties"]["measurements"] == {"Nucleus: Label": 1, "Type probability": 0.25, "Area px^2": 64.0}
+        assert one["bbox"] == [0, 0, 8, 8]
         assert "classification" not in two["properties"]
-        assert two["properties"]["measurements"] == {"Area px^2": 64.0}
+        assert two["properties"]["measurements"] == {"Nucleus: Label": 2, "Area px^2": 64.0}
         assert three["properties"]["classification"]["name"] == "Type 9"
 
 
@@ -149,7 +149,7 @@ def test_the_released_list_of_multipolygons_is_read(tmp_path):
     assert read.type.tolist() == [5, 5, 1]
     assert read.contour(2).tolist() == [[40, 8], [48, 8], [48, 16], [40, 16]]
     assert read.centroid.tolist() == [[4, 4], [24, 4], [44, 12]]
-    assert read.bbox.tolist() == [[0, 0, 9, 9], [20, 0, 29, 9], [40, 8, 49, 17]]
+    assert read.bbox.tolist() == [[0, 0, 8, 8], [20, 0, 28, 8], [40, 8, 48, 16]]
     assert np.isnan(read.type_prob).all()
     write_geojson(read, tmp_path / "b.geojson")
     assert_same(read, read_geojson(tmp_path / "b.geojson"))

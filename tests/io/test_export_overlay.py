@@ -17,7 +17,8 @@ PINK = np.full((64, 80, 3), (230, 180, 200), np.uint8)
 
 def test_outlines_have_the_colours_of_their_types_and_the_image_stays():
     before = PINK.copy()
-    table = make_nuclei([square(4, 4), square(30, 10)], type=[1, 3])
+    # sides through the centres of pixels, so that their lines are one pixel wide
+    table = make_nuclei([square(4.5, 4.5), square(30.5, 10.5)], type=[1, 3])
     drawn = draw_overlay(PINK, table, legend=False)
     assert drawn.shape == PINK.shape
     assert drawn.dtype == np.uint8

@@ -90,9 +90,9 @@ def test_polygons_and_their_table_are_read_back(tmp_path):
     assert found["spatial"] == table.centroid.tolist()
     assert found["embedding"] == [[40, 3], "float32", table.embedding.tolist()]
     assert found["pixel"] == [(3 * 20 + 4) * 3 % 256 + c for c in range(3)]
-    # 20 x 10 pixels over 200 x 50 units; the centre of the first (0.5, 0.5) lies at (100, 200) + (5, 2.5) - 0.5
+    # 20 x 10 pixels over 200 x 50 units; the centre of the first (0.5, 0.5) lies at (100, 200) + (5, 2.5)
     x, y, _ = np.array(found["matrix"]) @ [0.5, 0.5, 1]
-    assert (x, y) == (104.5, 202)
+    assert (x, y) == (105, 202.5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "a.zarr"]
 
 

@@ -81,7 +81,7 @@ def test_each_nucleus_is_a_dot_of_its_colour_where_it_lies(tmp_path):
     picture = load(path)
     faded = picture[100, 250].tolist()
     assert all(f > p for f, p in zip(faded, (230, 180, 200), strict=True))
-    assert picture[8, 10].tolist() == list(PANNUKE.colors[1])  # (120.5 - 20) / 10, (90.5 - 10) / 10
+    assert picture[8, 10].tolist() == list(PANNUKE.colors[1])  # (120 - 20) / 10, (90 - 10) / 10
     assert picture[69, 118].tolist() == list(PANNUKE.colors[3])
     drawn = (picture[:200] != faded).any(axis=2)
     assert 2 <= drawn.sum() <= 20
@@ -130,11 +130,11 @@ def test_small_slides_show_outlines(tmp_path, thumbnail):
     np.testing.assert_array_equal(load(tmp_path / "a.png"), draw_overlay(thumbnail, moved))
 
 
-def test_whole_coordinates_are_centres_of_pixels_on_every_picture():
-    pixel = at([(10.0, 20.0)])  # covers [10, 11) x [20, 21) of the slide
+def test_whole_coordinates_are_corners_of_pixels_on_every_picture():
+    pixel = at([(10.5, 20.5)])  # covers [10, 11) x [20, 21) of the slide
     same = onto_picture(pixel, (10, 20), (1.0, 1.0))
-    assert same.centroid.tolist() == [[0.0, 0.0]]
-    assert onto_picture(pixel, (8, 20), (0.25, 0.25)).centroid.tolist() == [[2.5 / 4 - 0.5, 0.5 / 4 - 0.5]]
+    assert same.centroid.tolist() == [[0.5, 0.5]]
+    assert onto_picture(pixel, (8, 20), (0.25, 0.25)).centroid.tolist() == [[2.5 / 4, 0.5 / 4]]
 
 
 @pytest.mark.parametrize("bounds", [WIDE, (0, 0, 500, 300)])
@@ -169,8 +169,8 @@ def test_counts_are_those_of_the_loop(rows, shape, bounds):
     count_into(found, nuclei, bounds, (shape[1] / bounds[2], shape[0] / bounds[3]), shape)
     expected = {}
     for (x, y), kind in zip(nuclei.centroid, nuclei.type.tolist(), strict=True):
-        col = int((x + 0.5 - bounds[0]) * (shape[1] / bounds[2]) // 1)
-        row = int((y + 0.5 - bounds[1]) * (shape[0] / bounds[3]) // 1)
+        col = int((x - bounds[0]) * (shape[1] / bounds[2]) // 1)
+        row = int((y - bounds[1]) * (shape[0] / bounds[3]) // 1)
         if 0 <= row < shape[0] and 0 <= col < shape[1]:
             expected[kind, row, col] = expected.get((kind, row, col), 0) + 1
     got = {(k, int(r), int(c)): int(m[r, c]) for k, m in found.items() for r, c in np.argwhere(m)}
@@ -309,7 +309,7 @@ def test_places_hold_as_many_nuclei_as_any_other_and_lie_on_the_slide(points, ar
     size = (min(16, area[0]), min(8, area[1]))
     nuclei = at(points)
     found = _densest(Stream(nuclei), bounds, size, count)
-    x, y = (nuclei.centroid + 0.5).T
+    x, y = nuclei.centroid.T
     number = lambda a, b: int(((x >= a) & (x < a + size[0]) & (y >= b) & (y < b + size[1])).sum())  # noqa: E731
     for left, top, width, height in found:
         assert (width, height) == size
@@ -325,7 +325,7 @@ def test_places_hold_as_many_nuclei_as_any_other_and_lie_on_the_slide(points, ar
 
 def test_a_close_up_shows_the_pixels_of_the_slide_with_outlines_in_place(tmp_path):
     slide = Pixels()
-    nuclei = at([(1000.0, 700.0), (1040.0, 730.0), (3000.0, 2000.0)], type=[1, 3, 5], side=24.0)
+    nuclei = at([(1000.5, 700.5), (1040.5, 730.5), (3000.5, 2000.5)], type=[1, 3, 5], side=24.0)
     write_closeups(Stream(nuclei), slide, tmp_path / "a.png", mpp=0.25, count=1)
     (x, y, width, height) = slide.read[0]
     assert (width, height) == (512, 512)

@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--magnification", type=int, choices=(40, 20), help="detection within 12 px (40, default) or 6 px (20)")
     add("--radius", type=float, metavar="PX", help="detection within this distance instead")
     add("--iou-threshold", type=float, default=0.5, metavar="IOU", help="that a match must exceed (default: 0.5)")
-    add("--pixel-corners", action="store_true", help="predicted outlines count from pixel corners, as QuPath draws")
+    add("--pixel-corners", action="store_true", help="others' outlines count from pixel corners, as in QuPath")
     add("--skip-missing", action="store_true", help="leave out images without a prediction")
     add("--workers", type=int, default=0, metavar="N", help="processes that share the images (default: none)")
     protocol = parser.add_argument_group("MoNuSeg protocol")

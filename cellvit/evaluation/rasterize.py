@@ -29,8 +29,8 @@ def drawn_maps(pred: LoadedNuclei, target: LoadedNuclei, *, corners: bool = Fals
     Args:
         pred: What the tool says.
         target: What is true.
-        corners: True counts pixels of predicted outlines from corners, False from centres, as in
-            :func:`draw_outlines`; true outlines count from centres.
+        corners: Of files that do not say it, whether predicted outlines count pixels from corners; else they count
+            from centres, as true outlines of such files do. See :func:`draw_outlines`.
 
     Raises:
         DataError: If the maps differ in shape, or outlines lie outside the grid or need one that is too large.
@@ -49,16 +49,16 @@ def drawn_maps(pred: LoadedNuclei, target: LoadedNuclei, *, corners: bool = Fals
 
 
 def draw_outlines(
-    nuclei: Nuclei, shape: tuple[int, ...], *, corners: bool = False, further: FurtherRings | None = None
+    nuclei: Nuclei, shape: tuple[int, ...], *, corners: bool = True, further: FurtherRings | None = None
 ) -> IntMap:
     """Return outlines as an instance map; where nuclei overlap, the later one is seen.
 
     Args:
         nuclei: The outlines; row ``i`` is drawn with the label ``i + 1``. Parts outside are cut off.
         shape: ``(H, W)`` of the map.
-        corners: False: the centre of pixel ``i`` is at ``i`` and an outline runs through the centres of the outermost
-            pixels, which belong to the nucleus, as OpenCV and this package write them. True: pixel ``i`` covers
-            ``[i, i + 1)`` and belongs to the nucleus if its centre ``i + 0.5`` lies inside, as QuPath draws them.
+        corners: True, as everywhere in this package and in QuPath: pixel ``i`` covers ``[i, i + 1)`` and belongs to the
+            nucleus if its centre ``i + 0.5`` lies inside. False: the centre of pixel ``i`` is at ``i`` and an outline
+            runs through the centres of the outermost pixels, which belong to the nucleus, as OpenCV has it.
         further: Holes and further pieces of the nuclei; None where there are none. Holes are left as they are, save
             the pixels that their outlines run through where pixels count from centres.
 
@@ -69,9 +69,9 @@ def draw_outlines(
         >>> square = np.array([[1.0, 0], [3, 0], [3, 2], [1, 2]])
         >>> nuclei = replace(nuclei_from_instances(np.ones((3, 3), int)).nuclei, contour_points=square)
         >>> draw_outlines(nuclei, (3, 5)).tolist()
-        [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0]]
-        >>> draw_outlines(nuclei, (3, 5), corners=True).tolist()
         [[0, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
+        >>> draw_outlines(nuclei, (3, 5), corners=False).tolist()
+        [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0]]
     """
     canvas = np.zeros(shape, np.int32)
     if not len(nuclei):

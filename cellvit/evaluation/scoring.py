@@ -125,7 +125,7 @@ def evaluate(
         magnification: 40 or 20; centroids may be 12 or 6 pixels apart.
         radius: Largest distance of detected centroids in pixels instead.
         iou_threshold: IoU in [0.5, 1) that a matched pair must exceed.
-        pixel_corners: Predicted outlines count pixels from their corners, as QuPath draws them.
+        pixel_corners: Predicted outlines of files that do not say so count pixels from their corners, as QuPath draws.
         split: ``"train"``, ``"val"`` or ``"test"`` of a data folder; None takes all.
         datasets: Names of data sets of a data folder; None takes all.
         skip_missing: Leave out images without a prediction.

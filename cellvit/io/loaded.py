@@ -48,7 +48,8 @@ class LoadedNuclei:
             a map without them, or outlines of which none has a type and that name no classes.
         names: Name of every type id, background first; None if types are numbers only.
         notes: What of the file was not used: counted notes, which are added up over files, and sentences.
-        corners: Whether outlines count pixels from their corners, as ImageJ draws them; False where nobody knows.
+        corners: Whether outlines count pixels from their corners, as files of this package and ImageJ do; False where
+            nobody knows.
         further: Holes and further pieces of the nuclei, beside the outlines; None where there are none.
     """
 

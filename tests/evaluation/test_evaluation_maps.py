@@ -81,7 +81,7 @@ def test_a_fractional_outline_takes_the_pixels_it_runs_through_and_those_inside(
     )
     expected = np.zeros((6, 7), int)
     expected[1:5, 1:6] = 1
-    np.testing.assert_array_equal(draw_outlines(nuclei, expected.shape), expected)
+    np.testing.assert_array_equal(draw_outlines(nuclei, expected.shape, corners=False), expected)
 
 
 @given(st.lists(st.tuples(st.integers(-3, 12), st.integers(-3, 12)), min_size=3, max_size=6, unique=True))
@@ -108,7 +108,7 @@ def test_later_outlines_lie_over_earlier_ones(tmp_path):
     square = [[0, 0], [4, 0], [4, 4], [0, 4], [0, 0]]
     moved = [[x + 3, y] for x, y in square]
     path = write_features(tmp_path / "a.geojson", [feature(square), feature(moved)])
-    drawn = draw_outlines(read_nuclei(path).outlines, (5, 9))
+    drawn = draw_outlines(read_nuclei(path).outlines, (5, 9), corners=False)
     assert drawn[0].tolist() == [1, 1, 1, 2, 2, 2, 2, 2, 0]
 
 
@@ -344,7 +344,7 @@ def test_qupath_polygons_differ_by_half_a_pixel(tmp_path):
     """A square of 10 x 10 pixels as QuPath draws it is 11 x 11 when its corners are taken for pixel centres."""
     path = write_features(tmp_path / "a.geojson", [feature([[5, 5], [15, 5], [15, 15], [5, 15], [5, 5]], "x")])
     nuclei = read_geojson(path)
-    assert draw_outlines(nuclei, (30, 30)).sum() == 121
+    assert draw_outlines(nuclei, (30, 30), corners=False).sum() == 121
     corners = draw_outlines(nuclei, (30, 30), corners=True)
     assert corners.sum() == 100
     assert corners[5:15, 5:15].all()

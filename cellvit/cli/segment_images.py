@@ -155,7 +155,7 @@ def _write(targets: dict[str, Path], image: NDArray[np.uint8], nuclei: Nuclei, m
         "geojson": lambda path: io.write_geojson(nuclei, path),
         "json": lambda path: io.write_json(nuclei, path, metadata=metadata),
         "parquet": lambda path: io.write_parquet(nuclei, path, metadata=metadata),
-        "overlay": lambda path: plotting.write_overlay(image, nuclei, path),
+        "overlay": lambda path: plotting.write_overlay(image, nuclei, path, mpp=metadata["base_mpp"]),
     }
     for format_, target in targets.items():
         writers[format_](target)

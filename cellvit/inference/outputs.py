@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cellvit import io, plotting
 from cellvit.errors import OutputError
 from cellvit.inference.assemble import TABLE, PatchLayout
@@ -34,6 +37,7 @@ class OutputContext:
         metadata: Facts for the heads of files.
         patches: Tells where the tiles of nuclei lie.
         origin: ``"slide"`` or ``"bounds"``.
+        tissue: ``(h, w)``, True where nuclei were looked for, over the scanned part.
     """
 
     slide: Slide
@@ -42,6 +46,7 @@ class OutputContext:
     metadata: Mapping[str, Any]
     patches: PatchLayout
     origin: Origin
+    tissue: NDArray[np.bool_]
 
     @property
     def bounds(self) -> tuple[int, int, int, int]:
@@ -88,10 +93,11 @@ def _write_here(out: Path, formats: list[str], context: OutputContext) -> None:
     light: NucleiStream = io.ParquetStream(out / TABLE, embedding=False)
     full: NucleiStream = io.ParquetStream(out / TABLE)
     facts, bounds, picture = dict(context.metadata), context.bounds, context.thumbnail
+    where = {"bounds": bounds, "mpp": context.mpp, "tissue": context.tissue}
     writers: dict[str, Callable[[Path], object]] = {
         "spatialdata": lambda path: io.write_spatialdata(full, path, metadata=facts, image=picture, bounds=bounds),
-        "overlay": lambda path: plotting.write_slide_overlay(light, picture, path, bounds=bounds),
-        "density": lambda path: plotting.write_density(light, picture, path, bounds=bounds, mpp=context.mpp),
+        "overlay": lambda path: plotting.write_slide_overlay(light, picture, path, **where),
+        "density": lambda path: plotting.write_density(light, picture, path, **where),
         "closeups": lambda path: plotting.write_closeups(light, _ShiftedSlide(context), path, mpp=context.mpp),
     }
     for name in formats:

@@ -194,6 +194,7 @@ class SlideRun:
             metadata=self._facts.metadata(),
             patches=table.patches,
             origin=self.settings.origin,
+            tissue=self.prepared.tissue.mask,
         )
 
 

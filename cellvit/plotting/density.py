@@ -46,11 +46,6 @@ def both_mpp(mpp: float | tuple[float, float]) -> tuple[float, float]:
     return across, down
 
 
-def onto_picture(nuclei: Nuclei, origin: tuple[int, ...], scale: tuple[float, float]) -> Nuclei:
-    """Return nuclei in the pixels of a picture."""
-    return nuclei.transform(scale=scale, shift=(-origin[0] * scale[0], -origin[1] * scale[1]))
-
-
 def count_into(
     counts: dict[int, Counts], nuclei: Nuclei, bounds: Bounds, scale: tuple[float, float], shape: tuple[int, ...]
 ) -> None:
@@ -71,6 +66,8 @@ _SMALLEST = 360  # and at least: a smaller one has no room for the text
 _SIGMAS = (50, 100, 200, 500, 1000, 2000, 5000)  # microns
 _MIN_SIGMA = 1.5  # pixels; a narrower Gaussian shows the raster and not the tissue
 _STRENGTH = 0.8  # of the colour over the tissue
+_FEWEST = 50  # nuclei; a map of fewer looks like hot spots
+_UNCERTAIN = 0.5  # standard error as a share of the density from which colours fade
 _FADE_IN = 0.12  # share of the scale over which the colour appears, so that the tissue is seen where nuclei are rare
 _BAR_WIDTH = 260  # pixels that the numbers below a bar of colours need
 
@@ -104,14 +101,45 @@ def smooth_density(counts: Counts, pixel_um: tuple[float, float], sigma_um: floa
     Returns:
         ``(h, w)``.
     """
+    sigmas = _sigmas(pixel_um, sigma_um)
+    return np.asarray(_spread(counts, sigmas) / (pixel_um[0] * pixel_um[1] / 1e6))
+
+
+def _sigmas(pixel_um: tuple[float, float], sigma_um: float) -> tuple[float, float]:
+    """Return the standard deviations of the Gaussian in pixels, ``(x, y)``."""
+    across, down = (max(sigma_um / pixel, _MIN_SIGMA) for pixel in pixel_um)
+    return across, down
+
+
+def _spread(counts: Counts, sigmas: tuple[float, float]) -> NDArray[np.float64]:
+    """Return nuclei per pixel, spread by Gaussians of widths ``(x, y)`` in pixels and reflected at the border."""
     # the cosine transform holds the reflected picture; there a Gaussian is a product, however wide it is
     spectrum = scipy.fft.dctn(counts.astype(np.float64), type=2)
-    for axis, pixel in enumerate(reversed(pixel_um)):
-        sigma = max(sigma_um / pixel, _MIN_SIGMA)
+    for axis, sigma in enumerate(reversed(sigmas)):
         angle = np.pi * np.arange(counts.shape[axis]) / counts.shape[axis]
         spectrum *= np.expand_dims(np.exp(-((sigma * angle) ** 2) / 2), 1 - axis)
-    spread = scipy.fft.idctn(spectrum, type=2).clip(0)
-    return np.asarray(spread / (pixel_um[0] * pixel_um[1] / 1e6))
+    return np.asarray(scipy.fft.idctn(spectrum, type=2).clip(0))
+
+
+def relative_error(counts: Counts, pixel_um: tuple[float, float], sigma_um: float) -> NDArray[np.float64]:
+    """Return the standard error of :func:`smooth_density` as a share of it, if nuclei lie independently (Poisson).
+
+    The density is a sum of Gaussians, one per nucleus, so its variance is the sum of their squares, which are Gaussians
+    of a width smaller by the square root of two. A nucleus alone has an error of its whole density, 1.
+
+    Args:
+        counts: ``(h, w)`` nuclei per pixel.
+        pixel_um: Size of a pixel in microns, ``(x, y)``.
+        sigma_um: Standard deviation of the Gaussian in microns.
+
+    Returns:
+        ``(h, w)``; infinite where there is no nucleus within reach.
+    """
+    across, down = _sigmas(pixel_um, sigma_um)
+    density = _spread(counts, (across, down))
+    variance = _spread(counts, (across / np.sqrt(2), down / np.sqrt(2))) / (4 * np.pi * across * down)
+    seen = density > density.max() * 1e-9  # below is the rounding of the transform
+    return np.divide(np.sqrt(variance), density, out=np.full(counts.shape, np.inf), where=seen)
 
 
 def draw_density(
@@ -121,8 +149,9 @@ def draw_density(
     classes: NucleiClasses | None,
     pixel_um: tuple[float, float],
     sigma_um: float,
+    tissue: NDArray[np.bool_] | None = None,
 ) -> Picture:
-    """Draw the density of all nuclei and of each type.
+    """Draw the density of all nuclei, its relative standard error, and the density of each type.
 
     Args:
         counts: Type id to nuclei per pixel, ``(h, w)`` of :func:`panel_shape`.
@@ -130,54 +159,87 @@ def draw_density(
         classes: Names of the types.
         pixel_um: Size of a pixel of the counts in microns, ``(x, y)``.
         sigma_um: Standard deviation of the Gaussian in microns.
+        tissue: ``(m, n)`` of the same place, True where colours may be; None colours anywhere.
 
     Returns:
         ``uint8 (H, W, 3)`` RGB: a grid of panels, and a line that says what they show.
     """
     height, width = panel_shape(thumbnail)
     resized = cv2.resize(thumbnail, (width, height), interpolation=cv2.INTER_AREA)
-    tissue = np.repeat(255 - (255 - cv2.cvtColor(resized, cv2.COLOR_RGB2GRAY)[..., None]) * 0.55, 3, axis=2)
+    grey = np.repeat(255 - (255 - cv2.cvtColor(resized, cv2.COLOR_RGB2GRAY)[..., None]) * 0.55, 3, axis=2)
+    glass = np.zeros((height, width), bool)
+    if tissue is not None:
+        glass = cv2.resize(tissue.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) == 0
     total = sum(counts.values(), np.zeros((height, width), np.int32))
-    shown = {f"All nuclei: {total.sum():,}": total}
+    shown = {"All nuclei": total}
     typed = {kind: c for kind, c in sorted(counts.items()) if kind > 0}
     if typed:
-        shown |= {f"{type_name(classes, kind)}: {c.sum():,}": c for kind, c in typed.items()}
+        shown |= {str(type_name(classes, kind)): c for kind, c in typed.items()}
         untyped = sum((c for kind, c in counts.items() if kind <= 0), np.zeros((height, width), np.int32))
-        shown |= {f"{NO_TYPE}: {untyped.sum():,}": untyped} if untyped.any() else {}
+        shown |= {NO_TYPE: untyped} if untyped.any() else {}
     size = round(1.3 * text_size(max(width, 512)))  # the page is wider than a panel, and is looked at as a whole
-    panels = [_panel(t, tissue, smooth_density(c, pixel_um, sigma_um), size) for t, c in shown.items()]
+    panels = []
+    for title, number in shown.items():
+        if number.sum() < _FEWEST:
+            panels.append(_empty_panel(title, number, grey, size))
+            continue
+        error = np.where(glass, np.inf, relative_error(number, pixel_um, sigma_um))
+        density = smooth_density(number, pixel_um, sigma_um)
+        panels.append(_panel(f"{title}: {number.sum():,}", grey, density, error, size))
+        if number is total:
+            panels.append(_error_panel(grey, error, size))
     page = arrange(panels, _columns(len(panels), panels[0].shape), gap=2 * size)
     notes: Entries = [(None, f"Smoothed with a Gaussian of {sigma_um:g} µm standard deviation.")]
     notes += [(None, "Every panel has its own scale.")] if len(panels) > 1 else []
-    return stack_rows([page, draw_legend(notes, page.shape[1], size=size)])
+    notes += [(None, "Faded: the standard error is above half of the density.")]
+    legend = draw_legend(notes, page.shape[1], size=size, pixel_um=pixel_um[0])
+    return stack_rows([page, legend])
 
 
-def _panel(title: str, tissue: NDArray[Any], density: NDArray[np.float64], size: int) -> Picture:
+def _panel(
+    title: str, grey: NDArray[Any], density: NDArray[np.float64], error: NDArray[np.float64], size: int
+) -> Picture:
     """Return one heat map over the tissue, with its title above and its scale below."""
-    most = _nice_top(float(density.max()))
-    heat = _blend(tissue, density / most)
-    width = heat.shape[1]
-    return stack_rows([draw_legend([(None, title)], width, size=size), heat, _scale(most, width, size)])
+    most = _nice_top(float(density.max(where=np.isfinite(error), initial=0)))
+    certain = np.clip(2 - error / _UNCERTAIN, 0, 1)
+    heat = _blend(grey, density / most, certain)
+    bar = _scale(most, heat.shape[1], size, "nuclei per mm²")
+    return stack_rows([draw_legend([(None, title)], heat.shape[1], size=size), heat, bar])
 
 
-def _blend(under: NDArray[Any], share: NDArray[np.float64]) -> Picture:
-    """Return colours of values in [0, 1] over a picture."""
+def _error_panel(grey: NDArray[Any], error: NDArray[np.float64], size: int) -> Picture:
+    """Return the map of the relative standard error of all nuclei."""
+    near = np.isfinite(error) & (error <= 1)
+    heat = _blend(grey, np.where(near, error, 0), near.astype(float))
+    bar = _scale(1, heat.shape[1], size, "standard error / density")
+    return stack_rows([draw_legend([(None, "Uncertainty of all nuclei")], heat.shape[1], size=size), heat, bar])
+
+
+def _empty_panel(title: str, counts: Counts, grey: NDArray[Any], size: int) -> Picture:
+    """Return the tissue alone, for nuclei so few that a map of them would show spots where there are none."""
+    few: Entries = [(None, f"{title}: {counts.sum():,}"), (None, f"fewer than {_FEWEST}: no map")]
+    tissue = np.asarray(np.rint(grey), np.uint8)
+    return stack_rows([draw_legend(few, tissue.shape[1], size=size), tissue])
+
+
+def _blend(under: NDArray[Any], share: NDArray[np.float64], certain: NDArray[np.float64] | None = None) -> Picture:
+    """Return colours of values in [0, 1] over a picture; ``certain`` in [0, 1] fades them."""
     levels = np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
     # reversed, so that dark means many on white paper; viridis is even in lightness and safe for the colour-blind
     colors = cv2.cvtColor(cv2.applyColorMap(255 - levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
-    opacity = (np.clip(share / _FADE_IN, 0, 1) * _STRENGTH)[..., None]
-    return np.asarray(np.rint(under * (1 - opacity) + colors * opacity), np.uint8)
+    opacity = np.clip(share / _FADE_IN, 0, 1) * _STRENGTH * (1.0 if certain is None else certain)
+    return np.asarray(np.rint(under * (1 - opacity[..., None]) + colors * opacity[..., None]), np.uint8)
 
 
-def _scale(most: float, width: int, size: int) -> Picture:
-    """Return a bar of the colours from 0 to a density, with numbers below."""
+def _scale(most: float, width: int, size: int, unit: str) -> Picture:
+    """Return a bar of the colours from 0 to a value, with numbers and their unit below."""
     width = max(width, _BAR_WIDTH)
     figure, axes = new_axes(width - 5 * size, size, text=size)
     ramp = np.tile(np.linspace(0, 1, 256), (2, 1))
     axes.imshow(_blend(np.full((*ramp.shape, 3), 235.0), ramp), aspect="auto", extent=(0, most, 0, 1))
     axes.set_yticks([])
     axes.set_xticks([0, most / 2, most], [f"{value:,.10g}" for value in (0, most / 2, most)])
-    axes.set_xlabel("nuclei per mm²")
+    axes.set_xlabel(unit)
     bar = to_picture(figure, margin=size // 2)
     return np.pad(bar, ((0, 0), (max(0, (width - bar.shape[1]) // 2), 0), (0, 0)), constant_values=255)
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from cellvit.errors import ConfigError
 from cellvit.io.stream import NucleiStream
-from cellvit.plotting.density import Bounds, Counts, both_mpp, count_into, nuclei_chunks, onto_picture
+from cellvit.plotting.density import Bounds, Counts, both_mpp, count_into, nuclei_chunks
 from cellvit.plotting.legend import Entries, Picture, arrange, count_entries, draw_legend, stack_rows, text_size
-from cellvit.plotting.overlay import check_picture_path, draw_overlay, line_width, write_picture
+from cellvit.plotting.overlay import check_picture_path, draw_overlay, line_width, onto_picture, write_picture
 from cellvit.types import Nuclei
 
 _PLACE_UM = 128.0  # width of a close-up

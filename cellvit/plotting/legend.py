@@ -1,9 +1,11 @@
 """Text panels for pictures: a legend of types with counts, and titles."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ Entries = list[tuple[Rgb | None, str]]
 _PAPER = (255, 255, 255)
 _INK = (30, 30, 30)
 _FRAME = (120, 120, 120)
+_SHORTEST_BAR = 8  # pixels
 
 
 def legend_entries(nuclei: Nuclei) -> Entries:
@@ -36,7 +39,7 @@ def count_entries(counts: Mapping[int, int], classes: NucleiClasses | None) -> E
 
     Example:
         >>> count_entries({2: 1200}, None)
-        [(None, '1,200 nuclei'), ((34, 221, 77), 'Type 2: 1,200')]
+        [(None, '1,200 nuclei'), ((24, 229, 167), 'Type 2: 1,200')]
     """
     number = sum(counts.values())
     named = range(1, len(classes or ()))
@@ -49,20 +52,24 @@ def count_entries(counts: Mapping[int, int], classes: NucleiClasses | None) -> E
     return entries
 
 
-def draw_legend(entries: Entries, width: int, *, size: int | None = None) -> Picture:
+def draw_legend(entries: Entries, width: int, *, size: int | None = None, pixel_um: float | None = None) -> Picture:
     """Return a panel of entries, broken into lines where they do not fit.
 
     Args:
         entries: Colour, or None for text alone, and text of each.
         width: Wanted width in pixels; the panel is wider if the longest entry is.
         size: Text height in pixels; None chooses one for the width.
+        pixel_um: Microns across a pixel of the picture above; with it a scale bar comes last.
 
     Returns:
         ``uint8 (h, w, 3)`` RGB, ``w >= width``.
     """
     size = text_size(width) if size is None else size
-    font, pad, swatch = font_of(size), round(0.7 * size), size
-    widths = [round(font.getlength(text)) + (0 if color is None else swatch + pad // 2) for color, text in entries]
+    font, pad = font_of(size), round(0.7 * size)
+    items = [_Item(color, text, 0 if color is None else size, size) for color, text in entries]
+    if pixel_um is not None and (bar := scale_bar_um(width, pixel_um)):
+        items.append(_Item(_INK, f"{bar:,g} µm", round(bar / pixel_um), max(3, size // 4)))
+    widths = [round(font.getlength(item.text)) + (item.width + pad // 2 if item.width else 0) for item in items]
     width = max(width, max(widths, default=0) + 2 * pad)
     places, x, line = [], pad, 0
     for entry in widths:
@@ -73,14 +80,41 @@ def draw_legend(entries: Entries, width: int, *, size: int | None = None) -> Pic
     step = round(1.6 * size)
     panel = Image.new("RGB", (width, (line + 1) * step + pad), _PAPER)
     draw = ImageDraw.Draw(panel)
-    for (color, text), (left, row) in zip(entries, places, strict=True):
+    for item, (left, row) in zip(items, places, strict=True):
         middle = pad // 2 + row * step + step // 2
-        if color is not None:
-            box = (left, middle - swatch // 2, left + swatch - 1, middle - swatch // 2 + swatch - 1)
-            draw.rectangle(box, fill=color, outline=_FRAME)
-            left += swatch + pad // 2
-        draw.text((left, middle), text, fill=_INK, font=font, anchor="lm")
+        if item.color is not None:
+            top = middle - item.height // 2
+            box = (left, top, left + item.width - 1, top + item.height - 1)
+            draw.rectangle(box, fill=item.color, outline=_FRAME)
+            left += item.width + pad // 2
+        draw.text((left, middle), item.text, fill=_INK, font=font, anchor="lm")
     return np.asarray(panel)
+
+
+class _Item(NamedTuple):
+    """An entry of a legend with the size of its patch of colour in pixels."""
+
+    color: Rgb | None
+    text: str
+    width: int
+    height: int
+
+
+def scale_bar_um(width: int, pixel_um: float) -> float | None:
+    """Return a round length in microns for a scale bar: at most a fifth of a picture, or None for less than 8 pixels.
+
+    Args:
+        width: Width of the picture in pixels.
+        pixel_um: Microns across a pixel.
+
+    Example:
+        >>> scale_bar_um(1024, 0.25), scale_bar_um(900, 16.0), scale_bar_um(20, 0.25)
+        (50.0, 2000.0, None)
+    """
+    most = width * pixel_um / 5
+    power = 10.0 ** math.floor(math.log10(most))
+    length = max(step * power for step in (1, 2, 5) if step * power <= most)
+    return length if length >= _SHORTEST_BAR * pixel_um else None
 
 
 def text_size(width: int) -> int:

@@ -19,11 +19,18 @@ from cellvit.types import Nuclei, NucleiClasses
 _SHIFT = 4  # outlines are drawn in steps of 1/16 pixel
 _REACH = 1e6  # pixels; OpenCV draws with 32-bit integers
 _DOT = 3  # radius in pixels of a nucleus without outline
+_READABLE = 768  # pixels of the longer side of a picture in a file, at least
 _PANEL = 384  # shorter side in pixels that a panel of a comparison should have
 
 
 def draw_overlay(
-    image: NDArray[np.uint8], nuclei: Nuclei, *, legend: bool = True, thickness: int | None = None
+    image: NDArray[np.uint8],
+    nuclei: Nuclei,
+    *,
+    legend: bool = True,
+    thickness: int | None = None,
+    mpp: float | None = None,
+    min_side: int = 1,
 ) -> Picture:
     """Draw the outlines of nuclei on an image, and a legend below it.
 
@@ -32,30 +39,39 @@ def draw_overlay(
         nuclei: In pixels of the image; parts outside are cut off. One without outline becomes a dot.
         legend: Add a panel with the names and counts of the types.
         thickness: Width of the lines in pixels; None chooses by the size of the image and of the nuclei.
+        mpp: Microns across a pixel of the image; with it the legend has a scale bar.
+        min_side: Pixels that the longer side should have at least; smaller images are enlarged by a whole factor.
 
     Returns:
-        ``uint8 (H, W, 3)`` RGB without legend; with it, higher, and wider where a name needs the room.
+        ``uint8 (H, W, 3)`` RGB without legend, ``H`` and ``W`` times the factor; with it, higher, and wider where a
+        name needs the room.
 
     Raises:
         ImageError: If the image is not of this form.
         DataError: If a coordinate is not finite.
     """
-    canvas = canvas_of(image)
+    small = canvas_of(image)
     check_finite(nuclei)
-    draw_onto(canvas, nuclei, thickness or line_width(canvas, nuclei))
+    factor = max(1, -(-min_side // max(small.shape[:2])))
+    canvas, drawn = _enlarged(small, factor), onto_picture(nuclei, (0, 0), (factor, factor))
+    draw_onto(canvas, drawn, thickness or line_width(canvas, drawn) + (factor > 1))
     if not legend:
         return canvas
-    return stack_rows([canvas, draw_legend(legend_entries(nuclei), canvas.shape[1])])
+    pixel_um = None if mpp is None else mpp / factor
+    return stack_rows([canvas, draw_legend(legend_entries(nuclei), canvas.shape[1], pixel_um=pixel_um)])
 
 
-def write_overlay(image: NDArray[np.uint8], nuclei: Nuclei, path: str | Path, *, legend: bool = True) -> None:
-    """Write the picture of :func:`draw_overlay` to a file.
+def write_overlay(
+    image: NDArray[np.uint8], nuclei: Nuclei, path: str | Path, *, legend: bool = True, mpp: float | None = None
+) -> None:
+    """Write the picture of :func:`draw_overlay` to a file; images below 768 px are enlarged.
 
     Args:
         image: ``uint8 (H, W, 3)`` RGB.
         nuclei: In pixels of the image.
         path: The file; its suffix (``.png``, ``.jpg``, ``.tif``) says the format.
         legend: Add a panel with the names and counts of the types.
+        mpp: Microns across a pixel of the image; with it the legend has a scale bar.
 
     Raises:
         ConfigError: If the suffix stands for no format.
@@ -63,7 +79,7 @@ def write_overlay(image: NDArray[np.uint8], nuclei: Nuclei, path: str | Path, *,
         ImageError: If the image is not of the form above.
     """
     check_picture_path(path)
-    write_picture(draw_overlay(image, nuclei, legend=legend), path)
+    write_picture(draw_overlay(image, nuclei, legend=legend, mpp=mpp, min_side=_READABLE), path)
 
 
 def check_picture_path(path: str | Path) -> None:
@@ -139,8 +155,7 @@ def draw_comparison(image: NDArray[np.uint8], target: Nuclei, pred: Nuclei, *, w
     """
     small = canvas_of(image)
     factor = max(1, -(-_PANEL // min(small.shape[:2]))) if min(small.shape[:2]) >= 32 else 8
-    side = (small.shape[1] * factor, small.shape[0] * factor)
-    big = np.asarray(cv2.resize(small, side, interpolation=cv2.INTER_CUBIC), np.uint8) if factor > 1 else small
+    big = _enlarged(small, factor)
     size = text_size(big.shape[1])
     panels = []
     for title, nuclei in (("Image", None), ("Truth", target), ("Prediction", pred))[0 if with_image else 1 :]:
@@ -148,7 +163,7 @@ def draw_comparison(image: NDArray[np.uint8], target: Nuclei, pred: Nuclei, *, w
         entries = []
         if nuclei is not None:
             check_finite(nuclei)
-            moved = nuclei.transform(scale=(factor, factor))
+            moved = onto_picture(nuclei, (0, 0), (factor, factor))
             draw_onto(canvas, moved, line_width(canvas, moved) + (factor > 1))
             entries = legend_entries(nuclei)
         rows = [draw_legend([(None, title)], canvas.shape[1], size=size), canvas]
@@ -162,6 +177,17 @@ def canvas_of(image: NDArray[np.uint8]) -> Picture:
         message = f"image is {image.dtype} {image.shape}; give uint8 (H, W, 3) RGB with at least one pixel"
         raise ImageError(message)
     return np.array(image, order="C")
+
+
+def onto_picture(nuclei: Nuclei, origin: tuple[int, ...], scale: tuple[float, float]) -> Nuclei:
+    """Return nuclei in the pixels of a picture.
+
+    Args:
+        nuclei: In pixels of an image.
+        origin: ``(x, y)`` of the image's pixel at the picture's top left corner.
+        scale: Pixels of the picture per pixel of the image, ``(x, y)``.
+    """
+    return nuclei.transform(scale=scale, shift=(-origin[0] * scale[0], -origin[1] * scale[1]))
 
 
 def line_width(canvas: Picture, nuclei: Nuclei) -> int:
@@ -186,6 +212,14 @@ def draw_onto(canvas: Picture, nuclei: Nuclei, thickness: int) -> None:
             cv2.polylines(canvas, outlines, True, color, thickness, cv2.LINE_AA, _SHIFT)
         for x, y in np.clip(part.centroid[np.diff(part.contour_offsets) == 0], -_REACH, _REACH).tolist():
             cv2.circle(canvas, (math.floor(x), math.floor(y)), _DOT, color, -1, cv2.LINE_AA)
+
+
+def _enlarged(picture: Picture, factor: int) -> Picture:
+    """Return a picture, smoothly enlarged by a whole factor."""
+    if factor == 1:
+        return picture
+    side = (picture.shape[1] * factor, picture.shape[0] * factor)
+    return np.asarray(cv2.resize(picture, side, interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def _side_by_side(panels: list[Picture], *, gap: int) -> Picture:

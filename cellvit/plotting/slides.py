@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from cellvit.classes import type_color
 from cellvit.errors import ConfigError
@@ -20,23 +21,31 @@ from cellvit.plotting.density import (
     count_into,
     draw_density,
     nuclei_chunks,
-    onto_picture,
     panel_shape,
     scale_of,
 )
 from cellvit.plotting.hotspots import write_closeups
 from cellvit.plotting.legend import Picture, count_entries, draw_legend, stack_rows
-from cellvit.plotting.overlay import canvas_of, check_picture_path, draw_onto, line_width, write_picture
+from cellvit.plotting.overlay import canvas_of, check_picture_path, draw_onto, line_width, onto_picture, write_picture
 
 __all__ = ["write_closeups", "write_density", "write_slide_overlay"]
 
+_EDGE = (0, 0, 0)
 _OUTLINE_SCALE = 0.5  # thumbnail pixels per slide pixel from which outlines can be told apart
 _FADED = 0.55  # share of the tissue's colour left under dots
 _DOT_SHARE = 0.35  # radius of a dot by the width of a nucleus
 _SPARSE = 0.05  # where dots of five pixels would cover less than this share of the picture, they are that large
 
 
-def write_slide_overlay(stream: NucleiStream, thumbnail: Picture, path: str | Path, *, bounds: Bounds) -> None:
+def write_slide_overlay(
+    stream: NucleiStream,
+    thumbnail: Picture,
+    path: str | Path,
+    *,
+    bounds: Bounds,
+    mpp: float | tuple[float, float] | None = None,
+    tissue: NDArray[np.bool_] | None = None,
+) -> None:
     """Write a picture of a slide with every nucleus as a dot in the colour of its type, and a legend below.
 
     Where dots of several types fall on one pixel the most frequent there is seen. Thumbnails of at least half the
@@ -47,9 +56,12 @@ def write_slide_overlay(stream: NucleiStream, thumbnail: Picture, path: str | Pa
         thumbnail: ``uint8 (h, w, 3)`` RGB.
         path: The file; its suffix (``.png``, ``.jpg``, ``.tif``) says the format.
         bounds: What the thumbnail shows.
+        mpp: Microns per pixel of the full resolution, one number or ``(x, y)``; with it the legend has a scale bar.
+        tissue: ``(h, w)``, True where nuclei were looked for, of any resolution, over the same bounds; its edge is
+            drawn.
 
     Raises:
-        ConfigError: If the suffix stands for no format, or the bounds have no area.
+        ConfigError: If the suffix stands for no format, the bounds have no area, or ``mpp`` is not positive.
         OutputError: If the file cannot be written.
         ImageError: If the thumbnail is not of this form.
         DataError: If a coordinate is not finite.
@@ -59,8 +71,19 @@ def write_slide_overlay(stream: NucleiStream, thumbnail: Picture, path: str | Pa
     scale = scale_of(canvas.shape, bounds)
     draw = _draw_outlines if min(scale) >= _OUTLINE_SCALE else _draw_dots
     counts = draw(stream, canvas, bounds, scale)
-    legend = draw_legend(count_entries(counts, stream.classes), canvas.shape[1])
-    write_picture(stack_rows([canvas, legend]), path)
+    entries = count_entries(counts, stream.classes)
+    if tissue is not None and not tissue.all():
+        _draw_edge(canvas, tissue)
+        entries.append((_EDGE, "edge of the tissue searched"))
+    pixel_um = None if mpp is None else both_mpp(mpp)[0] / scale[0]
+    write_picture(stack_rows([canvas, draw_legend(entries, canvas.shape[1], pixel_um=pixel_um)]), path)
+
+
+def _draw_edge(canvas: Picture, tissue: NDArray[np.bool_]) -> None:
+    """Draw the edge of the tissue, and of holes in it."""
+    resized = cv2.resize(tissue.astype(np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    edges, _ = cv2.findContours(resized, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, edges, -1, _EDGE, 1 + max(canvas.shape[:2]) // 1024, cv2.LINE_AA)
 
 
 def write_density(
@@ -71,8 +94,12 @@ def write_density(
     bounds: Bounds,
     mpp: float | tuple[float, float],
     sigma_um: float | None = None,
+    tissue: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write heat maps of the nuclei per mm², of all nuclei and of each type that occurs, over the grey thumbnail.
+
+    Beside the map of all nuclei lies one of its relative standard error. Places where the standard error of a map is
+    above half of the density are faded, and a type of fewer than 50 nuclei has no map.
 
     Args:
         stream: The nuclei, in full-resolution pixels; read once.
@@ -82,6 +109,8 @@ def write_density(
         mpp: Microns per pixel of the full resolution, one number or ``(x, y)``.
         sigma_um: Standard deviation in microns of the Gaussian that smooths; None takes 50, and more on slides so
             large that it would be less than two pixels. The picture states it.
+        tissue: ``(h, w)``, True where nuclei were looked for, of any resolution, over the same bounds; nothing is
+            coloured beside it.
 
     Raises:
         ConfigError: If the suffix stands for no format, or bounds, ``mpp`` or ``sigma_um`` are not positive.
@@ -101,7 +130,8 @@ def write_density(
         count_into(counts, chunk, bounds, scale, (height, width))
     pixel_um = (across / scale[0], down / scale[1])
     sigma = choose_sigma(pixel_um) if sigma_um is None else sigma_um
-    write_picture(draw_density(counts, canvas, classes=stream.classes, pixel_um=pixel_um, sigma_um=sigma), path)
+    picture = draw_density(counts, canvas, classes=stream.classes, pixel_um=pixel_um, sigma_um=sigma, tissue=tissue)
+    write_picture(picture, path)
 
 
 def _draw_outlines(stream: NucleiStream, canvas: Picture, bounds: Bounds, scale: tuple[float, float]) -> Counter[int]:

@@ -9,7 +9,7 @@ from PIL import Image
 from cellvit.classes import type_color
 from cellvit.errors import ConfigError, DataError, ImageError
 from cellvit.plotting import draw_comparison, draw_instances, draw_overlay, write_overlay
-from cellvit.plotting.legend import draw_legend, legend_entries
+from cellvit.plotting.legend import draw_legend, legend_entries, scale_bar_um
 from cellvit.types import Nuclei
 
 PINK = np.full((64, 80, 3), (230, 180, 200), np.uint8)
@@ -24,8 +24,8 @@ def test_outlines_have_the_colours_of_their_types_and_the_image_stays():
     assert drawn.dtype == np.uint8
     np.testing.assert_array_equal(PINK, before)
     # smoothing mixes in a little of the image
-    np.testing.assert_allclose(drawn[8, 4], (255, 0, 0), atol=20)
-    np.testing.assert_allclose(drawn[14, 38], (35, 92, 236), atol=20)
+    np.testing.assert_allclose(drawn[8, 4], PANNUKE.colors[1], atol=20)
+    np.testing.assert_allclose(drawn[14, 38], PANNUKE.colors[3], atol=20)
     assert drawn[8, 8].tolist() == [230, 180, 200]
     assert drawn[40, 60].tolist() == [230, 180, 200]
 
@@ -83,7 +83,32 @@ def test_nuclei_far_outside_and_images_of_one_pixel_can_be_drawn():
 
 def test_a_nucleus_without_outline_is_a_dot():
     drawn = draw_overlay(PINK, make_nuclei([[]]), legend=False)
-    assert drawn[7, 6].tolist() == [255, 0, 0]
+    assert drawn[7, 6].tolist() == list(PANNUKE.colors[1])
+
+
+@pytest.mark.parametrize(("side", "factor"), [(80, 10), (768, 1), (300, 3), (1, 768)])
+def test_small_images_are_enlarged_by_a_whole_factor_with_their_nuclei(side, factor):
+    image = np.full((max(1, side // 2), side, 3), 200, np.uint8)
+    drawn = draw_overlay(image, make_nuclei([square(4, 4)]), legend=False, min_side=768, thickness=1)
+    assert drawn.shape == (image.shape[0] * factor, side * factor, 3)
+    if side > 1:
+        rows, cols = np.nonzero((drawn != 200).any(axis=2))
+        np.testing.assert_allclose([rows.mean(), cols.mean()], factor * (8 + 0.5) - 0.5, atol=0.6)
+
+
+@pytest.mark.parametrize(("width", "pixel_um"), [(1024, 0.25), (768, 0.083), (900, 14.2)])
+def test_the_scale_bar_is_as_long_as_it_says(width, pixel_um):
+    bar = scale_bar_um(width, pixel_um)
+    with_bar = draw_legend([], width, size=20, pixel_um=pixel_um)
+    longest = max(len(run) for row in with_bar for run in np.split(*runs((row == 30).all(axis=1))))
+    assert longest + 2 == pytest.approx(round(bar / pixel_um), abs=1)  # the frame is of another grey
+    assert width / 13 < bar / pixel_um <= width / 5
+
+
+def runs(mask):
+    """Positions of a mask's true pixels, and where to cut them into runs."""
+    places = np.flatnonzero(mask)
+    return places, np.flatnonzero(np.diff(places) > 1) + 1
 
 
 def test_written_pictures_are_what_was_drawn_and_runs_agree(tmp_path):
@@ -91,7 +116,7 @@ def test_written_pictures_are_what_was_drawn_and_runs_agree(tmp_path):
     for name in ("a.png", "b.PNG", "c.tif"):
         write_overlay(PINK, table, tmp_path / name)
         with Image.open(tmp_path / name) as file:
-            np.testing.assert_array_equal(np.asarray(file), draw_overlay(PINK, table))
+            np.testing.assert_array_equal(np.asarray(file), draw_overlay(PINK, table, min_side=768))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.PNG").read_bytes()
     for name in ("a.xyz", "a"):
         with pytest.raises(ConfigError, match=r"use \.png"):
@@ -147,7 +172,7 @@ def test_comparisons_hold_three_equal_panels(shape):
     picture = draw_comparison(image, table, Nuclei.empty())
     assert picture.dtype == np.uint8
     assert picture.shape[1] > 3 * shape[1]
-    truth_is_red = (picture == (255, 0, 0)).all(axis=2).any(axis=0)
+    truth_is_red = (picture == PANNUKE.colors[1]).all(axis=2).any(axis=0)
     third = picture.shape[1] // 3
     assert not truth_is_red[:third].any()
     assert truth_is_red[third : 2 * third].any()

@@ -17,12 +17,13 @@ from cellvit.plotting.density import (
     _nice_top,
     choose_sigma,
     count_into,
-    onto_picture,
     panel_shape,
+    relative_error,
     smooth_density,
 )
 from cellvit.plotting.hotspots import _densest
 from cellvit.plotting.legend import arrange, count_entries, draw_legend
+from cellvit.plotting.overlay import onto_picture
 from cellvit.plotting.slides import write_closeups, write_density, write_slide_overlay
 from cellvit.types import Nuclei
 
@@ -234,13 +235,55 @@ def test_heat_is_where_the_nuclei_are(tmp_path):
     nuclei = at([(4500 + i, 1000 + i) for i in range(50)], classes=None, type=[0] * 50)
     path = tmp_path / "density.png"
     write_density(Stream(nuclei), thumbnail, path, bounds=(0, 0, 6000, 4000), mpp=0.25)
-    picture = load(path).astype(int)
+    picture = load(path).astype(int)[:, :600]  # the panel of all nuclei
     colourful = np.ptp(picture, axis=2) > 60
     title = next(row for row in range(100) if (picture[row] == picture[row, 0]).all() and picture[row, 0, 0] < 255)
     rows, cols = np.nonzero(colourful[title : title + 400])
     assert abs(rows.mean() - 102) < 3
     assert abs(cols.mean() - 452) < 3
     assert rows.max() - rows.min() < 8 * 50 / 2.5  # a pixel of the panel is 2.5 microns
+
+
+@pytest.mark.parametrize("number", [1, 4, 100])
+def test_the_error_of_nuclei_in_one_place_is_that_of_their_number(number):
+    counts = np.zeros((80, 90), np.int32)
+    counts[40, 45] = number
+    for sigma in (20.0, 1.0):  # the second is narrower than the pixels allow
+        error = relative_error(counts, (4.0, 5.0), sigma)
+        np.testing.assert_allclose(error[38:43, 43:48], number**-0.5, rtol=0.01)  # one place: the same all around
+    assert np.isinf(relative_error(counts * 0, (4.0, 5.0), 20.0)).all()
+
+
+def test_colours_stay_on_the_tissue_and_few_nuclei_have_no_map(tmp_path):
+    thumbnail, tissue = np.full((400, 600, 3), 240, np.uint8), np.zeros((20, 30), bool)
+    tissue[:, 15:] = True
+    points = [(x, y) for x in (2880 - 15, 3120) for y in np.linspace(1900, 2100, 40)]
+    pictures = []
+    for kept in (len(points), 49):
+        nuclei = at(points[:kept], classes=None, type=[0] * kept)
+        args = {"bounds": (0, 0, 6000, 4000), "mpp": 0.25, "tissue": tissue}
+        write_density(Stream(nuclei), thumbnail, tmp_path / "a.png", **args)
+        pictures.append(np.ptp(load(tmp_path / "a.png").astype(int), axis=2) > 60)
+    assert pictures[0][:350, 305:600].any()
+    assert not pictures[0][:350, :295].any()
+    assert not pictures[1].any()
+
+
+def test_the_edge_of_the_tissue_is_drawn_with_its_name_and_a_scale_bar(tmp_path):
+    tissue = np.zeros((20, 30), bool)
+    tissue[5:15, 10:20] = True
+    empty, path = Nuclei.empty(classes=PANNUKE), tmp_path / "a.png"
+    sizes = []
+    for where in ({}, {"tissue": tissue}, {"tissue": tissue, "mpp": 0.5}, {"tissue": tissue | True}):
+        write_slide_overlay(Stream(empty), PINK, path, bounds=(0, 0, 600, 400), **where)
+        picture = load(path)
+        dark = (picture[:200] < 80).all(axis=2)
+        assert dark.any() == ("tissue" in where and not where["tissue"].all())
+        if dark.any():
+            rows, cols = np.nonzero(dark)
+            assert (rows.min(), rows.max(), cols.min(), cols.max()) == (50, 149, 100, 199)
+        sizes.append((picture[200:] < 80).all(axis=2).sum())
+    assert sizes[0] == sizes[3] < sizes[1] < sizes[2]
 
 
 def test_there_is_a_panel_for_all_and_for_each_type_that_occurs(tmp_path):

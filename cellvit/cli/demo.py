@@ -31,8 +31,8 @@ How good this model is, and where it fails: docs/pages/models/nano.md
 """
 
 
-ABOUT = """The tissue is scikit-image's colon (haematoxylin and DAB, University of Michigan); the brown of DAB is drawn in
-the colour of eosin, so that it looks like H&E, which the model knows. The nuclei are as they were photographed.
+ABOUT = """The tissue is scikit-image's colon (haematoxylin and DAB); the brown of DAB is drawn in the colour of eosin,
+so that it looks like H&E, which the model knows. The nuclei are as they were photographed.
 """
 
 # Optical density of red, green and blue (natural logarithm) of haematoxylin and eosin: the reference of Macenko et al.,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,14 @@ class OutputContext:
         return (x, y, width, height) if self.origin == "slide" else (0, 0, width, height)
 
 
+class _Where(TypedDict):
+    """What pictures of a slide need beside the thumbnail."""
+
+    bounds: tuple[int, int, int, int]
+    mpp: float
+    tissue: NDArray[np.bool_]
+
+
 def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -> None:
     """Write files from the table of a slide.
 
@@ -93,7 +101,7 @@ def _write_here(out: Path, formats: list[str], context: OutputContext) -> None:
     light: NucleiStream = io.ParquetStream(out / TABLE, embedding=False)
     full: NucleiStream = io.ParquetStream(out / TABLE)
     facts, bounds, picture = dict(context.metadata), context.bounds, context.thumbnail
-    where = {"bounds": bounds, "mpp": context.mpp, "tissue": context.tissue}
+    where = _Where(bounds=bounds, mpp=context.mpp, tissue=context.tissue)
     writers: dict[str, Callable[[Path], object]] = {
         "spatialdata": lambda path: io.write_spatialdata(full, path, metadata=facts, image=picture, bounds=bounds),
         "overlay": lambda path: plotting.write_slide_overlay(light, picture, path, **where),

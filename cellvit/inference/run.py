@@ -22,6 +22,7 @@ from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, evaluation_mode
 from cellvit.inference.resume import WORK, ResumeFolder, read_summary, refuse_difference
 from cellvit.inference.settings import FORMATS, SlideSettings, default_workers
+from cellvit.inference.statistics import slide_statistics
 from cellvit.inference.summary import SlideFacts, stage_seconds
 from cellvit.inference.tta import with_tta
 from cellvit.io.atomic import atomic_path
@@ -143,7 +144,14 @@ class SlideRun:
         if table.unreadable and len(table.unreadable) == len(self.prepared.tiles):
             raise ImageError(f"slide {str(self.prepared.slide.path)!r}: no tile of it can be read; copy it again")
         at_export = time.perf_counter()
-        write_formats(self.out, settings.formats, self._context(table))
+        context = self._context(table)
+        write_formats(self.out, settings.formats, context)
+        statistics = slide_statistics(
+            io.ParquetStream(self.out / TABLE, embedding=False),
+            bounds=context.bounds,
+            mpp=self.prepared.resolution.mpp,
+            tissue=self.prepared.tissue,
+        )
         seconds = {
             **stage_seconds(stream.seconds),
             "seams": round(at_export - at_table, 3),
@@ -151,7 +159,8 @@ class SlideRun:
             "total": round(time.perf_counter() - clock, 3),
         }
         summary = self._facts.summary(table, digest=digest.result(), started=started)
-        summary = {**summary, "workers": {"number": workers, "kind": kind}, "seconds": seconds}
+        summary = {**summary, "statistics": statistics, "workers": {"number": workers, "kind": kind}}
+        summary["seconds"] = seconds
         write_record(self.out / "summary.json", summary)
         return summary
 

@@ -139,7 +139,7 @@ def relative_error(counts: Counts, pixel_um: tuple[float, float], sigma_um: floa
     density = _spread(counts, (across, down))
     variance = _spread(counts, (across / np.sqrt(2), down / np.sqrt(2))) / (4 * np.pi * across * down)
     seen = density > density.max() * 1e-9  # below is the rounding of the transform
-    return np.divide(np.sqrt(variance), density, out=np.full(counts.shape, np.inf), where=seen)
+    return np.asarray(np.divide(np.sqrt(variance), density, out=np.full(counts.shape, np.inf), where=seen))
 
 
 def draw_density(

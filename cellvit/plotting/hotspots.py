@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -15,8 +15,10 @@ from cellvit.plotting.legend import Entries, Picture, arrange, count_entries, dr
 from cellvit.plotting.overlay import check_picture_path, draw_overlay, line_width, onto_picture, write_picture
 from cellvit.types import Nuclei
 
+WINDOW_STEPS = 4
+"""Dense places are looked for in steps of this part of their width."""
+
 _PLACE_UM = 128.0  # width of a close-up
-_STEPS = 4  # close-ups are looked for in steps of this part of their width
 _PLACE_SIDE = 480  # pixels that a close-up should have on the page
 
 
@@ -63,7 +65,7 @@ def write_closeups(
         raise ConfigError(f"count={count} close-ups; ask for at least one")
     across, down = both_mpp(mpp)
     # a multiple of the steps, so that windows side by side do not overlap
-    wish = [max(_STEPS, round(_PLACE_UM / m / _STEPS) * _STEPS) for m in (across, down)]
+    wish = [max(WINDOW_STEPS, round(_PLACE_UM / m / WINDOW_STEPS) * WINDOW_STEPS) for m in (across, down)]
     size = (min(slide.bounds[2], wish[0]), min(slide.bounds[3], wish[1]))
     windows = _densest(stream, slide.bounds, size, count)
     places = _collect(stream, windows)
@@ -118,16 +120,32 @@ def _panel(slide: SlidePixels, place: _Place, number: int, factor: int, text: in
 
 def _densest(stream: NucleiStream, bounds: Bounds, size: tuple[int, int], count: int) -> list[Bounds]:
     """Return the windows of a size with the most nuclei that do not overlap, densest first."""
-    step = np.maximum(1, np.array(size) // _STEPS)
-    shape = [max(_STEPS, side // s) for side, s in zip(bounds[2:], step.tolist(), strict=True)][::-1]
+    step = np.maximum(1, np.array(size) // WINDOW_STEPS)
+    shape = [max(WINDOW_STEPS, side // s) for side, s in zip(bounds[2:], step.tolist(), strict=True)][::-1]
     frame = (bounds[0], bounds[1], shape[1] * int(step[0]), shape[0] * int(step[1]))
     rasters: dict[int, Counts] = {}
     for chunk in nuclei_chunks(stream):
         count_into(rasters, chunk, frame, (1 / step[0], 1 / step[1]), (shape[0], shape[1]))
-    total = sum(rasters.values(), np.zeros(shape, np.int32))
-    windows = np.lib.stride_tricks.sliding_window_view(total, (_STEPS, _STEPS)).sum((2, 3))
+    places = densest_windows(sum(rasters.values(), np.zeros(shape, np.int32)), count)
+    # the last window of a slide narrower than a few pixels would reach beyond it
+    last = (bounds[0] + bounds[2] - size[0], bounds[1] + bounds[3] - size[1])
+    corners = [(bounds[0] + col * int(step[0]), bounds[1] + row * int(step[1])) for row, col in places]
+    return [(min(x, last[0]), min(y, last[1]), *size) for x, y in corners]
+
+
+def densest_windows(counts: NDArray[Any], count: int) -> list[tuple[int, int]]:
+    """Return the windows of a raster with the largest sums that do not overlap, the largest first.
+
+    Args:
+        counts: ``(h, w)``, at least :data:`WINDOW_STEPS` pixels each.
+        count: Number of windows; there are fewer where the rest is empty.
+
+    Returns:
+        Row and column of the first pixel of each; a window is :data:`WINDOW_STEPS` pixels wide and high.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(counts, (WINDOW_STEPS, WINDOW_STEPS)).sum((2, 3))
     places: list[tuple[int, int]] = []
-    for apart in (2 * _STEPS, _STEPS):  # first with a gap as wide as a window, then side by side
+    for apart in (2 * WINDOW_STEPS, WINDOW_STEPS):  # first with a gap as wide as a window, then side by side
         free = windows.copy()
         for row, col in places:
             _suppress(free, row, col, apart)
@@ -135,10 +153,7 @@ def _densest(stream: NucleiStream, bounds: Bounds, size: tuple[int, int], count:
             row, col = divmod(int(free.argmax()), free.shape[1])
             places.append((row, col))
             _suppress(free, row, col, apart)
-    # the last window of a slide narrower than a few pixels would reach beyond it
-    last = (bounds[0] + bounds[2] - size[0], bounds[1] + bounds[3] - size[1])
-    corners = [(bounds[0] + col * int(step[0]), bounds[1] + row * int(step[1])) for row, col in places]
-    return [(min(x, last[0]), min(y, last[1]), *size) for x, y in corners]
+    return places
 
 
 def _suppress(windows: NDArray[np.int_], row: int, col: int, apart: int) -> None:

@@ -142,7 +142,13 @@ def _slide(outcome: SlideOutcome, colors: Mapping[str, Rgb], folder: Path, side:
         "extra": {key: value for key, value in outcome.extra.items() if value},
         "files": {kind: _link(outcome.out / file, folder) for kind, file in files.items()},
         "warnings": summary.get("warnings") or (),
+        "statistics": _with_numbers(summary.get("statistics")),
     }
+
+
+def _with_numbers(statistics: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the statistics of a slide, or None where it had too few nuclei for any."""
+    return statistics if statistics and statistics["density_per_mm2"] else None
 
 
 def _link(target: Path, folder: Path) -> str:

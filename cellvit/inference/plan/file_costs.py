@@ -61,6 +61,7 @@ def write_costs(
         metadata=metadata,
         patches=table.patches,
         origin=settings.origin,
+        tissue=sampled.tissue.mask,
     )
     embedding = chunks.read_part(0).nuclei.embedding
     dim, taken, rows = None if embedding is None else embedding.shape[1], {}, 0

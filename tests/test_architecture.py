@@ -32,6 +32,7 @@ PLACES = {
     "cellvit.io.atomic": (0, "core"),
     "cellvit.io.paths": (0, "core"),
     "cellvit.io.format": (0, "core"),
+    "cellvit.io.limits": (0, "core"),
     "cellvit.io.schema": (0, "core"),
     "cellvit.io": (1, "io"),
     "cellvit.weights": (1, "weights"),

@@ -13,11 +13,11 @@ from cellvit.geometry.polygons import bbox_rowcol_to_xyxy, bbox_xyxy_to_rowcol
 from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_text
 from cellvit.io.frames import PIXEL_CENTRES
+from cellvit.io.schema import load_json
 from cellvit.io.stream import NucleiStream, Patches, TableStream, blocks
 from cellvit.io.text import (
     Rows,
     encode,
-    load_json,
     plain_numbers,
     ring_texts,
     shortest_floats,

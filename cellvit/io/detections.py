@@ -20,7 +20,7 @@ from cellvit.io.labels import read_label_map
 from cellvit.io.loaded import LoadedNuclei, Types, dense, from_outlines
 from cellvit.io.other_outlines import is_hovernet, is_labelme, nuclei_of_hovernet, nuclei_of_labelme, read_imagej
 from cellvit.io.parquet import read_parquet
-from cellvit.io.text import load_json
+from cellvit.io.schema import load_json
 from cellvit.types import Nuclei
 
 __all__ = ["KINDS", "SUFFIXES", "LoadedNuclei", "Types", "images_in", "read_nuclei", "stem_of", "suffix_of"]

@@ -28,12 +28,12 @@ from cellvit.io.qupath import (
     objects_of,
     parts_of,
 )
+from cellvit.io.schema import load_json
 from cellvit.io.stated_types import StatedTypes
 from cellvit.io.stream import NucleiStream, TableStream, blocks
 from cellvit.io.text import (
     Rows,
     encode,
-    load_json,
     plain_numbers,
     ring_texts,
     shortest_floats,

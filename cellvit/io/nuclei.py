@@ -8,7 +8,7 @@ from cellvit.io.anndata import read_anndata
 from cellvit.io.cells_json import nuclei_of_cells
 from cellvit.io.geojson import is_geojson, nuclei_of_geojson
 from cellvit.io.parquet import read_parquet
-from cellvit.io.text import load_json
+from cellvit.io.schema import load_json
 from cellvit.types import Nuclei
 
 _TABLE = "nuclei.parquet"

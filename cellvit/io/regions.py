@@ -1,8 +1,5 @@
 """Reading regions of interest that were drawn in QuPath or elsewhere."""
 
-import gzip
-import json
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +11,9 @@ from numpy.typing import NDArray
 
 from cellvit.errors import DataError
 from cellvit.geometry.regions import Region
+from cellvit.io.limits import MALFORMED, brief
 from cellvit.io.qupath import QuPathObject, objects_of, parts_of
+from cellvit.io.schema import load_json
 
 _NEVER = ("detection", "cell", "tile", "root")  # results, superpixels, and the slide itself: not drawn by anybody
 
@@ -36,13 +35,13 @@ def read_region(path: str | Path) -> tuple[Region, list[str]]:
         DataError: If the file is no such file, or no polygon in it encloses an area.
     """
     name = repr(str(path))
-    data = _load(path, name)
+    data = load_json(path, advice="export the regions as GeoJSON (in QuPath: File, Export objects as GeoJSON)")
     try:
         polygons, others = _drawn(list(objects_of(data)), name)
     except DataError:
         raise
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        message = f"{name} is not GeoJSON of regions ({type(error).__name__}: {error}); export the regions again"
+    except MALFORMED as error:
+        message = f"{name} is not GeoJSON of regions ({brief(error)}); export the regions again"
         raise DataError(message) from error
     found = ", ".join(f"{number:,} {what}" for what, number in sorted(others.items()))
     if not polygons:
@@ -53,26 +52,6 @@ def read_region(path: str | Path) -> tuple[Region, list[str]]:
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     return region, [f"beside the regions, {name} holds {found}: left out"] if found else []
-
-
-def _load(path: str | Path, name: str) -> Any:
-    """Return the content of a JSON file."""
-    advice = "export the regions as GeoJSON (in QuPath: File, Export objects as GeoJSON)"
-    try:
-        content = Path(path).read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        if not content.strip():
-            raise DataError(f"{name} is empty; {advice}")
-        return json.loads(content)
-    except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist; check the path of the regions") from error
-    except OSError as error:
-        raise DataError(f"{name} cannot be read ({error.strerror or error}); check the path of the regions") from error
-    except (EOFError, zlib.error, ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{name} is not JSON ({error}); {advice}") from error
 
 
 def _drawn(objects: Iterable[QuPathObject], name: str) -> tuple[list[Any], Counter[str]]:

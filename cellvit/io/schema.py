@@ -1,13 +1,64 @@
-"""Plain data as dataclasses: pydantic checks them, and every fault is one line of our own error."""
+"""JSON as plain data and as dataclasses, which pydantic checks; every fault is one line of our own error."""
 
+import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cellvit.errors import CellViTError, DataError
+from cellvit.io.limits import brief, read_expanded
 
 T = TypeVar("T")
 
 SHOWN = 80
 """Longer values are cut in messages."""
+
+
+def load_json(
+    path: str | Path, *, what: str | None = None, advice: str = "write it again", error: type[CellViTError] = DataError
+) -> Any:
+    """Return the content of a JSON file of whoever wrote it, compressed with gzip or not, as plain data.
+
+    Args:
+        path: The file; expanded it is no larger than :func:`cellvit.io.limits.expanded_limit`.
+        what: What to call it; None quotes the path. Messages begin with it.
+        advice: What to do; messages end with it.
+        error: What is raised.
+
+    Raises:
+        CellViTError: Of the kind ``error``, if the file is missing, damaged, too large, nested too deep or not JSON.
+    """
+    what = repr(str(path)) if what is None else what
+    return parsed_json(
+        read_expanded(path, what=what, advice=advice, error=error), what=what, advice=advice, error=error
+    )
+
+
+def parsed_json(content: str | bytes, *, what: str, advice: str, error: type[CellViTError] = DataError) -> Any:
+    """Return JSON as plain data.
+
+    Args:
+        content: The text.
+        what: What was read; the message begins with it.
+        advice: What to do; the message ends with it.
+        error: What is raised.
+
+    Raises:
+        CellViTError: Of the kind ``error``, in one line.
+
+    Example:
+        >>> parsed_json("[" * 100_000, what="a.json", advice="write it again")
+        Traceback (most recent call last):
+        ...
+        cellvit.errors.DataError: a.json is not JSON that can be read (brackets nested too deep); write it again
+    """
+    if not content.strip():
+        raise error(f"{what} is empty; {advice}")
+    try:
+        return json.loads(content)
+    except RecursionError as fault:
+        raise error(f"{what} is not JSON that can be read (brackets nested too deep); {advice}") from fault
+    except ValueError as fault:
+        raise error(f"{what} is not JSON that can be read ({brief(fault)}); {advice}") from fault
 
 
 def checked(content: Any, kind: type[T], *, what: str, advice: str, error: type[CellViTError] = DataError) -> T:

@@ -1,14 +1,11 @@
 """What the text formats share: a check before writing, chunks while writing, and columns after reading."""
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, pairwise
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -106,27 +103,6 @@ def write_lines(file: TextIO, lines: Iterable[Iterable[str]]) -> None:
             written, separator = writer.submit(file.write, text), ",\n"
         written.result()
     file.write("\n]}\n")
-
-
-def load_json(path: str | Path) -> Any:
-    """Return the content of a JSON file, compressed or not.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Plain data.
-
-    Raises:
-        DataError: If the file is missing, damaged or not JSON.
-    """
-    try:
-        data = Path(path).read_bytes()
-        return json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-    except FileNotFoundError as error:
-        raise DataError(f"{str(path)!r} does not exist; check the path") from error
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise DataError(f"{str(path)!r} is not a readable JSON file ({error}); write it again") from error
 
 
 @dataclass

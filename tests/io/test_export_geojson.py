@@ -206,7 +206,7 @@ def test_missing_and_truncated_files_are_errors(tmp_path):
     data = (tmp_path / "a.geojson.gz").read_bytes()
     for broken in (data[:-20], data[:200], data[:100] + b"xxxx" + data[104:]):
         (tmp_path / "b.geojson.gz").write_bytes(broken)
-        with pytest.raises(DataError, match="not a readable JSON file"):
+        with pytest.raises(DataError, match="is not JSON"):
             read_geojson(tmp_path / "b.geojson.gz")
 
 

@@ -1,0 +1,150 @@
+"""How large the file of a stranger may become while it is read, and how far its numbers may go."""
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellvit.errors import CellViTError, ConfigError, DataError
+from cellvit.io.format import readable_size
+
+VARIABLE = "CELLVIT_MAX_EXPANDED_GB"
+"""Environment variable with the limit in gigabytes; processes that are started inherit it."""
+
+DEFAULT_GB = 4.0
+"""A slide of a million nuclei takes 0.6 GB as GeoJSON."""
+
+MAX_COORDINATE = 2.0**31
+"""Pixels; a slide has some hundred thousand per axis, and drawing counts with 32-bit integers."""
+
+MAX_TYPE = 2**16
+"""Tables by type are made as long as the highest number of a type."""
+
+MALFORMED: tuple[type[Exception], ...] = (
+    *(TypeError, KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, MemoryError),
+)
+"""What Python raises for plain data that are not what they should be: of another form, or with numbers too large."""
+
+_BLOCK = 1 << 20
+_SHOWN = 200
+
+
+def expanded_limit() -> int:
+    """Return how many bytes a file may have after it was expanded.
+
+    Raises:
+        ConfigError: If the environment variable is no number of gigabytes greater than 0.
+    """
+    stated = os.environ.get(VARIABLE) or str(DEFAULT_GB)
+    try:
+        gigabytes = float(stated)
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 < gigabytes < math.inf:
+        raise ConfigError(f"{VARIABLE}={stated!r} is no number of gigabytes greater than 0; set for example 8")
+    return int(gigabytes * 1e9)
+
+
+@contextmanager
+def max_expanded(gigabytes: float) -> Iterator[None]:
+    """Return a context in which files may expand to another size, also in processes that are started in it.
+
+    Args:
+        gigabytes: The limit, greater than 0; the default is :data:`DEFAULT_GB`.
+
+    Example:
+        >>> with max_expanded(16):
+        ...     expanded_limit()
+        16000000000
+    """
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(gigabytes)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def check_expanded(size: float, what: str, *, error: type[CellViTError] = DataError) -> None:
+    """Raise if a file becomes too large.
+
+    Args:
+        size: Bytes that it has when expanded, or claims to have.
+        what: The file; the message begins with it.
+        error: What is raised.
+
+    Raises:
+        CellViTError: Of the kind ``error``.
+    """
+    limit = expanded_limit()
+    if size > limit:
+        advice = f"if you trust the file, set a higher limit in gigabytes: {VARIABLE}={math.ceil(size / 1e9)}"
+        raise error(f"{what} expands to {readable_size(int(size))}, allowed are {readable_size(limit)}; {advice}")
+
+
+def read_expanded(path: str | Path, *, what: str, advice: str, error: type[CellViTError] = DataError) -> bytes:
+    """Return the bytes of a file, expanded if it is compressed with gzip; never more of them than the limit.
+
+    Args:
+        path: The file.
+        what: What to call it; messages begin with it.
+        advice: What to do if it is damaged; messages end with it.
+        error: What is raised.
+
+    Raises:
+        CellViTError: Of the kind ``error``, if the file is missing, damaged or too large.
+    """
+    limit, data = expanded_limit(), bytearray()
+    try:
+        with Path(path).open("rb") as raw:
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"
+            stream = gzip.GzipFile(fileobj=raw) if packed else raw
+            while len(data) <= limit and (block := stream.read(_BLOCK)):
+                data += block
+    except FileNotFoundError as fault:
+        raise error(f"{what} does not exist; check the path") from fault
+    except (gzip.BadGzipFile, EOFError, zlib.error) as fault:
+        raise error(f"{what} is not JSON that can be read ({fault}); {advice}") from fault
+    except OSError as fault:
+        raise error(f"{what} cannot be read ({fault.strerror or fault}); check the file") from fault
+    check_expanded(len(data), what if len(data) <= limit else f"{what} is too large: it", error=error)
+    return bytes(data)
+
+
+def check_coordinates(points: NDArray[np.float64], what: str) -> None:
+    """Raise if coordinates are not finite, or so large that they are of no image.
+
+    Args:
+        points: ``(N, K)`` coordinates in pixels.
+        what: What they belong to; the message begins with it.
+
+    Raises:
+        DataError: Names the first of them.
+    """
+    far = ~(np.abs(points) <= MAX_COORDINATE)  # also where it is NaN
+    if far.any():
+        row = int(np.flatnonzero(far.any(axis=1))[0])
+        shown = f"coordinates such as {points[row].tolist()} in row {row}"
+        if not np.isfinite(points).all():
+            raise DataError(f"{what} has {shown}: some are not finite; export it again")
+        raise DataError(f"{what} has {shown}, which lie in no image (at most {MAX_COORDINATE:.0f}); export it again")
+
+
+def brief(fault: BaseException) -> str:
+    """Return what is wrong in a line of no more than some words, as data of strangers may be quoted in it.
+
+    Example:
+        >>> brief(KeyError("type")), len(brief(ValueError("9" * 5000)))
+        ("KeyError: 'type'", 216)
+    """
+    text = str(fault)
+    return f"{type(fault).__name__}: {text if len(text) <= _SHOWN else f'{text[:_SHOWN]} ...'}"

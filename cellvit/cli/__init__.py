@@ -109,7 +109,11 @@ def _run(verb: Verb, arguments: Sequence[str]) -> int:
     except CellViTError as error:
         if os.environ.get("CELLVIT_DEBUG"):
             raise
-        sys.stderr.write(f"{PROGRAM} {verb.name}: {error}\n")
+        from cellvit.io.format import visible
+
+        # further lines are set back, so that none in a name looks like a message of its own
+        text = visible(error, keep="\n").replace("\n", "\n  ")
+        sys.stderr.write(f"{PROGRAM} {verb.name}: {text}\n")
         return 1
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cellvit.cli.flags import as_flags
+from cellvit.io.format import visible
 
 if TYPE_CHECKING:  # the help of a verb needs no rich
     from rich.console import Console, RenderableType
@@ -95,7 +96,7 @@ class Output:
     def line(self, text: str) -> None:
         """Print a line of plain text for a reader."""
         if self.tables:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(visible(text, keep="\n") + "\n")
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Print a result for a program, as a JSON object in a line; nan becomes null, as JSON has none."""
@@ -136,17 +137,17 @@ class Output:
         if self.quiet or not self.errors.is_terminal:  # a hidden bar leaves an empty line in older versions of rich
             yield lambda last, done, total: None
             return
-        from rich.markup import escape
+        from cellvit.io.tables import console_text
 
         with self.bars() as bars:
             task = bars.add_task(what, total=None)
 
             def advance(last: str, done: int, total: int) -> None:
-                text = escape(f"{what}: {last}" if last else what)
+                text = console_text(f"{what}: {last}" if last else what)
                 bars.update(task, description=text, completed=done, total=total)
 
             yield advance
 
     def _line(self, text: str) -> None:
-        text = text.encode("utf-8", "backslashreplace").decode()  # file names may hold what UTF-8 cannot
-        self.errors.print(" ".join(text.split()), markup=False, highlight=False, soft_wrap=True)
+        text = " ".join(visible(text, keep="\n").split())
+        self.errors.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from cellvit.cli.console import Output, output_console
 from cellvit.cli.verb import command, verb_parser
 from cellvit.doctor import Finding, examine
+from cellvit.io.tables import console_text
 
 EPILOG = """\
 Nothing is fetched and nothing is changed; small files are written to the temporary folder and removed. A note is worth
@@ -70,7 +70,7 @@ def _print_all(console: Console, findings: Iterable[Finding], *, brief: bool) ->
             continue
         if finding.section != section:
             section = finding.section
-            console.print(f"[bold]{escape(section)}[/bold]")
+            console.print(f"[bold]{console_text(section)}[/bold]")
         _print_one(console, finding)
     count = Counter(finding.status for finding in seen)
     verdict = "all is well" if not count["problem"] else f"[bold red]{count['problem']} to repair[/bold red]"
@@ -80,9 +80,9 @@ def _print_all(console: Console, findings: Iterable[Finding], *, brief: bool) ->
 
 def _print_one(console: Console, finding: Finding) -> None:
     mark = MARKS[finding.status]
-    console.print(f"  {mark}  {escape(finding.name):<{NAME_WIDTH}}  {escape(finding.text)}", soft_wrap=True)
+    console.print(f"  {mark}  {console_text(finding.name):<{NAME_WIDTH}}  {console_text(finding.text)}", soft_wrap=True)
     if finding.advice:
-        console.print(f"{'':<{NAME_WIDTH + 13}}-> {escape(finding.advice)}", soft_wrap=True)
+        console.print(f"{'':<{NAME_WIDTH + 13}}-> {console_text(finding.advice)}", soft_wrap=True)
 
 
 main = command(build_parser, _run)

@@ -71,19 +71,19 @@ def print_info(output: Output, info: "SlideInfo") -> None:
         output: Where to.
         info: What the file is.
     """
-    from rich.markup import escape
     from rich.table import Table
 
     from cellvit.cli.flags import as_flags
+    from cellvit.io.tables import console_text
 
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for label, text in info_rows(info):
-        table.add_row(f"  {label}", escape(text))
+        table.add_row(f"  {label}", console_text(text))
     for text in info.warnings:
-        table.add_row("  [yellow]warning[/yellow]", escape(as_flags(text, output.flags)))
-    output.show(f"[bold]{escape(str(info.path))}[/bold]", soft_wrap=True, highlight=False)
+        table.add_row("  [yellow]warning[/yellow]", console_text(as_flags(text, output.flags)))
+    output.show(f"[bold]{console_text(str(info.path))}[/bold]", soft_wrap=True, highlight=False)
     output.show(table, highlight=False)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
 from cellvit.cli.console import NARROW, Output, output_console
 from cellvit.cli.verb import command, verb_parser
 from cellvit.io.format import readable_size
+from cellvit.io.tables import console_text
 from cellvit.weights.catalogue import ENCODER_WEIGHTS, MODEL, Entry, by_name, entries
 from cellvit.weights.locate import (
     WEIGHTS_VARIABLE,
@@ -129,8 +129,8 @@ def _print_list(console: Console, chosen: Sequence[Entry]) -> None:
         console.print(_table(title, [entry for entry in chosen if entry.kind == kind], wide=console.width >= NARROW))
     folder = weights_folder()
     console.print(CONVENTION)
-    console.print(f"{WEIGHTS_VARIABLE}: {'not set' if folder is None else escape(str(folder))}", soft_wrap=True)
-    console.print(f"cache of the hub: {escape(str(hub_cache()))}", soft_wrap=True)
+    console.print(f"{WEIGHTS_VARIABLE}: {'not set' if folder is None else console_text(str(folder))}", soft_wrap=True)
+    console.print(f"cache of the hub: {console_text(str(hub_cache()))}", soft_wrap=True)
     console.print("'cellvit models NAME' says how to get and use one.")
 
 
@@ -145,7 +145,11 @@ def _table(title: str, chosen: Sequence[Entry], *, wide: bool) -> Table:
         table.add_column(heading, overflow="fold")
     for entry in chosen:
         use = "[green]yes[/green]" if entry.licence.commercial else "[yellow]no[/yellow]"
-        name, licence, file = f"[bold]{escape(entry.name)}[/bold]", escape(entry.licence.title), _presence(entry)
+        name, licence, file = (
+            f"[bold]{console_text(entry.name)}[/bold]",
+            console_text(entry.licence.title),
+            _presence(entry),
+        )
         if wide:
             table.add_row(name, *_numbers(entry, typed=typed), licence, use, file)
         else:
@@ -165,7 +169,7 @@ def _numbers(entry: Entry, *, typed: bool) -> list[str]:
 
 def _presence(entry: Entry) -> str:
     file = find_weights(entry)
-    return "not here" if file is None else f"{escape(file.place)}, {readable_size(file.size)}"
+    return "not here" if file is None else f"{console_text(file.place)}, {readable_size(file.size)}"
 
 
 def _print_entry(console: Console, entry: Entry) -> None:
@@ -173,8 +177,8 @@ def _print_entry(console: Console, entry: Entry) -> None:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for label, text in _facts(entry):
-        table.add_row(label, escape(text))
-    console.print(f"[bold]{escape(entry.name)}[/bold]: {escape(entry.title)}", soft_wrap=True)
+        table.add_row(label, console_text(text))
+    console.print(f"[bold]{console_text(entry.name)}[/bold]: {console_text(entry.title)}", soft_wrap=True)
     console.print(table)
     console.print("\n[bold]use[/bold]")
     for line in usage(entry):

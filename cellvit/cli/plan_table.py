@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from cellvit.cli.console import Output
@@ -12,6 +11,7 @@ from cellvit.cli.info import info_rows
 from cellvit.inference.plan import SlidePlan
 from cellvit.inference.plan.estimate import Range
 from cellvit.io.format import readable_size, rough_duration
+from cellvit.io.tables import console_text
 
 STAGES = {"read": "reading", "network": "network", "postprocess": "post-processing", "write": "writing"}
 SOURCES = {"slide": "stated by the slide", "mpp": "given by --mpp", "magnification": "given by --magnification"}
@@ -29,12 +29,12 @@ def print_plan(output: Output, plan: SlidePlan, picture: Path | None) -> None:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for label, text in _facts(plan):
-        table.add_row(f"  {label}", escape(text))
+        table.add_row(f"  {label}", console_text(text))
     for text in plan.warnings:
-        table.add_row("  [yellow]warning[/yellow]", escape(as_flags(text, output.flags)))
+        table.add_row("  [yellow]warning[/yellow]", console_text(as_flags(text, output.flags)))
     if picture is not None:
-        table.add_row("  picture", escape(str(picture)))
-    output.show(f"[bold]{escape(str(plan.path))}[/bold]", soft_wrap=True, highlight=False)
+        table.add_row("  picture", console_text(str(picture)))
+    output.show(f"[bold]{console_text(str(plan.path))}[/bold]", soft_wrap=True, highlight=False)
     output.show(table, highlight=False)
 
 

@@ -9,12 +9,12 @@ from operator import itemgetter
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
 from cellvit.cli.console import NARROW, Output, output_console
 from cellvit.cli.verb import command, verb_parser
+from cellvit.io.tables import console_text
 from cellvit.plugins.listing import OURS, REGISTRIES, plugin_rows
 
 EPILOG = """\
@@ -66,7 +66,7 @@ def _wide_table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(title, overflow="fold")
     for kind, group in groupby(rows, key=itemgetter("kind")):
         for row in group:
-            table.add_row(kind, *(escape(cell) for cell in (row["name"], row["class"], _source(row))), _text(row))
+            table.add_row(kind, *(console_text(cell) for cell in (row["name"], row["class"], _source(row))), _text(row))
         table.add_section()
     return table
 
@@ -80,15 +80,15 @@ def _narrow_table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_row(f"[bold]{kind}[/bold]")
         for row in group:
             table.add_row(
-                Group(escape(row["name"]), Padding(escape(_source(row)), (0, 0, 0, 2))),
-                Group(escape(row["class"]), Padding(_text(row), (0, 0, 0, 2))),
+                Group(console_text(row["name"]), Padding(console_text(_source(row)), (0, 0, 0, 2))),
+                Group(console_text(row["class"]), Padding(_text(row), (0, 0, 0, 2))),
             )
         table.add_section()
     return table
 
 
 def _text(row: dict[str, Any]) -> str:
-    return f"[red]cannot be used:[/red] {escape(row['error'])}" if row["error"] else escape(row["summary"])
+    return f"[red]cannot be used:[/red] {console_text(row['error'])}" if row["error"] else console_text(row["summary"])
 
 
 main = command(build_parser, _run)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import not_there
 from cellvit.cli.verb import add_output_options, command, verb_parser
 from cellvit.errors import DataError
+from cellvit.io.tables import console_text
 
 if TYPE_CHECKING:
     from cellvit.data.pannuke.convert import FoldSummary
@@ -105,14 +105,14 @@ def _monuseg(options: argparse.Namespace, output: Output) -> None:
     out = options.out or options.root / "prepared"
     with output.progress("images") as advance:
         made = prepare_monuseg(options.root, out, report=advance)
-    table = Table(title=escape(f"MoNuSeg in {str(out)!r}"))
+    table = Table(title=console_text(f"MoNuSeg in {str(out)!r}"))
     table.add_column("image", overflow="fold")
     for heading in ("nuclei", "wholly under others", "outlines of < 3 points", ""):
         table.add_column(heading, justify="right")
     for one in made:
         output.row({"image": one.name, "nuclei": one.nuclei, "kept": one.kept, "out": out})
         numbers = ("", "", "kept") if one.kept else (f"{one.occluded:,}", f"{one.dropped:,}", "")
-        table.add_row(escape(one.name), f"{one.nuclei:,}", *numbers)
+        table.add_row(console_text(one.name), f"{one.nuclei:,}", *numbers)
     table.add_section()
     table.add_row(f"{len(made)} images", f"{sum(one.nuclei for one in made):,}")
     output.show(table)
@@ -127,10 +127,10 @@ def _show_folds(prepared: "Prepared", output: Output) -> None:
     """Print what each fold holds."""
     dataset = prepared.dataset
     title = f"{dataset.name}: {dataset.patch_size} px patches at {dataset.mpp:g} µm/px in {str(prepared.out)!r}"
-    table = Table(title=escape(title))
+    table = Table(title=console_text(title))
     table.add_column("fold", justify="right")
     for heading in ("patches", "without nuclei", "tissues", "nuclei", *dataset.class_names[1:]):
-        table.add_column(escape(heading), justify="right")
+        table.add_column(console_text(heading), justify="right")
     for fold in prepared.folds:
         kinds = fold.nuclei.values()
         numbers = (fold.patches, fold.without_nuclei, len(fold.tissues), sum(kinds), *kinds)
@@ -156,7 +156,7 @@ def _tissue_table(prepared: "Prepared") -> Table:
     for tissue in prepared.dataset.tissue_names:
         counts = [fold.tissues.get(tissue, 0) for fold in prepared.folds]
         if any(counts):
-            table.add_row(escape(tissue), *(f"{count:,}" for count in counts))
+            table.add_row(console_text(tissue), *(f"{count:,}" for count in counts))
     return table
 
 

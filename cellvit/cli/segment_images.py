@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from cellvit.inference.image import segment_image
 from cellvit.inference.protocol import NucleiModel, load_model
 from cellvit.inference.tta import with_tta
 from cellvit.io.images import image_with_remarks
+from cellvit.io.tables import console_text
 from cellvit.slide.appearance import appearance_remarks
 from cellvit.slide.naming import output_names
 from cellvit.slide.resolution import image_resolution
@@ -90,7 +90,7 @@ def segment_images(
 
 def _segment_one(job: Job, path: Path, name: str, progress: Progress) -> Outcome:
     """Do one image; an error is reported and kept, the next image can go on."""
-    task: TaskID = progress.add_task(escape(f"  {path.name}"), total=None)
+    task: TaskID = progress.add_task(console_text(f"  {path.name}"), total=None)
     outcome, started = Outcome(path), time.monotonic()
     try:
         _produce(job, outcome, name, lambda done, total: progress.update(task, completed=done, total=total))
@@ -176,12 +176,12 @@ def _print_table(job: Job) -> None:
     total: NDArray[np.int64] = np.sum([np.zeros(len(names), dtype=np.int64), *counts], axis=0)
     shown = [kind for kind in range(len(names)) if kind > 0 or total[kind]]
     repeated = Counter(outcome.path.name for outcome in job.outcomes)
-    table = Table(title=escape(f"Nuclei in {str(job.options.out)!r}"))
+    table = Table(title=console_text(f"Nuclei in {str(job.options.out)!r}"))
     table.add_column("image", overflow="fold")
     for heading in ("µm/px", "nuclei", *(names[kind] if kind else "no type" for kind in shown), "seconds"):
-        table.add_column(escape(heading), justify="right")
+        table.add_column(console_text(heading), justify="right")
     for outcome in job.outcomes:
-        label = escape(outcome.path.name if repeated[outcome.path.name] == 1 else str(outcome.path))
+        label = console_text(outcome.path.name if repeated[outcome.path.name] == 1 else str(outcome.path))
         if outcome.counts is None:
             table.add_row(label, "", "[red]failed[/red]")
         else:

@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
@@ -19,6 +18,7 @@ from cellvit.inference.cohort.report import write_report
 from cellvit.inference.cohort.run import CohortFiles, Reporter, SlideJob, SlideOutcome, run_cohort
 from cellvit.inference.cohort.sheet import REPORT_NAME, SUMMARY_NAME, CohortRow, cohort_jobs
 from cellvit.inference.cohort.summary import numbers_of, read_summary, with_earlier
+from cellvit.io.tables import console_text
 
 LOG_SECONDS = 60.0
 """Between two lines about one slide where there is no terminal."""
@@ -91,7 +91,7 @@ class _Bars(Reporter):
 
     def started(self, job: SlideJob, device: str) -> None:
         if job.path not in self._tasks:
-            self._tasks[job.path] = self._progress.add_task(escape(f"  {job.path.name}"), total=None)
+            self._tasks[job.path] = self._progress.add_task(console_text(f"  {job.path.name}"), total=None)
         self._log(job.path, f"started on {device}")
 
     def advanced(self, job: SlideJob, done: int, total: int) -> None:
@@ -140,14 +140,14 @@ def _finish(outcomes: Sequence[SlideOutcome], out: Path, output: Output) -> bool
     except (DataError, OSError):  # the table could not be written, which was told
         every = list(outcomes)
     write_report(every, report, title=f"Nuclei of {len(every)} slide{'s' * (len(every) != 1)}")
-    table = Table(title=escape(f"Slides in {str(out)!r}"))
+    table = Table(title=console_text(f"Slides in {str(out)!r}"))
     table.add_column("slide", overflow="fold")
     for heading in ("µm/px", "from", "tissue mm²", "nuclei", "per mm²", "tiles", "seconds"):
         table.add_column(heading, justify="right")
     for outcome in outcomes:
-        table.add_row(escape(outcome.path.name), *_cells(outcome))
+        table.add_row(console_text(outcome.path.name), *_cells(outcome))
     output.show(table)
-    output.show(escape(f"all slides: {out / SUMMARY_NAME}, {report}"), highlight=False, soft_wrap=True)
+    output.show(console_text(f"all slides: {out / SUMMARY_NAME}, {report}"), highlight=False, soft_wrap=True)
     return any(outcome.error for outcome in outcomes)
 
 
@@ -157,7 +157,7 @@ def _cells(outcome: SlideOutcome) -> list[str]:
     facts, tiles = numbers_of(outcome), outcome.summary["tiles"]
     return [
         f"{facts.mpp:g}",
-        escape(str(facts.mpp_source)),
+        console_text(str(facts.mpp_source)),
         f"{facts.tissue_mm2:.3g}",
         f"{facts.nuclei:,}",
         "" if facts.density is None else f"{facts.density:,.0f}",

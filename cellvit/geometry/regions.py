@@ -15,6 +15,18 @@ from cellvit.errors import ConfigError, DataError
 
 _Floats = NDArray[np.float64]
 
+MAX_CORNERS = 100_000
+"""Corners of all polygons of a region; with more, repairing and comparing them may take minutes."""
+
+MAX_CROSSINGS = 2_000
+"""Crossings of polygons that cross themselves; the time of their repair grows with the square."""
+
+MAX_NEAR = 1e7
+"""Pairs of sides whose boxes overlap, which repairing compares one by one."""
+
+_PIECE, _TRIANGLE = 500, 3  # sides of a piece of a ring, and of the smallest ring
+_SAMPLE = 1_000_000  # pairs of sides that are looked at
+
 
 @dataclass(frozen=True)
 class Region:
@@ -38,8 +50,10 @@ class Region:
             polygons: shapely polygons of finite coordinates; those that cross themselves are repaired.
 
         Raises:
-            DataError: If they enclose no area.
+            DataError: If they enclose no area, have more than :data:`MAX_CORNERS`, or those that are to be repaired
+                cross themselves more than :data:`MAX_CROSSINGS` times.
         """
+        _check_work(np.array(polygons, object))
         geometry = _areas(shapely.union_all(shapely.make_valid(np.array(polygons, object))))
         if geometry.is_empty:
             raise DataError(f"the {len(polygons)} polygons enclose no area; draw them again")
@@ -91,6 +105,75 @@ class Region:
         segments = _segments(visible)
         segments = (segments - (left, top)) * scale
         return _filled(segments, shape) | _crossed(segments, shape)
+
+
+def simplified(polygon: Any, tolerance: float) -> Any:
+    """Return a polygon of fewer corners whose border moved by no more than a tolerance; it may cross itself.
+
+    Rings are simplified in pieces: the time of the algorithm may grow with the square of the corners.
+
+    Args:
+        polygon: A shapely polygon.
+        tolerance: Largest distance in the units of the polygon.
+    """
+    rings = [_simplified_ring(shapely.get_coordinates(ring), tolerance) for ring in shapely.get_rings(polygon)]
+    return shapely.Polygon(rings[0], [hole for hole in rings[1:] if len(hole) > _TRIANGLE])
+
+
+def _simplified_ring(points: _Floats, tolerance: float) -> _Floats:
+    """Return a closed ring ``(K, 2)`` of fewer points, closed."""
+    if len(points) <= 2 * _PIECE:
+        return np.asarray(shapely.get_coordinates(shapely.simplify(shapely.LineString(points), tolerance, False)))
+    starts = np.arange(0, len(points) - 1, _PIECE)
+    lengths = np.diff(np.append(starts, len(points) - 1)) + 1  # a piece ends where the next begins
+    piece, index = _ranges(starts, starts + lengths)
+    lines = shapely.simplify(shapely.linestrings(points[index], indices=piece), tolerance, preserve_topology=False)
+    kept, owner = shapely.get_coordinates(lines, return_index=True)
+    repeated = np.append(owner[1:] != owner[:-1], False)  # the end of every piece but the last
+    return np.asarray(kept[~repeated])
+
+
+def _check_work(polygons: NDArray[Any]) -> None:
+    """Raise if polygons would take minutes to be repaired and joined."""
+    corners = int(shapely.get_num_coordinates(polygons).sum())
+    if corners > MAX_CORNERS:
+        raise DataError(f"the polygons have {corners:,} corners, at most {MAX_CORNERS:,} are used; draw them coarser")
+    near, _ = _meetings(polygons)
+    if near > MAX_NEAR:
+        message = f"some {near:.1g} pairs of sides of the polygons may cross, at most {MAX_NEAR:.1g} are compared; "
+        raise DataError(message + "draw them without spikes and crossings")
+    _, crossings = _meetings(polygons[~shapely.is_valid(polygons)])
+    if crossings > MAX_CROSSINGS:
+        message = f"the polygons cross themselves some {crossings:,.0f} times, at most {MAX_CROSSINGS:,} are repaired; "
+        raise DataError(message + "draw them without crossings")
+
+
+def _meetings(polygons: NDArray[Any]) -> tuple[float, float]:
+    """Estimate of how many pairs of sides the boxes overlap, and how many pairs cross inside of both.
+
+    Where there are few pairs, both are exact; else they come from a sample.
+    """
+    segments = _segments(polygons)
+    count = len(segments)
+    pairs = count * (count - 1) // 2
+    if pairs <= _SAMPLE:
+        one, other = np.triu_indices(count, 1)
+    else:
+        one, other = np.random.default_rng(0).integers(0, count, (2, _SAMPLE))
+    near = np.ones(len(one), bool)
+    for axis in (0, 1):
+        low, high = segments[:, :, axis].min(axis=1), segments[:, :, axis].max(axis=1)
+        near &= (low[one] < high[other]) & (low[other] < high[one])
+    (a, b), (c, d) = (segments[side[near]].swapaxes(0, 1) for side in (one, other))
+    crossed = (_side(a, b, c) * _side(a, b, d) < 0) & (_side(c, d, a) * _side(c, d, b) < 0)
+    share = pairs / max(len(one), 1)
+    return float(np.count_nonzero(near) * share), float(np.count_nonzero(crossed) * share)
+
+
+def _side(start: _Floats, end: _Floats, point: _Floats) -> _Floats:
+    """Return on which side of a line each point lies: positive, 0 on it, or negative."""
+    (x, y), (u, v) = (end - start).T, (point - start).T
+    return np.asarray(np.sign(x * v - y * u))
 
 
 def _areas(geometry: Any) -> Any:

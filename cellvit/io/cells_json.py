@@ -13,6 +13,7 @@ from cellvit.geometry.polygons import bbox_rowcol_to_xyxy, bbox_xyxy_to_rowcol
 from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_text
 from cellvit.io.frames import PIXEL_CENTRES
+from cellvit.io.limits import MALFORMED, MAX_TYPE, brief
 from cellvit.io.schema import load_json
 from cellvit.io.stream import NucleiStream, Patches, TableStream, blocks
 from cellvit.io.text import (
@@ -162,9 +163,9 @@ def nuclei_of_cells(data: Any, path: str | Path) -> Nuclei:
         return rows.to_nuclei(classes, frame=PIXEL_CENTRES)
     except DataError:
         raise
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         message = (
-            f"{str(path)!r} is not in the released layout ({type(error).__name__}: {error}); "
+            f"{str(path)!r} is not in the released layout ({brief(error)}); "
             'it needs {"type_map": ..., "cells": [{"bbox": ..., "centroid": ..., "type": ...}]}'
         )
         raise DataError(message) from error
@@ -181,4 +182,6 @@ def _classes(data: Any, source: str) -> Any:
             names[int(key)] = value
         else:
             names[int(value)] = str(key)
+    if max(names, default=0) > MAX_TYPE:
+        raise ValueError(f"the number {max(names)} of a type; types are numbered up to {MAX_TYPE}")
     return classes_from_map(names)

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError
+from cellvit.io.limits import MALFORMED, brief, check_expanded
 from cellvit.io.loaded import MIN_POINTS, LoadedNuclei, from_rings, notes_of, numbered_kinds
 
 _SHIFT = 4  # outlines are drawn in steps of 1/16 pixel
 _SHOWN = 5
+_BYTES_OF_A_PIXEL = 16  # while masks are decoded
 _CROWD = "annotations of crowds (iscrowd) were left out"
 _BARE = "annotations without a polygon or a mask were left out"
 _SHORT = "polygons of fewer than three points were left out"
@@ -88,10 +90,10 @@ def nuclei_of_coco(data: Any, path: Path, *, name: str) -> LoadedNuclei:
         if len(rings) == len(shapes):
             return from_rings(path, rings, kinds, skipped=counts)
         return _drawn(shapes, kinds, image, path, counts)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
-        message = f"'{path}' is not in the layout of COCO ({type(error).__name__}: {error}); "
+    except DataError:
+        raise
+    except MALFORMED as error:
+        message = f"'{path}' is not in the layout of COCO ({brief(error)}); "
         raise DataError(message + "it needs images, annotations and categories") from error
 
 
@@ -113,7 +115,8 @@ def decoded_runs(mask: Mapping[str, Any]) -> tuple[NDArray[np.intp], tuple[int, 
     height, width = (int(n) for n in mask["size"])
     counts = mask["counts"]
     runs = _unpacked(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
-    if (runs < 0).any() or int(runs.sum()) != height * width:
+    check_expanded(height * width * _BYTES_OF_A_PIXEL, f"a mask of {height}x{width}")
+    if ((runs < 0) | (runs > height * width)).any() or int(runs.sum()) != height * width:
         raise ValueError(f"runs of {runs.sum()} pixels in a mask of {height}x{width}")
     ends = np.cumsum(runs)[1::2]
     lengths = runs[1::2]
@@ -197,7 +200,11 @@ def _drawn(
     if len(sizes) != 1:
         message = f"'{path}' states the sizes {sorted(sizes)} for the image {image.name!r}; "
         raise DataError(message + "give it one height and width, which its masks have too")
-    canvas = np.zeros(sizes.pop(), np.int32)
+    height, width = sizes.pop()
+    if min(height, width) < 1:
+        raise DataError(f"'{path}' states the size {height}x{width} for the image {image.name!r}; correct it")
+    check_expanded(height * width * _BYTES_OF_A_PIXEL, f"the image {image.name!r} of {height}x{width} in '{path}'")
+    canvas = np.zeros((height, width), np.int32)
     for label, shape in enumerate(shapes, start=1):
         if isinstance(shape, Mapping):
             pixels, (height, _) = decoded_runs(shape)

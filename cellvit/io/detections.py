@@ -1,5 +1,7 @@
 """Reading the nuclei that any tool found: label images, ``.mat`` files, and outlines in many layouts."""
 
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -66,14 +68,14 @@ def images_in(path: Path) -> tuple[str, ...]:
     try:
         kind = file_kind(path)
         if kind == "npy":
-            shape = np.load(path, mmap_mode="r").shape
-            names = [str(i) for i in range(shape[0])] if is_stack(shape) else []
+            array = np.load(path, mmap_mode="r")
+            names = [str(i) for i in range(len(array))] if is_stack(array.shape) and array.size else []
         elif kind == "json":
             data = _load(path)
             names = [one.name for one in coco_images(data)] if is_coco(data) else []
     except DAMAGE:  # DataError is a ValueError
         return ()
-    repeated = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
     if repeated is not None:
         raise DataError(f"'{path}' holds several images called {repeated!r}; give each a name of its own")
     return tuple(names) if len(names) > 1 else ()
@@ -139,7 +141,7 @@ def _from_json(data: Any, path: Path, name: str) -> LoadedNuclei:
         found = _scorable(found_in_geojson(data, path))
         return from_outlines(found.nuclei, path, notes=found.notes, further=found.further, corners=found.framed)
     keys = sorted(map(str, data)) if isinstance(data, Mapping) else data
-    raise DataError(f"'{path}' is JSON of {str(keys)[:80]}, which is no kind that can be read; give one of {KINDS}")
+    raise DataError(f"'{path}' is JSON of {reprlib.repr(keys)}, which is no kind that can be read; give one of {KINDS}")
 
 
 def _scorable(found: FoundNuclei) -> FoundNuclei:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,26 @@ from typing import Any
 from cellvit.io.atomic import atomic_text
 
 UNITS = ("B", "kB", "MB", "GB")
+
+# C0, DEL and C1; marks that turn the direction of text; separators of lines; halves of characters, as in file names
+# that are no UTF-8
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: object, *, keep: str = "") -> str:
+    r"""Return text of which nothing acts on a terminal or hides: control characters are shown as JSON writes them.
+
+    Every name and every message of strangers goes through here before it is printed or stands in a table or a page.
+
+    Args:
+        text: The text.
+        keep: Control characters that stay, such as line breaks between sentences of our own.
+
+    Example:
+        >>> print(visible("slide\x1b[2J\n1"))
+        slide\u001b[2J\u000a1
+    """
+    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", str(text))
 
 
 def readable_size(size: int) -> str:

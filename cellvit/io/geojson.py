@@ -17,6 +17,7 @@ from cellvit.geometry.polygons import FurtherRings, close_rings, polygon_area, r
 from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_text
 from cellvit.io.frames import PIXEL_CENTRES, stated_frame
+from cellvit.io.limits import MALFORMED, brief
 from cellvit.io.qupath import (
     RESULTS,
     QuPathObject,
@@ -240,8 +241,8 @@ def found_in_geojson(data: Any, path: str | Path) -> FoundNuclei:
         return _found(data, str(path))
     except DataError:
         raise
-    except (TypeError, KeyError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-        message = f"{str(path)!r} is not GeoJSON of nuclei ({type(error).__name__}: {error}); export it again"
+    except MALFORMED as error:
+        message = f"{str(path)!r} is not GeoJSON of nuclei ({brief(error)}); export it again"
         raise DataError(message) from error
 
 

@@ -31,7 +31,7 @@ MAX_PIXELS = 2**30
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 274, 282, 283, 296  # tags of EXIF and TIFF
 _PILLOW_LOCK = threading.Lock()
 DAMAGE: tuple[type[Exception], ...] = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError),
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, ArithmeticError),
     *(struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError),
 )
 """What the libraries raise for a file that is not what it seems; the error of tifffile is a ValueError."""

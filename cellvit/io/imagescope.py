@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError
+from cellvit.io.limits import brief
 from cellvit.io.loaded import LoadedNuclei, from_rings
 
 _NO_NAMES = ("", "description")
@@ -81,7 +82,7 @@ def _points(region: ElementTree.Element, number: int, path: Path) -> NDArray[np.
     try:
         points = np.array([(float(v.attrib["X"]), float(v.attrib["Y"])) for v in vertices]).reshape(-1, 2)
     except (KeyError, ValueError) as error:
-        raise DataError(f"outlines '{path}': region {number} has a point that is none ({error!r})") from error
+        raise DataError(f"outlines '{path}': region {number} has a point that is none ({brief(error)})") from error
     if not np.isfinite(points).all():
         raise DataError(f"outlines '{path}': region {number} has a point that is not finite; repair it")
     return points

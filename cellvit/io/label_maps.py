@@ -1,5 +1,6 @@
 """Maps of nuclei from arrays and pictures: one number per nucleus, masks, and channels of types."""
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from scipy import ndimage
 
 from cellvit.classes import PANNUKE
 from cellvit.errors import DataError
+from cellvit.io.limits import MAX_TYPE, check_expanded
 from cellvit.io.loaded import Note, Types, dense, notes_of
 from cellvit.io.tiff_metadata import quiet_tifffile
 
+_BYTES_OF_A_PIXEL = 8  # four channels of 16 bits
 _EIGHT = np.ones((3, 3), bool)
 _MASK_VALUES = (255, 65535)
 _FEW_LABELS = 255
@@ -53,8 +56,11 @@ def read_picture(path: Path) -> NDArray[Any]:
     Returns:
         ``(H, W)`` or ``(H, W, C)``; bool if it has one bit.
     """
-    start = path.read_bytes()[:26]
+    with path.open("rb") as file:
+        start = file.read(26)
     if len(start) == 26 and start[24] == 16:  # Pillow cuts colours of 16 bits down to 8
+        width, height = struct.unpack(">II", start[16:24])
+        check_expanded(width * height * _BYTES_OF_A_PIXEL, f"label '{path}'")
         return np.asarray(imagecodecs.png_decode(path.read_bytes()))
     with Image.open(path) as image:
         return np.asarray(image)
@@ -64,8 +70,9 @@ def read_tiff(path: Path) -> NDArray[Any]:
     """Return the stored values of the first image of a TIFF at full size."""
     import tifffile
 
-    with quiet_tifffile():
-        return np.asarray(tifffile.imread(path))
+    with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
+        check_expanded(tiff.series[0].nbytes, f"label '{path}'")
+        return np.asarray(tiff.asarray())
 
 
 def plain_map(array: NDArray[Any], path: Path) -> NDArray[Any]:
@@ -258,13 +265,20 @@ def majority_types(instances: NDArray[Any], type_map: NDArray[Any]) -> Types:
     Example:
         >>> majority_types(np.array([[2, 2, 2, 0]]), np.array([[1, 3, 3, 0]])).tolist()
         [0, 0, 3]
+
+    Raises:
+        DataError: If a type is larger than :data:`cellvit.io.limits.MAX_TYPE`.
     """
     count = int(type_map.max(initial=0)) + 1
-    votes = np.bincount(
-        instances.ravel().astype(np.int64) * count + type_map.ravel().astype(np.int64),
-        minlength=(int(instances.max(initial=0)) + 1) * count,
-    ).reshape(-1, count)
-    votes[:, 0] = 0
-    types: Types = votes.argmax(axis=1).astype(np.int64)
-    types[0] = 0
+    if count > MAX_TYPE:
+        raise DataError(f"a map of types holds {count - 1}; numbers of types are below {MAX_TYPE}, export it again")
+    voting = (instances > 0) & (type_map > 0)
+    # pairs that occur: a table of all labels by all types could be a million times as large as the map
+    pairs, votes = np.unique(
+        instances[voting].astype(np.int64) * count + type_map[voting].astype(np.int64), return_counts=True
+    )
+    label, kind = np.divmod(pairs, count)
+    order = np.lexsort((-kind, votes, label))  # of each label, the last is the most frequent, and the lowest of equals
+    types = np.zeros(int(instances.max(initial=0)) + 1, np.int64)
+    types[label[order]] = kind[order]
     return types

@@ -210,6 +210,8 @@ def read_label_map(path: Path, *, index: int | None = None) -> LabelMap:
         return read_npz(path)
     try:
         array = _READERS[kind or ""](path)
+    except DataError:
+        raise
     except DAMAGE as error:
         raise DataError(f"label '{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
     stack = is_stack(array.shape)

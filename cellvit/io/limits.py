@@ -1,12 +1,15 @@
 """How large the file of a stranger may become while it is read, and how far its numbers may go."""
 
 import gzip
+import io
 import math
 import os
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +121,78 @@ def read_expanded(path: str | Path, *, what: str, advice: str, error: type[CellV
         raise error(f"{what} cannot be read ({fault.strerror or fault}); check the file") from fault
     check_expanded(len(data), what if len(data) <= limit else f"{what} is too large: it", error=error)
     return bytes(data)
+
+
+def zip_entries(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the content of every entry of a zip archive.
+
+    What the entries say of their size is checked before, and no more of each is expanded than it says.
+
+    Args:
+        path: The archive; its entries are stored or deflated.
+
+    Raises:
+        DataError: If it becomes larger than the limit.
+        zipfile.BadZipFile: If it is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        check_expanded(sum(entry.file_size for entry in entries), f"'{path}'")
+        for entry in entries:
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise zipfile.BadZipFile(f"{entry.filename!r} is compressed by a method other than deflate")
+            data = bytearray()
+            with archive.open(entry) as stream:
+                while block := stream.read(_BLOCK):  # in one go it would expand past the size that is stated
+                    data += block
+            yield entry.filename, bytes(data)
+
+
+def npy_array(data: bytes) -> NDArray[Any]:
+    """Return the array of an ``.npy`` file, whose head is checked before memory is taken for what it claims.
+
+    Args:
+        data: The content of the file.
+
+    Raises:
+        ValueError: If it is damaged, or claims to hold another number of bytes than follow.
+
+    Example:
+        >>> np.save(stream := io.BytesIO(), np.arange(3)), npy_array(stream.getvalue())
+        (None, array([0, 1, 2]))
+    """
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    heads = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in heads:
+        raise ValueError(f"version {version} of the format .npy is not read")
+    shape, _, dtype = heads[version](stream)
+    claimed, held = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if min(shape, default=0) < 0 or (claimed != held and not dtype.hasobject):
+        raise ValueError(f"its head claims {shape} of {dtype}, {claimed} bytes, but {held} follow")
+    stream.seek(0)
+    return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+
+
+def check_datasets(group: Any, what: str) -> None:
+    """Raise if the data sets of a file of HDF5 become too large together, or lie in other files.
+
+    Args:
+        group: An open file of h5py.
+        what: The file; the message begins with it.
+
+    Raises:
+        DataError: In both cases.
+    """
+    sizes: list[int] = []
+
+    def look(name: str, item: Any) -> None:
+        if getattr(item, "external", None) or getattr(item, "is_virtual", False):
+            raise DataError(f"{what} keeps {name!r} in another file, which is not read; write it into one file")
+        sizes.append(int(getattr(item, "nbytes", 0)))
+
+    group.visititems(look)  # which does not follow links to other files
+    check_expanded(sum(sizes), what)
 
 
 def check_coordinates(points: NDArray[np.float64], what: str) -> None:

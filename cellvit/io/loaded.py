@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cellvit.classes import NucleiClasses, standard_colors
 from cellvit.errors import DataError
 from cellvit.geometry.polygons import FurtherRings, ring_lengths
+from cellvit.io.limits import MAX_TYPE, check_coordinates
 from cellvit.io.text import Rows
 from cellvit.types import Nuclei
 
@@ -91,7 +92,7 @@ def from_outlines(
         further: Holes and further pieces of the nuclei.
 
     Raises:
-        DataError: If a nucleus has no outline, or a coordinate is not finite.
+        DataError: If a nucleus has no outline, or a coordinate is not finite or lies in no image.
     """
     _check_outlines(nuclei, path)
     types = np.concatenate([[0], nuclei.type]).astype(np.int64)
@@ -131,7 +132,11 @@ def from_rings(
     for ring, kind in zip((r for r, good in zip(rings, whole, strict=True) if good), types, strict=True):
         rows.add(contour=[(float(p[0]), float(p[1])) for p in ring], type=kind)
     classes = None if names is None else NucleiClasses(names, standard_colors(names))
-    return from_outlines(rows.to_nuclei(classes), path, notes=notes_of(counts), corners=corners)
+    try:
+        nuclei = rows.to_nuclei(classes)
+    except ValueError as error:
+        raise DataError(f"'{path}' has {error}; export it again") from error
+    return from_outlines(nuclei, path, notes=notes_of(counts), corners=corners)
 
 
 def points_of(given: Any) -> NDArray[np.float64]:
@@ -192,5 +197,6 @@ def _check_outlines(nuclei: Nuclei, path: Path) -> None:
     if len(bare):
         message = f"'{path}' has {len(bare)} of {len(nuclei)} nuclei without an outline, the first is {bare[0]}; "
         raise DataError(message + "points cannot be scored, export polygons")
-    if not np.isfinite(nuclei.contour_points).all():
-        raise DataError(f"'{path}' has coordinates that are not finite; export it again")
+    check_coordinates(nuclei.contour_points, f"'{path}'")
+    if int(nuclei.type.max(initial=0)) > MAX_TYPE:
+        raise DataError(f"'{path}' has the type {nuclei.type.max()}; number types from 1, at most to {MAX_TYPE}")

@@ -1,5 +1,6 @@
 """Nuclei from any file that this package writes."""
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def read_nuclei(path: str | Path) -> Nuclei:
     if is_geojson(data):
         return nuclei_of_geojson(data, path)
     found = sorted(data) if isinstance(data, Mapping) else data
-    raise DataError(f"{str(path)!r} is JSON of {str(found)[:80]}, neither GeoJSON nor cells; give {_KINDS}")
+    raise DataError(f"{str(path)!r} is JSON of {reprlib.repr(found)}, neither GeoJSON nor cells; give {_KINDS}")
 
 
 def _start(path: Path) -> bytes:

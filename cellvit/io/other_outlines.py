@@ -1,5 +1,6 @@
 """Outlines of other tools: JSON of HoVer-Net and of LabelMe, and regions of ImageJ."""
 
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 
 from cellvit.errors import ConfigError, DataError
 from cellvit.io.images import DAMAGE
+from cellvit.io.limits import MALFORMED, brief, zip_entries
 from cellvit.io.loaded import LoadedNuclei, Ring, from_rings, points_of
 
 _CIRCLE_POINTS = 64
+_SHOWN = 20  # characters of a value of a file that a note quotes
 _LEVEL = "files state the magnification {mag}, which was not used: coordinates were taken as pixels of the image"
 _GROUPS = "shapes are parts of groups; each was taken as a nucleus of its own"
 
@@ -34,13 +37,13 @@ def nuclei_of_hovernet(data: Any, path: Path) -> LoadedNuclei:
     """
     counts: Counter[str] = Counter()
     if data.get("mag") is not None:
-        counts[_LEVEL.format(mag=data["mag"])] += 1
+        counts[_LEVEL.format(mag=str(data["mag"])[:_SHOWN])] += 1
     try:
         nuclei = list(data["nuc"].values())
         rings = [points_of(one["contour"]) for one in nuclei]
         kinds = [None if one.get("type") is None else int(one["type"]) for one in nuclei]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        message = f"'{path}' is not in the layout of HoVer-Net ({type(error).__name__}: {error}); "
+    except MALFORMED as error:
+        message = f"'{path}' is not in the layout of HoVer-Net ({brief(error)}); "
         raise DataError(message + "a nucleus needs a contour [[x, y], ...] and perhaps a type") from error
     if not rings:
         counts.clear()
@@ -70,13 +73,13 @@ def nuclei_of_labelme(data: Any, path: Path) -> LoadedNuclei:
             kind = str(shape.get("shape_type") or "polygon")
             ring = _labelme_ring(kind, points_of(shape["points"]))
             if ring is None:
-                counts[f"shapes of the kind {kind!r} are no outlines and were left out"] += 1
+                counts[f"shapes of the kind {kind[:_SHOWN]!r} are no outlines and were left out"] += 1
                 continue
             counts[_GROUPS] += shape.get("group_id") is not None
             rings.append(ring)
             kinds.append(str(shape["label"]).strip() or None if shape.get("label") is not None else None)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        message = f"'{path}' is not in the layout of LabelMe ({type(error).__name__}: {error}); "
+    except MALFORMED as error:
+        message = f"'{path}' is not in the layout of LabelMe ({brief(error)}); "
         raise DataError(message + "a shape needs a label, points [[x, y], ...] and a shape_type") from error
     return from_rings(path, rings, kinds, skipped=counts)
 
@@ -114,8 +117,8 @@ def read_imagej(path: Path) -> LoadedNuclei:
         message = f"'{path}' holds regions of ImageJ; to read them, install roifile: pip install roifile, "
         raise ConfigError(message + "or save the regions as a label image") from error
     try:
-        found = roifile.roiread(path)
-        found = found if isinstance(found, list) else [found]
+        entries = zip_entries(path) if zipfile.is_zipfile(path) else iter([(".roi", path.read_bytes())])
+        found = [roifile.ImagejRoi.frombytes(data) for name, data in entries if name.lower().endswith(".roi")]
         counts: Counter[str] = Counter()
         rings: list[Ring] = []
         kinds: list[str | int | None] = []
@@ -128,6 +131,8 @@ def read_imagej(path: Path) -> LoadedNuclei:
             counts["smaller parts of regions in several parts were left out"] += len(parts) - 1
             rings.append(max(parts, key=_area))
             kinds.append(int(roi.group) or None)
+    except DataError:
+        raise
     except DAMAGE as error:
         raise DataError(f"'{path}' cannot be read as regions of ImageJ ({error}); save them again") from error
     return from_rings(path, rings, kinds, skipped=counts, corners=True)

@@ -24,6 +24,7 @@ _KINDS: dict[str, ObjectKind] = {
     "tmacore": "TMA core",
     "root": "root",
 }
+_LONGEST_LITERAL = 10_000
 _STATED_IN = ("objectType", "object_type")  # of today's QuPath, of older ones
 _PARTS = {"MultiPolygon": "Polygon", "MultiPoint": "Point", "MultiLineString": "LineString"}
 _SIMPLE = frozenset(_PARTS.values())
@@ -126,12 +127,19 @@ def plain(value: Any) -> Any:
     """
     if not isinstance(value, str) or value[:1] not in ("{", "["):
         return value
-    for parse in (json.loads, ast.literal_eval):  # the second for what Python itself makes of a dict
+    for parse in (json.loads, _python_literal):
         try:
             return parse(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return value
+
+
+def _python_literal(text: str) -> Any:
+    """Return what Python itself makes text of, such as a dict; its parser is not made for long text of strangers."""
+    if len(text) > _LONGEST_LITERAL:
+        raise ValueError(f"{len(text)} characters")
+    return ast.literal_eval(text)
 
 
 def parts_of(geometry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -218,7 +226,8 @@ def _color(stated: Mapping[str, Any]) -> tuple[int, int, int] | None:
     """Return the colour of a class: three numbers, or one as older versions write it."""
     color, packed = stated.get("color"), stated.get("colorRGB")
     if isinstance(color, list) and len(color) >= 3:
-        return int(color[0]), int(color[1]), int(color[2])
+        red, green, blue = (min(max(int(value), 0), 255) for value in color[:3])
+        return red, green, blue
     if isinstance(packed, int):
         return packed >> 16 & 255, packed >> 8 & 255, packed & 255
     return None

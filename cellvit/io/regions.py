@@ -10,11 +10,12 @@ import shapely
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError
-from cellvit.geometry.regions import Region
-from cellvit.io.limits import MALFORMED, brief
+from cellvit.geometry.regions import MAX_CORNERS, Region, simplified
+from cellvit.io.limits import MALFORMED, brief, check_coordinates
 from cellvit.io.qupath import QuPathObject, objects_of, parts_of
 from cellvit.io.schema import load_json
 
+_TOLERANCES = (1, 2, 4, 8)  # pixels
 _NEVER = ("detection", "cell", "tile", "root")  # results, superpixels, and the slide itself: not drawn by anybody
 
 
@@ -29,10 +30,12 @@ def read_region(path: str | Path) -> tuple[Region, list[str]]:
         path: A FeatureCollection, a list of features, one feature, or a bare geometry; also compressed with gzip.
 
     Returns:
-        The region, and what the user should know: what else the file holds, by kind and number.
+        The region, and what the user should know: what else the file holds, by kind and number, and whether its
+        borders were simplified, as those of more than 100,000 corners are.
 
     Raises:
-        DataError: If the file is no such file, or no polygon in it encloses an area.
+        DataError: If the file is no such file, no polygon in it encloses an area, or the polygons are too many or cross
+            themselves too often to be repaired.
     """
     name = repr(str(path))
     data = load_json(path, advice="export the regions as GeoJSON (in QuPath: File, Export objects as GeoJSON)")
@@ -47,11 +50,28 @@ def read_region(path: str | Path) -> tuple[Region, list[str]]:
     if not polygons:
         message = f"{name} holds no polygon but {found or 'nothing'}; draw areas (rectangle, ellipse, polygon or brush "
         raise DataError(message + "in QuPath) and export these annotations as GeoJSON")
+    notes = [f"beside the regions, {name} holds {found}: left out"] if found else []
+    polygons, remarks = _manageable(polygons, name)
+    notes += remarks
     try:
-        region = Region.of_polygons(polygons)
+        return Region.of_polygons(polygons), notes
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
-    return region, [f"beside the regions, {name} holds {found}: left out"] if found else []
+
+
+def _manageable(polygons: list[Any], name: str) -> tuple[list[Any], list[str]]:
+    """Return polygons simplified by as much as it takes, and what was done."""
+    corners = fewer = int(shapely.get_num_coordinates(polygons).sum())
+    tolerance, simpler = 0, polygons
+    for tolerance in _TOLERANCES if corners > MAX_CORNERS else ():
+        simpler = [simplified(polygon, tolerance) for polygon in polygons]
+        fewer = int(shapely.get_num_coordinates(simpler).sum())
+        if fewer <= MAX_CORNERS:
+            break
+    if fewer == corners:
+        return polygons, []
+    text = f"the regions in {name} have {corners:,} corners and were simplified to {fewer:,}"
+    return simpler, [f"{text}; their borders moved by {tolerance} px at most"]
 
 
 def _drawn(objects: Iterable[QuPathObject], name: str) -> tuple[list[Any], Counter[str]]:
@@ -89,11 +109,23 @@ def _polygons(item: QuPathObject, name: str, others: Counter[str]) -> list[Any]:
 
 def _ring(ring: Any, name: str) -> NDArray[np.float64]:
     """Return the points of a ring ``(K, 2)``."""
-    points = np.array([[float(x), float(y)] for x, y, *_ in ring]).reshape(-1, 2)
+    points = _points(ring)
     if not np.isfinite(points).all():
         row = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
         message = f"point {row} of a polygon in {name} is {points[row].tolist()}; every coordinate must be finite"
         raise DataError(message)
+    check_coordinates(points, f"a polygon in {name}")
     if len(points) < 3:
         raise DataError(f"a polygon in {name} has a ring of {len(points)} points; draw it with at least three")
     return points
+
+
+def _points(ring: Any) -> NDArray[np.float64]:
+    """Return points as an array; where some have a height, it is dropped."""
+    try:
+        points = np.array(ring, np.float64)
+    except ValueError:  # not all of one length
+        points = np.array([[float(x), float(y)] for x, y, *_ in ring])
+    if points.size and (points.ndim != 2 or points.shape[1] < 2):
+        raise ValueError(f"points of shape {points.shape}")
+    return points[:, :2] if points.size else np.zeros((0, 2))

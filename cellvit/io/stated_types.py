@@ -128,6 +128,6 @@ def _whole(number: Any) -> int | None:
     """Return a number that other programs may have made text or a float of, or None."""
     try:
         value = float(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return int(value) if value.is_integer() else None

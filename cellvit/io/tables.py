@@ -2,13 +2,13 @@
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from cellvit.io.atomic import atomic_text
-from cellvit.io.format import plain_data, readable_number
+from cellvit.io.format import plain_data, readable_number, visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -20,7 +20,70 @@ DIGITS = 6
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
 
+_FORMULA = re.compile(r"'*[=+\-@]")  # after apostrophes, so that what is taken away when reading was put there
+_PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_LOOKS_ESCAPED = re.compile(r"\\(?=u[0-9a-f]{4})")
+_ESCAPED = re.compile(r"\\u([0-9a-f]{4})")
 _NUMBER = re.compile(r"[+-]?\d[\d.,:]*( .*)?")
+
+
+def csv_cell(value: Cell) -> Cell:
+    """Return a value as a cell of CSV: text that a spreadsheet would take for a formula begins with an apostrophe.
+
+    Control characters are shown as by :func:`cellvit.io.format.visible`; :func:`plain_cell` undoes both.
+
+    Args:
+        value: Numbers, and texts that are numbers, stay as they are.
+
+    Example:
+        >>> csv_cell("=1+1"), csv_cell("-1.5"), csv_cell(-1.5), csv_cell("a.svs")
+        ("'=1+1", '-1.5', -1.5, 'a.svs')
+    """
+    if not isinstance(value, str):
+        return value
+    text = visible(_LOOKS_ESCAPED.sub(r"\\u005c", value))
+    return f"'{text}" if _FORMULA.match(text) and not _PLAIN_NUMBER.fullmatch(text) else text
+
+
+def plain_cell(text: str) -> str:
+    """Return the text that :func:`csv_cell` was given.
+
+    Example:
+        >>> plain_cell("'=1+1"), plain_cell("it's")
+        ('=1+1', "it's")
+    """
+    text = text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+
+
+def csv_writer(file: TextIO, columns: Iterable[str]) -> Callable[[Iterable[Row]], None]:
+    """Write a line of headings, and return a function that writes rows by column below it."""
+    writer = csv.DictWriter(file, columns := list(columns), lineterminator="\n")
+    writer.writerow({column: csv_cell(column) for column in columns})
+
+    def write(rows: Iterable[Row]) -> None:
+        writer.writerows({column: csv_cell(value) for column, value in row.items()} for row in rows)
+
+    return write
+
+
+def read_csv(file: TextIO) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the headings and the rows of a table that :func:`csv_writer` has written.
+
+    Args:
+        file: The stream, opened with ``newline=""``. Of a row that is too long or too short, the key or the values are
+            None, as the module csv has it.
+
+    Raises:
+        csv.Error: If it is no CSV.
+    """
+    reader = csv.DictReader(file, strict=True)
+    plain: dict[str | None, str | None] = {name: plain_cell(name) for name in reader.fieldnames or ()} | {None: None}
+    rows = [
+        {plain[name]: plain_cell(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+        for row in reader
+    ]
+    return [plain_cell(name) for name in reader.fieldnames or ()], cast("list[dict[str, str]]", rows)
 
 
 def write_csv(path: str | Path, rows: Sequence[Row], *, columns: Sequence[str] | None = None) -> None:
@@ -35,9 +98,8 @@ def write_csv(path: str | Path, rows: Sequence[Row], *, columns: Sequence[str] |
         OutputError: If the file cannot be written.
     """
     with atomic_text(path) as file:
-        writer = csv.DictWriter(file, list(rows[0]) if columns is None else columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(plain_data(row, digits=DIGITS) for row in rows)
+        write = csv_writer(file, rows[0] if columns is None else columns)
+        write(plain_data(row, digits=DIGITS) for row in rows)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -57,7 +119,7 @@ def markdown_text(value: object) -> str:
         >>> markdown_text("<b>two words</b>")
         '&lt;b>two words&lt;/b>'
     """
-    return " ".join(str(value).split()).replace("<", "&lt;")
+    return " ".join(visible(value, keep="\n").split()).replace("<", "&lt;")
 
 
 def markdown_table(rows: Sequence[Row], *, digits: int = 4, missing: str = "-") -> str:
@@ -102,16 +164,27 @@ def console_table(rows: Sequence[Row], *, title: str | None = None, digits: int 
         title: Heading of the table.
         digits: Digits of fractions after the point.
     """
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=None if title is None else escape(title))
+    table = Table(title=None if title is None else console_text(title))
     cells = [[readable_number(value, digits=digits) for value in row.values()] for row in rows]
     for column, number in zip(rows[0], _numeric(cells, "-"), strict=True):
-        table.add_column(escape(column), justify="right" if number else "left")
+        table.add_column(console_text(column), justify="right" if number else "left")
     for line in cells:
-        table.add_row(*map(escape, line))
+        table.add_row(*map(console_text, line))
     return table
+
+
+def console_text(value: object, *, keep: str = "") -> str:
+    """Return text for a table or a line with markup that rich prints; it has no markup and no control characters.
+
+    Args:
+        value: The text.
+        keep: Control characters that stay; see :func:`cellvit.io.format.visible`.
+    """
+    from rich.markup import escape
+
+    return escape(visible(value, keep=keep))
 
 
 def render(template: str, **values: Any) -> str:
@@ -130,6 +203,9 @@ def _environment(*, html: bool) -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
+    def in_html(value: object) -> object:
+        return visible(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+
     def in_markdown(value: object) -> Markup:
         return value if isinstance(value, Markup) else Markup(markdown_text(value))
 
@@ -142,7 +218,7 @@ def _environment(*, html: bool) -> "Environment":
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=None if html else in_markdown,
+        finalize=in_html if html else in_markdown,
     )
     environment.filters |= {"table": table, "number": readable_number}
     return environment

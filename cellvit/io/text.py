@@ -15,6 +15,7 @@ from cellvit.errors import DataError
 from cellvit.geometry.outlines import from_pixel_centres
 from cellvit.geometry.polygons import Floats, Offsets, open_rings, polygon_centroid, ring_bounds, ring_offsets
 from cellvit.io.frames import PIXEL_CENTRES
+from cellvit.io.limits import MAX_COORDINATE
 from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 
 CHUNK = 4096
@@ -189,6 +190,9 @@ def _pairs(values: Sequence[Any], width: int) -> Floats:
         return _pairs([value[:width] for value in values], width)
     # flat: numpy takes several times as long for a list of lists
     array = np.fromiter(chain.from_iterable(values), np.float64, len(values) * min(numbers))
+    if not (np.abs(array) <= MAX_COORDINATE).all():
+        bad = array[~(np.abs(array) <= MAX_COORDINATE)][0]
+        raise ValueError(f"coordinates that are not finite or lie in no image, such as {bad}")
     return array.reshape(len(values), -1)[:, :width] if len(values) else np.zeros((0, width))
 
 

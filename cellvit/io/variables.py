@@ -1,24 +1,31 @@
 """Maps of nuclei and their types among the variables of ``.mat`` and ``.npz`` files: HoVer-Net, CoNSeP, Lizard."""
 
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
-from cellvit.errors import ConfigError, DataError
+from cellvit.errors import CellViTError, ConfigError, DataError
 from cellvit.io.images import DAMAGE
 from cellvit.io.label_maps import LabelMap, majority_types, plain_map
+from cellvit.io.limits import MAX_TYPE, check_datasets, check_expanded, expanded_limit, npy_array, zip_entries
 from cellvit.io.loaded import Note, Types, dense, notes_of, numbered_kinds
 
 Variables = Mapping[str, NDArray[Any]]
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCK = 512  # of MATLAB 7.3, before the HDF5
+_HEAD, _COMPRESSED = 128, 15  # bytes before the variables of MATLAB 5 to 7.2, and the number of a compressed one
+_PIECE = 1 << 20
+_LARGEST_ITEM = 8
 _TYPES, _IDS = ("inst_type", "class"), ("inst_uid", "id")
 _DERIVED = {"inst_map", *_TYPES, *_IDS, "type_map", "inst_centroid", "centroid", "bbox", "inst_bbox", "inst_box"}
 
@@ -41,10 +48,10 @@ def read_mat(path: Path) -> LabelMap:
         DataError: If it cannot be read, has no ``inst_map``, or types that do not belong to its labels.
     """
     try:
-        content = _hdf5(path) if is_hdf5(path) else scipy.io.loadmat(path)
-    except ConfigError:
+        content = _hdf5(path) if is_hdf5(path) else _matlab(path)
+    except CellViTError:
         raise
-    except (*DAMAGE, MatReadError) as error:
+    except (*DAMAGE, MatReadError, MemoryError) as error:
         raise DataError(f"'{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
     return nuclei_of_variables({k: np.asarray(v) for k, v in content.items() if not k.startswith(("__", "#"))}, path)
 
@@ -67,8 +74,9 @@ def read_npz(path: Path) -> LabelMap:
         DataError: If it cannot be read, or has no ``inst_map``.
     """
     try:
-        with path.open("rb") as file, np.load(file) as arrays:  # np.load leaks the file of a damaged archive
-            content = {name: np.asarray(arrays[name]) for name in arrays}
+        content = {n.removesuffix(".npy"): npy_array(data) for n, data in zip_entries(path) if n.endswith(".npy")}
+    except DataError:
+        raise
     except DAMAGE as error:
         raise DataError(f"label '{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
     if "inst_type" not in content or "inst_uid" in content:
@@ -141,7 +149,10 @@ def _mapped_types(content: Variables, instances: NDArray[Any], path: Path) -> Ty
         raise DataError(message + "both must show the same pixels")
     labels, inverse = np.unique(np.concatenate([[0], instances.ravel()]), return_inverse=True)
     found = majority_types(inverse[1:].reshape(instances.shape), type_map)
-    types = np.zeros(int(labels[-1]) + 1, np.int64)
+    highest = int(labels[-1])
+    if highest >= len(instances.ravel()) + MAX_TYPE:
+        raise DataError(f"'{path}' has the label {highest} in {instances.size} pixels; number nuclei from 1")
+    types = np.zeros(highest + 1, np.int64)
     types[labels] = found
     return types
 
@@ -157,7 +168,7 @@ def _kinds(array: NDArray[Any], key: str, path: Path) -> tuple[Types, tuple[str,
 
 def _whole(array: NDArray[Any], key: str, path: Path) -> Types:
     flat = array.ravel()
-    if flat.dtype.kind not in "biuf" or not np.isfinite(flat).all() or (flat != np.round(flat)).any():
+    if flat.dtype.kind not in "biuf" or not (np.abs(flat) < 2**53).all() or (flat != np.round(flat)).any():
         raise DataError(f"'{path}' has '{key}' of {array.dtype}, not all of it whole numbers; give one per nucleus")
     return flat.astype(np.int64)
 
@@ -173,6 +184,36 @@ def _unused(content: Variables) -> tuple[Note, ...]:
     return (Note(len(names), _UNUSED + ", ".join(names)),) if names else ()
 
 
+def _matlab(path: Path) -> Mapping[str, Any]:
+    """Return the variables of a file older than MATLAB 7.3, after a look at how large they are and claim to be."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        if head.startswith(b"MATLAB"):
+            _check_compressed(file, "<" if head[-2:] == b"IM" else ">", path)
+    named = scipy.io.whosmat(path)
+    check_expanded(sum(prod(shape) * _LARGEST_ITEM for _, shape, _ in named), f"'{path}'")
+    return cast("Mapping[str, Any]", scipy.io.loadmat(path))
+
+
+def _check_compressed(file: BinaryIO, order: str, path: Path) -> None:
+    """Raise if the compressed variables of a file become too large; they are expanded piece by piece, and not kept."""
+    expanded, limit = 0, expanded_limit()
+    while len(tag := file.read(8)) == 8:
+        kind, count = struct.unpack(f"{order}II", tag)
+        stop = file.tell() + count
+        stream = zlib.decompressobj()
+        while kind == _COMPRESSED and file.tell() < stop and not stream.eof:
+            data = file.read(min(stop - file.tell(), _PIECE)) or b""
+            if not data:
+                return  # cut short, as reading will tell
+            while data and expanded <= limit:
+                expanded += len(stream.decompress(data, _PIECE))
+                data = stream.unconsumed_tail
+            if expanded > limit:
+                check_expanded(expanded, f"'{path}' has variables too large: it")
+        file.seek(stop)
+
+
 def _hdf5(path: Path) -> dict[str, NDArray[Any]]:
     """Return the numbers of a file of MATLAB 7.3, which has the axes of arrays the other way round."""
     try:
@@ -182,8 +223,10 @@ def _hdf5(path: Path) -> dict[str, NDArray[Any]]:
         raise ConfigError(message + "or write it with save(..., '-v7')") from error
     found = {}
     with h5py.File(path, "r") as file:
+        check_datasets(file, f"'{path}'")
         for name, item in file.items():
-            if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf":
+            linked = not isinstance(file.get(name, getlink=True), h5py.HardLink)
+            if linked or not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf":
                 continue
             empty = bool(item.attrs.get("MATLAB_empty", 0))
             found[name] = np.zeros((0, 0)) if empty else np.asarray(item).T

@@ -1,6 +1,5 @@
 """CoNSeP in PanNuke's layout: real, typed patches in three folds, cut from images without rescaling them."""
 
-import csv
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from cellvit.io.atomic import atomic_text, make_folder
 from cellvit.io.images import read_image
 from cellvit.io.labels import LABEL_SUFFIXES, list_images, raise_problems, read_label
 from cellvit.io.provenance import differences, file_state, read_record, write_record
+from cellvit.io.tables import csv_writer
 
 CLASS_NAMES = ("Background", "Other", "Inflammatory", "Epithelial", "Spindle-shaped")
 TISSUE = "Colon"
@@ -94,11 +94,11 @@ def cut_folds(root: Path, out: Path, *, report: Callable[[int, int], None] = lam
     for number in FOLDS:
         _write_fold(out, number, folds[number], patches=patches[number], tick=lambda: report(next(done), len(images)))
     with atomic_text(out / SOURCES_FILE) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("fold", "index", "source", "row", "col"))
+        columns = ("fold", "index", "source", "row", "col")
+        write = csv_writer(file, columns)
         for number in FOLDS:
             places = [(one.image.stem, *corner) for one in folds[number] for corner in patch_corners(one.shape)]
-            writer.writerows((number, index, *place) for index, place in enumerate(places))
+            write(dict(zip(columns, (number, index, *place), strict=True)) for index, place in enumerate(places))
     write_record(out / NAMES_FILE, _names(images))
     (out / _UNFINISHED).unlink(missing_ok=True)
     return cut

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cellvit.classes import PANNUKE, PANNUKE_TISSUES
 from cellvit.data.pannuke.storage import ROW_COLUMNS
 from cellvit.errors import DataError
+from cellvit.io.tables import read_csv
 
 NAMES_FILE = "names.json"
 SOURCES_FILE = "sources.csv"
@@ -345,7 +346,7 @@ def _read_sources(path: Path, problems: list[str]) -> dict[tuple[int, int], str]
         return None
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return {(int(row["fold"]), int(row["index"])): row["source"] for row in csv.DictReader(file)}
+            return {(int(row["fold"]), int(row["index"])): row["source"] for row in read_csv(file)[1]}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         problems.append(f"{path.name} cannot be read ({error!r}); it needs the columns fold, index and source")
         return {}

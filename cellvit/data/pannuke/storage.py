@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cellvit.errors import DataError, OutputError
 from cellvit.io.atomic import TEMPORARY, atomic_path, atomic_text, make_folder
 from cellvit.io.provenance import differences, read_record, write_record
+from cellvit.io.tables import csv_writer, read_csv
 
 PREPARED = "prepared"
 DATASET_FILE = "dataset.json"
@@ -226,8 +227,7 @@ def fold_stream(
         labels = stack.enter_context(npy_stream(folder / INSTANCE_MAPS, (count, size, size), DTYPES[INSTANCE_MAPS]))
         types = stack.enter_context(npy_stream(folder / TYPE_MAPS, (count, size, size), DTYPES[TYPE_MAPS]))
         table = stack.enter_context(atomic_text(folder / PATCHES))
-        writer = csv.DictWriter(table, [*ROW_COLUMNS, *class_names[1:]], lineterminator="\n")
-        writer.writeheader()
+        write_rows = csv_writer(table, [*ROW_COLUMNS, *class_names[1:]])
 
         def append(
             image: NDArray[np.uint8],
@@ -238,7 +238,7 @@ def fold_stream(
             images(image)
             labels(instance_map)
             types(type_map)
-            writer.writerows(rows)
+            write_rows(rows)
 
         yield append
 
@@ -348,11 +348,10 @@ def _read_rows(path: Path, dataset: PatchDataset) -> list[dict[str, str]]:
     needed = [*ROW_COLUMNS, *dataset.class_names[1:]]
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in needed if c not in (reader.fieldnames or ())]
-            rows = list(reader)
+            columns, rows = read_csv(file)
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"'{path}' cannot be read ({error}); prepare the data again") from error
+    missing = [column for column in needed if column not in columns]
     if missing:
         raise DataError(f"'{path}' lacks the columns {missing}; prepare the data again")
     return rows

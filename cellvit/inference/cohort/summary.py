@@ -12,7 +12,7 @@ from typing import Any
 from cellvit.classes import NO_TYPE, palette_color, standard_colors
 from cellvit.errors import DataError, OutputError
 from cellvit.inference.cohort.job import Reporter, SlideJob, SlideOutcome
-from cellvit.io.tables import Cell, write_csv
+from cellvit.io.tables import Cell, read_csv, write_csv
 from cellvit.types import Rgb
 
 BEFORE_TYPES = ("slide", "status", "error", "nuclei")
@@ -131,8 +131,7 @@ def read_summary(path: str | Path) -> list[SlideOutcome]:
     """
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            return [_outcome_of(row, Path(path).parent) for row in reader]
+            return [_outcome_of(row, Path(path).parent) for row in read_csv(file)[1]]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError, csv.Error) as error:

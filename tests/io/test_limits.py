@@ -6,16 +6,22 @@ import json
 import struct
 import zipfile
 from contextlib import suppress
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import scipy.io
+import shapely
+import tifffile
 
-from cellvit.errors import ConfigError, DataError
-from cellvit.io import detections, read_nuclei
+from cellvit import geometry
+from cellvit.errors import ConfigError, DataError, ImageError
+from cellvit.geometry.regions import Region
+from cellvit.io import detections, read_image, read_nuclei, regions
 from cellvit.io.limits import VARIABLE, expanded_limit, max_expanded
 from cellvit.io.regions import read_region
+from cellvit.slide.open import open_slide
 
 DEEP = 100_000
 HUGE = "9" * 400
@@ -128,6 +134,17 @@ MAPS = {
 }
 
 
+def tiff(path: Path, tag: int, value: int) -> Path:
+    """Write a tiled TIFF of which one number is another."""
+    tifffile.imwrite(path, np.zeros((40, 40, 3), np.uint8), photometric="rgb", tile=(16, 16))
+    with tifffile.TiffFile(path) as file:
+        found = file.pages[0].tags[tag]
+    data = bytearray(path.read_bytes())
+    struct.pack_into({3: "<H", 4: "<I"}[int(found.dtype)], data, found.valueoffset, value)
+    path.write_bytes(data)
+    return path
+
+
 @pytest.fixture
 def small_limit(monkeypatch):
     monkeypatch.setenv(VARIABLE, "0.005")
@@ -186,3 +203,42 @@ def test_text_in_properties_is_not_parsed_without_end(tmp_path):
         (tmp_path / "a.json").write_text(json.dumps(feature | {"properties": {"measurements": text, "nucleus": text}}))
         with suppress(DataError):
             assert len(read_nuclei(tmp_path / "a.json")) == 1
+
+
+@pytest.mark.parametrize(("tag", "value"), [(322, 0), (323, 0), (256, 0), (257, 0), (277, 0), (258, 0)])
+def test_a_tiff_whose_numbers_cannot_be_is_an_error(tmp_path, tag, value):
+    path = tiff(tmp_path / "a.tif", tag, value)
+    for read in (open_slide, read_image):
+        with pytest.raises(ImageError, match=r"a\.tif"):
+            read(path)
+    with pytest.raises(DataError, match=r"a\.tif"):
+        detections.read_nuclei(path)
+
+
+def star(corners: int) -> list[list[float]]:
+    angle = np.linspace(0, 2 * np.pi, corners)
+    return (3e4 + 2e4 * np.stack([np.cos(angle), np.sin(angle)], axis=1)).tolist()
+
+
+def test_a_region_of_very_many_corners_is_simplified_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(regions, "MAX_CORNERS", 2000)
+    path = tmp_path / "roi.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [star(20_001)]}))
+    region, (note,) = read_region(path)
+    assert "20,001 corners and were simplified to" in note
+    assert "1 px at most" in note
+    assert region.area_px == pytest.approx(np.pi * 4e8, rel=1e-4)
+    whole = Region(shapely.Polygon(star(20_001)))
+    assert region.geometry.boundary.hausdorff_distance(whole.geometry.boundary) <= 1
+
+
+@pytest.mark.parametrize(
+    ("corners", "words"), [(200, "cross themselves"), (1400, "cross"), (2100, "at most 2,000 are")]
+)
+def test_a_region_that_crosses_itself_without_end_is_refused(tmp_path, monkeypatch, corners, words):
+    for module in (regions, geometry.regions):
+        monkeypatch.setattr(module, "MAX_CORNERS", 2000)
+    points = np.random.default_rng(0).random((corners, 2)) * 4e4
+    (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [points.tolist()]}))
+    with pytest.raises(DataError, match=rf"roi\.geojson.*{words}"):
+        read_region(tmp_path / "roi.geojson")

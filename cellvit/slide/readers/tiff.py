@@ -171,6 +171,8 @@ def _level(series: Any, tiff: "TiffFile", *, certain: bool = True) -> TiffLevel:
     if len(pages) == 1 and page.is_memmappable:
         return TiffLevel(tuple(pages), size, size, samples, mapped=_mapped(page), certain=certain)
     chunk = (page.tilewidth, page.tilelength) if page.is_tiled else (size[0], min(page.rowsperstrip, size[1]))
+    if min(chunk) < 1:
+        raise OtherReaderError(f"tiles of {chunk[0]} x {chunk[1]} px")
     return TiffLevel(tuple(pages), size, chunk, samples, certain=certain)
 
 

@@ -43,6 +43,11 @@ def output_console(*, width: int | None = None, highlight: bool = True) -> "Cons
     return Console(width=None if sys.stdout.isatty() else width or WIDTH, highlight=highlight)
 
 
+def write_json(data: Any) -> None:
+    """Write data to standard output as indented JSON, in which control characters are escapes."""
+    sys.stdout.write(visible(json.dumps(data, indent=2, ensure_ascii=False), keep="\n") + "\n")
+
+
 @dataclass
 class Output:
     """Where a verb's results and messages go.

@@ -1,8 +1,6 @@
 """``cellvit doctor``: what is installed, whether each part really works here, and what to do where it does not."""
 
 import argparse
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -10,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cellvit.cli.console import Output, output_console
+from cellvit.cli.console import Output, output_console, write_json
 from cellvit.cli.verb import command, verb_parser
 from cellvit.doctor import Finding, examine
 from cellvit.io.tables import console_text
@@ -28,7 +26,7 @@ NAME_WIDTH = 24
 def _run(options: argparse.Namespace, output: Output) -> int:
     if options.json:
         findings = list(examine())
-        sys.stdout.write(json.dumps(as_data(findings), indent=2, ensure_ascii=False) + "\n")
+        write_json(as_data(findings))
     else:
         findings = _print_all(output_console(highlight=False), examine(), brief=options.brief)
     return 1 if any(finding.status == "problem" for finding in findings) else 0

@@ -1,13 +1,11 @@
 """``cellvit info``: what files of slides and images are."""
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cellvit.cli.console import Output
+from cellvit.cli.console import Output, write_json
 from cellvit.cli.verb import add_output_options, command, verb_parser
 from cellvit.io.format import plain_data, readable_size
 
@@ -54,7 +52,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
             rows.append(info_data(info))
             print_info(output, info)
     if options.json:
-        sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+        write_json(rows)
     return 1 if any("error" in row for row in rows) else 0
 
 

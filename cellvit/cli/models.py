@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 
-from cellvit.cli.console import NARROW, Output, output_console
+from cellvit.cli.console import NARROW, Output, output_console, write_json
 from cellvit.cli.verb import command, verb_parser
 from cellvit.io.format import readable_size
 from cellvit.io.tables import console_text
@@ -42,7 +41,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
     chosen = entries() if options.name is None else (by_name(options.name),)
     if options.json:
         rows = [entry_row(entry) for entry in chosen]
-        sys.stdout.write(json.dumps(rows if options.name is None else rows[0], indent=2, ensure_ascii=False) + "\n")
+        write_json(rows if options.name is None else rows[0])
         return 0
     console = output_console(highlight=False)
     if options.name is None:

@@ -1,14 +1,12 @@
 """``cellvit plan``: what the segmentation of slides would do and take, measured on a few tiles of each."""
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellvit.cli.console import Output
+from cellvit.cli.console import Output, write_json
 from cellvit.cli.inputs import check_network, failure_text, not_there, slide_settings, sort_inputs
 from cellvit.cli.options import add_network_options, add_slide_options
 from cellvit.cli.verb import add_output_options, command, verb_parser
@@ -81,7 +79,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
     if options.json:
         slides = [_as_data(result) for result in (*failures, *results)]
         data = {"slides": slides, "devices": devices, "seconds": None if total is None else total._asdict()}
-        sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        write_json(data)
     return 1 if any(isinstance(result, Failure) for result in (*failures, *results)) else 0
 
 

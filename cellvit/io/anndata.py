@@ -15,6 +15,7 @@ from cellvit.errors import DataError
 from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_path
 from cellvit.io.frames import from_frame, stated_frame
+from cellvit.io.limits import check_datasets
 from cellvit.io.spatial import SCHEMA_VERSION, Annotations, as_text, require
 from cellvit.io.stream import NucleiStream, as_stream, blocks
 from cellvit.io.valid_polygons import valid_rings
@@ -106,6 +107,8 @@ def read_anndata(path: str | Path) -> Nuclei:
     if not Path(path).is_file():
         raise DataError(f"{str(path)!r} does not exist or is no file; check the path")
     try:
+        with require("h5py").File(path, "r") as file:
+            check_datasets(file, repr(str(path)), packed=Path(path).stat().st_size)
         data = anndata.read_h5ad(path)
         about, obs, obsm = data.uns["cellvit"], data.obs, data.obsm
         if int(about["version"]) > SCHEMA_VERSION:

@@ -1,7 +1,6 @@
 """How large the file of a stranger may become while it is read, and how far its numbers may go."""
 
 import gzip
-import io
 import math
 import os
 import zipfile
@@ -11,9 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cellvit.errors import CellViTError, ConfigError, DataError
 from cellvit.io.format import readable_size
 
@@ -22,6 +18,9 @@ VARIABLE = "CELLVIT_MAX_EXPANDED_GB"
 
 DEFAULT_GB = 4.0
 """A slide of a million nuclei takes 0.6 GB as GeoJSON."""
+
+HONEST_RATIO = 100
+"""Nuclei and their embeddings shrink to a half up to a fifth in Parquet and HDF5."""
 
 MAX_COORDINATE = 2.0**31
 """Pixels; a slide has some hundred thousand per axis, and drawing counts with 32-bit integers."""
@@ -77,18 +76,20 @@ def max_expanded(gigabytes: float) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def check_expanded(size: float, what: str, *, error: type[CellViTError] = DataError) -> None:
+def check_expanded(size: float, what: str, *, packed: int = 0, error: type[CellViTError] = DataError) -> None:
     """Raise if a file becomes too large.
 
     Args:
         size: Bytes that it has when expanded, or claims to have.
         what: The file; the message begins with it.
+        packed: Bytes on the disk, for formats of whole slides, whose files may be larger than the limit; what they hold
+            may be :data:`HONEST_RATIO` times as large.
         error: What is raised.
 
     Raises:
         CellViTError: Of the kind ``error``.
     """
-    limit = expanded_limit()
+    limit = max(expanded_limit(), HONEST_RATIO * packed)
     if size > limit:
         advice = f"if you trust the file, set a higher limit in gigabytes: {VARIABLE}={math.ceil(size / 1e9)}"
         raise error(f"{what} expands to {readable_size(int(size))}, allowed are {readable_size(limit)}; {advice}")
@@ -148,38 +149,13 @@ def zip_entries(path: Path) -> Iterator[tuple[str, bytes]]:
             yield entry.filename, bytes(data)
 
 
-def npy_array(data: bytes) -> NDArray[Any]:
-    """Return the array of an ``.npy`` file, whose head is checked before memory is taken for what it claims.
-
-    Args:
-        data: The content of the file.
-
-    Raises:
-        ValueError: If it is damaged, or claims to hold another number of bytes than follow.
-
-    Example:
-        >>> np.save(stream := io.BytesIO(), np.arange(3)), npy_array(stream.getvalue())
-        (None, array([0, 1, 2]))
-    """
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    heads = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in heads:
-        raise ValueError(f"version {version} of the format .npy is not read")
-    shape, _, dtype = heads[version](stream)
-    claimed, held = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
-    if min(shape, default=0) < 0 or (claimed != held and not dtype.hasobject):
-        raise ValueError(f"its head claims {shape} of {dtype}, {claimed} bytes, but {held} follow")
-    stream.seek(0)
-    return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
-
-
-def check_datasets(group: Any, what: str) -> None:
+def check_datasets(group: Any, what: str, *, packed: int = 0) -> None:
     """Raise if the data sets of a file of HDF5 become too large together, or lie in other files.
 
     Args:
         group: An open file of h5py.
         what: The file; the message begins with it.
+        packed: See :func:`check_expanded`.
 
     Raises:
         DataError: In both cases.
@@ -192,26 +168,7 @@ def check_datasets(group: Any, what: str) -> None:
         sizes.append(int(getattr(item, "nbytes", 0)))
 
     group.visititems(look)  # which does not follow links to other files
-    check_expanded(sum(sizes), what)
-
-
-def check_coordinates(points: NDArray[np.float64], what: str) -> None:
-    """Raise if coordinates are not finite, or so large that they are of no image.
-
-    Args:
-        points: ``(N, K)`` coordinates in pixels.
-        what: What they belong to; the message begins with it.
-
-    Raises:
-        DataError: Names the first of them.
-    """
-    far = ~(np.abs(points) <= MAX_COORDINATE)  # also where it is NaN
-    if far.any():
-        row = int(np.flatnonzero(far.any(axis=1))[0])
-        shown = f"coordinates such as {points[row].tolist()} in row {row}"
-        if not np.isfinite(points).all():
-            raise DataError(f"{what} has {shown}: some are not finite; export it again")
-        raise DataError(f"{what} has {shown}, which lie in no image (at most {MAX_COORDINATE:.0f}); export it again")
+    check_expanded(sum(sizes), what, packed=packed)
 
 
 def brief(fault: BaseException) -> str:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from cellvit.classes import NucleiClasses, standard_colors
 from cellvit.errors import DataError
 from cellvit.geometry.polygons import FurtherRings, ring_lengths
-from cellvit.io.limits import MAX_TYPE, check_coordinates
-from cellvit.io.text import Rows
+from cellvit.io.limits import MAX_TYPE
+from cellvit.io.text import Rows, check_coordinates
 from cellvit.types import Nuclei
 
 Types = NDArray[np.int64]

@@ -15,6 +15,7 @@ from cellvit.errors import DataError
 from cellvit.io import text as tables
 from cellvit.io.arrow import from_arrow, read_facts, to_arrow
 from cellvit.io.atomic import atomic_path
+from cellvit.io.limits import check_expanded
 from cellvit.io.stream import TableStream, blocks
 from cellvit.io.valid_polygons import polygons_from_rings, valid_rings
 from cellvit.types import Nuclei, NucleiClasses
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _ROW_GROUP = 65_536
+_BYTES_OF_A_VALUE = 8
 _EMBEDDING_BYTES = 16 << 20
 """Most of embeddings in a row group: readers and writers hold some ten times as much in memory."""
 
@@ -189,6 +191,9 @@ def _opened(path: str | Path) -> Iterator[pq.ParquetFile]:
     """Return a context with an open file, which turns errors of reading into those of this package."""
     try:
         with pq.ParquetFile(path) as file:
+            groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+            values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+            check_expanded(values * _BYTES_OF_A_VALUE, "the file", packed=Path(path).stat().st_size)
             yield file
     except FileNotFoundError as error:
         raise DataError(f"{str(path)!r} does not exist; check the path") from error

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from cellvit.errors import DataError
 from cellvit.geometry.regions import MAX_CORNERS, Region, simplified
-from cellvit.io.limits import MALFORMED, brief, check_coordinates
+from cellvit.io.limits import MALFORMED, brief
 from cellvit.io.qupath import QuPathObject, objects_of, parts_of
 from cellvit.io.schema import load_json
+from cellvit.io.text import check_coordinates
 
 _TOLERANCES = (1, 2, 4, 8)  # pixels
 _NEVER = ("detection", "cell", "tile", "root")  # results, superpixels, and the slide itself: not drawn by anybody

@@ -49,6 +49,25 @@ def check_finite(nuclei: Nuclei, *, first: int = 0) -> None:
             raise DataError(message)
 
 
+def check_coordinates(points: NDArray[np.float64], what: str) -> None:
+    """Raise if coordinates are not finite, or so large that they are of no image.
+
+    Args:
+        points: ``(N, K)`` coordinates in pixels.
+        what: What they belong to; the message begins with it.
+
+    Raises:
+        DataError: Names the first of them.
+    """
+    far = ~(np.abs(points) <= MAX_COORDINATE)  # also where it is NaN
+    if far.any():
+        row = int(np.flatnonzero(far.any(axis=1))[0])
+        shown = f"coordinates such as {points[row].tolist()} in row {row}"
+        if not np.isfinite(points).all():
+            raise DataError(f"{what} has {shown}: some are not finite; export it again")
+        raise DataError(f"{what} has {shown}, which lie in no image (at most {MAX_COORDINATE:.0f}); export it again")
+
+
 def plain_numbers(values: NDArray[Any]) -> NDArray[Any]:
     """Return whole numbers as integers, which are shorter in a file; other values as they are."""
     if values.size and np.abs(values).max() < 2**53 and not np.mod(values, 1).any():

@@ -1,10 +1,11 @@
 """Maps of nuclei and their types among the variables of ``.mat`` and ``.npz`` files: HoVer-Net, CoNSeP, Lizard."""
 
+import io
+import math
 import struct
 import zlib
 from collections import Counter
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -16,7 +17,7 @@ from scipy.io.matlab import MatReadError
 from cellvit.errors import CellViTError, ConfigError, DataError
 from cellvit.io.images import DAMAGE
 from cellvit.io.label_maps import LabelMap, majority_types, plain_map
-from cellvit.io.limits import MAX_TYPE, check_datasets, check_expanded, expanded_limit, npy_array, zip_entries
+from cellvit.io.limits import MAX_TYPE, check_datasets, check_expanded, expanded_limit, zip_entries
 from cellvit.io.loaded import Note, Types, dense, notes_of, numbered_kinds
 
 Variables = Mapping[str, NDArray[Any]]
@@ -83,6 +84,32 @@ def read_npz(path: Path) -> LabelMap:
         return nuclei_of_variables(content, path)
     instances = _map(content, path)
     return LabelMap(instances, _whole(content["inst_type"], "inst_type", path), None, _unused(content))
+
+
+def npy_array(data: bytes) -> NDArray[Any]:
+    """Return the array of an ``.npy`` file, whose head is checked before memory is taken for what it claims.
+
+    Args:
+        data: The content of the file.
+
+    Raises:
+        ValueError: If it is damaged, or claims to hold another number of bytes than follow.
+
+    Example:
+        >>> np.save(stream := io.BytesIO(), np.arange(3)), npy_array(stream.getvalue())
+        (None, array([0, 1, 2]))
+    """
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    heads = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in heads:
+        raise ValueError(f"version {version} of the format .npy is not read")
+    shape, _, dtype = heads[version](stream)
+    claimed, held = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if min(shape, default=0) < 0 or (claimed != held and not dtype.hasobject):
+        raise ValueError(f"its head claims {shape} of {dtype}, {claimed} bytes, but {held} follow")
+    stream.seek(0)
+    return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
 
 
 def nuclei_of_variables(content: Variables, path: Path) -> LabelMap:
@@ -191,7 +218,7 @@ def _matlab(path: Path) -> Mapping[str, Any]:
         if head.startswith(b"MATLAB"):
             _check_compressed(file, "<" if head[-2:] == b"IM" else ">", path)
     named = scipy.io.whosmat(path)
-    check_expanded(sum(prod(shape) * _LARGEST_ITEM for _, shape, _ in named), f"'{path}'")
+    check_expanded(sum(math.prod(shape) * _LARGEST_ITEM for _, shape, _ in named), f"'{path}'")
     return cast("Mapping[str, Any]", scipy.io.loadmat(path))
 
 

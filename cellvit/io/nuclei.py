@@ -52,7 +52,8 @@ def read_nuclei(path: str | Path) -> Nuclei:
     if is_geojson(data):
         return nuclei_of_geojson(data, path)
     found = sorted(data) if isinstance(data, Mapping) else data
-    raise DataError(f"{str(path)!r} is JSON of {reprlib.repr(found)}, neither GeoJSON nor cells; give {_KINDS}")
+    shown = found[:80] if isinstance(found, str) else reprlib.repr(found)
+    raise DataError(f"{str(path)!r} is JSON of {shown}, neither GeoJSON nor cells; give {_KINDS}")
 
 
 def _start(path: Path) -> bytes:

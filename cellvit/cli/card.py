@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import not_there
-from cellvit.cli.options import add_tta, check_out_is_no_input, positive
+from cellvit.cli.options import add_trust, add_tta, check_out_is_no_input, positive
 from cellvit.cli.verb import add_output_options, command, verb_parser
 from cellvit.errors import DataError
 from cellvit.io.paths import SPLITS
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, metavar="MODEL", help="name, folder or checkpoint of a model")
+    add_trust(parser)
     add("--data", required=True, type=Path, metavar="DATA", help="data folder")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
     add("--split", choices=(*SPLITS, "all"), default="val", help="part of the data (default: val)")
@@ -66,7 +67,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
         tissue=not options.outlines_only,
     )
     started = time.monotonic()
-    model = load_model(options.model, device=options.device)
+    model = load_model(options.model, device=options.device, trust=options.trust)
     records = card.find_images(settings, model)
     results.make_folder(options.out)
     if options.pictures:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import not_there
-from cellvit.cli.options import check_out_is_no_input
+from cellvit.cli.options import add_trust, check_out_is_no_input
 from cellvit.cli.verb import UsageError, add_output_options, command, verb_parser
 from cellvit.errors import ConfigError, DataError
 from cellvit.inference.settings import PRECISIONS
@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = protocol.add_argument
     add("--monuseg", type=Path, metavar="DATA", help="data folder: images/ and labels/, or manifest.csv")
     add("--model", nargs="+", default=[], metavar="MODEL", help="names or folders of models, such as one per fold")
+    add_trust(protocol)
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     add("--precision", default="32-true", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: 32-true)")
     add("--batch-size", type=int, default=4, metavar="N", help="patches at once (default: 4)")
@@ -144,7 +145,8 @@ def _monuseg(options: argparse.Namespace, output: Output) -> None:
     records = find_records(options.monuseg, split=options.split, datasets=options.datasets)
     odd = monuseg.check_records(records, where=options.monuseg)
     for name in options.model[1:]:
-        load_model(name, device="cpu")  # the last model should not turn out to be unusable after hours
+        # the last model should not turn out to be unusable after hours
+        load_model(name, device="cpu", trust=options.trust)
     scores: dict[str, dict[str, list[ImageScores]]] = {}
     pictures = options.out / "pictures"
     results.make_folder(pictures if options.pictures else options.out)
@@ -161,7 +163,7 @@ def _monuseg(options: argparse.Namespace, output: Output) -> None:
 
         advance("", 0, total)
         for name in options.model:
-            model = load_model(name, device=options.device)
+            model = load_model(name, device=options.device, trust=options.trust)
             settings = {"batch_size": options.batch_size, "precision": options.precision}
             scores[name] = monuseg.evaluate_model(model, records, **settings, seen=seen)
     notes = monuseg.untyped_notes(scores)

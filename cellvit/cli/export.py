@@ -3,7 +3,7 @@
 import argparse
 
 from cellvit.cli.console import Output
-from cellvit.cli.options import add_model_output
+from cellvit.cli.options import add_model_output, add_trust
 from cellvit.cli.verb import command, verb_parser
 from cellvit.weights.locate import model_path
 
@@ -13,6 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = verb_parser("export", "Turn a checkpoint into safetensors + JSON.")
     parser.add_argument("checkpoint", help="a .ckpt file written by 'cellvit fit', or a model folder")
     add_model_output(parser)
+    add_trust(parser)
     parser.add_argument("--merge-adapters", action="store_true", help="add LoRA adapters to the weights they adapt")
     return parser
 
@@ -24,7 +25,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
 
     from cellvit.model.cellvit import CellViT
 
-    model = CellViT.from_pretrained(options.checkpoint)
+    model = CellViT.from_pretrained(options.checkpoint, trust=options.trust)
     if options.merge_adapters:
         from cellvit.training.finetuning import merge_adapters
 

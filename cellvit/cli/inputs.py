@@ -8,6 +8,7 @@ from typing import Any
 from cellvit.errors import CellViTError
 from cellvit.inference.cohort.sheet import CohortRow, read_cohort
 from cellvit.inference.settings import SlideSettings
+from cellvit.plugins.trust import trusted_packages
 from cellvit.slide.naming import SLIDE_SUFFIXES, expand_inputs
 
 
@@ -87,7 +88,7 @@ def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dic
         from cellvit.io.regions import read_region
 
         read_region(options.roi)  # a fault in it is told once, before anything is started
-    return {**values, "model": options.model}
+    return {**values, "model": options.model, "trust": trusted_packages(options.trust)}
 
 
 def check_network(options: argparse.Namespace, device: str) -> None:

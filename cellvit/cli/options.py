@@ -37,10 +37,22 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust(parser: argparse._ActionsContainer) -> None:
+    """Add whose classes the file of a model may name."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="import classes of this package if the model's file names them; may be repeated (default: $CELLVIT_TRUST)",
+    )
+
+
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """Add what decides how tiles go through a network: model, resolution, which image, device, tiles."""
     add = parser.add_argument
     add("--model", default="nano", metavar="NAME", help="name, folder, or released .pth of a model (default: nano)")
+    add_trust(parser)
     add("--mpp", type=positive(float), metavar="UM", help="microns per pixel (default: see below)")
     add("--magnification", type=positive(float), metavar="X", help="objective power instead: 40 is 0.25 microns")
     add("--scene", metavar="N", help="number or name of the image to read, where a TIFF holds several (see docs)")

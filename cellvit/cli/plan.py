@@ -113,7 +113,7 @@ def _plans(
     from cellvit.inference.plan import plan_slide
     from cellvit.inference.protocol import load_model
 
-    model = load_model(options.model, device=device)
+    model = load_model(options.model, device=device, trust=options.trust)
     with output.progress("planning") as advance:
         for number, job in enumerate(jobs):
             advance(job.path.name, number, len(jobs))

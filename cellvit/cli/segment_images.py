@@ -75,7 +75,8 @@ def segment_images(
     names = output_names(inputs.images, options.out, suffixes=[IMAGE_FORMATS[name] for name in formats])
     with output.bars() as progress:
         starting = progress.add_task("loading the model", total=None)
-        job = Job(with_tta(load_model(options.model, device=device), options.tta), options, formats, output)
+        model = load_model(options.model, device=device, trust=options.trust)
+        job = Job(with_tta(model, options.tta), options, formats, output)
         progress.remove_task(starting)
         overall = progress.add_task("images", total=len(inputs.images))
         for path in inputs.images:

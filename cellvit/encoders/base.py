@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -29,8 +28,6 @@ class Encoder(Configurable, nn.Module, ABC):
         weights_licence: Licence of the weights of others that it was built with, if any; a model's ``about`` states it.
         has_published_files: Whether it was made for the files that
             :func:`cellvit.weights.catalogue.published_files` lists, and errors name them.
-        weight_sources: Arguments that fetch or read weights, with the values that do neither: a saved model, which
-            brings its own weights, is built with those.
     """
 
     features: list[FeatureInfo]
@@ -39,7 +36,6 @@ class Encoder(Configurable, nn.Module, ABC):
     pixel_std: Sequence[float] = (0.5, 0.5, 0.5)
     weights_licence: str = ""
     has_published_files: ClassVar[bool] = False
-    weight_sources: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, image: Tensor) -> EncoderOutput:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple
 
 import timm
@@ -294,6 +295,7 @@ def _layer(name: str, value: Any) -> Any:
     if name != "mlp_layer" or not isinstance(value, str):
         return value
     layer = getattr(timm.layers, value, None)
-    if not callable(layer):
+    cls = layer.func if isinstance(layer, partial) else layer
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ConfigError(f"{name} {value!r} is no layer of timm.layers; give one such as 'SwiGLUPacked'")
     return layer

@@ -1,5 +1,6 @@
 """Finding the nuclei of one image of any size: resample, tile, predict, post-process, join at the seams."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def segment_image(
     precision: str = "32-true",
     tta: int = 1,
     progress: Progress | None = None,
+    trust: Sequence[str] = (),
 ) -> Nuclei:
     """Find the nuclei of an image of any size.
 
@@ -62,6 +64,7 @@ def segment_image(
         tta: Average the maps over 2, 4 or 8 mirrored and turned views, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
         progress: Called after every batch with the number of tiles done and of all tiles.
+        trust: Packages whose classes the model's file may name, see :func:`cellvit.model.checkpoint.load`.
 
     Returns:
         The nuclei in pixels of the given image; pixel ``i`` covers ``[i, i + 1)``. No nuclei give zero rows with all
@@ -79,7 +82,7 @@ def segment_image(
     axes = mpp if isinstance(mpp, tuple) else (mpp, mpp)
     if len(axes) != 2 or not all(np.isfinite(axis) and axis > 0 for axis in axes):
         raise ConfigError(f"mpp {mpp} is not a resolution; give microns per pixel, such as 0.25")
-    network, views = unwrap_tta(load_model(model, device=device), tta)
+    network, views = unwrap_tta(load_model(model, device=device, trust=trust), tta)
     predictor = with_tta(network, views)
     autocast = autocast_context(precision, network.device)
     view = SlideView(ArrayImage(pixels), mpp=axes, target_mpp=network.mpp)

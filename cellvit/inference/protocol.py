@@ -1,6 +1,6 @@
 """What inference asks of a model, the devices and precisions it runs at, and how a model is loaded for it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -86,12 +86,13 @@ def postprocessor_of(model: NucleiModel) -> Postprocessor | None:
     return found if isinstance(found, Postprocessor) else None
 
 
-def load_model(model: str | Path | NucleiModel, *, device: str = "auto") -> NucleiModel:
+def load_model(model: str | Path | NucleiModel, *, device: str = "auto", trust: Sequence[str] = ()) -> NucleiModel:
     """Return a model on a device; one that is loaded is a plain network in evaluation mode.
 
     Args:
         model: Name, path, or a model; a model that is passed in stays where it is if ``device`` is ``"auto"``.
         device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
+        trust: Packages whose classes the model's file may name, see :func:`cellvit.model.checkpoint.load`.
 
     Raises:
         ConfigError: If the device does not exist here.
@@ -100,7 +101,7 @@ def load_model(model: str | Path | NucleiModel, *, device: str = "auto") -> Nucl
     """
     if isinstance(model, str | Path):
         target = choose_device(device)
-        loaded: FullModel = CellViTNetwork.from_pretrained(model).to(target)
+        loaded: FullModel = CellViTNetwork.from_pretrained(model, trust=trust).to(target)
         return loaded
     if not isinstance(model, NucleiModel):
         raise ConfigError(f"model {model!r} is neither a name, a path nor a CellViT; pass 'nano' or a path")

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -73,6 +73,7 @@ def segment_slide(
     origin: Origin = "slide",
     keep_parts: bool = False,
     overwrite: bool = False,
+    trust: Sequence[str] = (),
     **unknown: Never,
 ) -> SlideResult:
     """Find the nuclei of a whole slide and write them to a folder.
@@ -109,6 +110,7 @@ def segment_slide(
         origin: ``"slide"``: coordinates are level-0 pixels of the file; ``"bounds"``: of its scanned part.
         keep_parts: Keep the working folder.
         overwrite: Start anew whatever is there.
+        trust: Packages whose classes the model's file may name, see :func:`cellvit.model.checkpoint.load`.
         **unknown: Takes nothing; a misspelt name is told with what may be meant.
 
     Returns:
@@ -144,7 +146,8 @@ def segment_slide(
             **unknown,
         )
     )
-    result = run_slide(Path(path), Path(out), settings, lambda: load_model(model, device=device), named, progress)
+    load = partial(load_model, model, device=device, trust=trust)
+    result = run_slide(Path(path), Path(out), settings, load, named, progress)
     for text in result.summary["warnings"]:
         warnings.warn(f"{str(path)!r}: {text}", stacklevel=2)
     return result
@@ -157,6 +160,7 @@ def slide_task(
     model: str | Path = "nano",
     device: str = "auto",
     progress: Progress | None = None,
+    trust: Sequence[str] = (),
     **settings: Any,
 ) -> SlideResult:
     """Do one slide of many: :func:`segment_slide` that keeps the model for the next and leaves warnings to the summary.
@@ -167,18 +171,21 @@ def slide_task(
         model: Name or path of a model.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
         progress: Called with the number of finished tiles and of all tiles.
+        trust: Packages whose classes the model's file may name.
         **settings: Fields of :class:`cellvit.inference.settings.SlideSettings`.
 
     Returns:
         The folder and the summary.
     """
-    load = partial(_kept_model, str(model), device, _state_of(Path(model)))
+    load = partial(_kept_model, str(model), device, _state_of(Path(model)), tuple(trust))
     return run_slide(path, out, _settings(settings), load, model, progress)
 
 
 @lru_cache(maxsize=1)
-def _kept_model(model: str, device: str, state: tuple[tuple[str, int, int], ...]) -> NucleiModel:
-    return load_model(model, device=device)
+def _kept_model(
+    model: str, device: str, state: tuple[tuple[str, int, int], ...], trust: tuple[str, ...]
+) -> NucleiModel:
+    return load_model(model, device=device, trust=trust)
 
 
 def _state_of(path: Path) -> tuple[tuple[str, int, int], ...]:

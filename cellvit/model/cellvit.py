@@ -1,7 +1,7 @@
 """CellViT: an encoder, a decoder and heads composed into one LightningModule."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -13,6 +13,7 @@ from cellvit.model.metrics import ModelScores
 from cellvit.model.network import DEFAULT_METRICS, CellViTNetwork, pad_to_stride
 from cellvit.model.optimizers import build_optimisers
 from cellvit.plugins.components import ComponentSpec
+from cellvit.plugins.trust import loading_file, refuse_foreign
 from cellvit.types import EMBEDDING_MAP, Batch, Fact, NucleiPrediction
 
 
@@ -95,11 +96,31 @@ class CellViT(CellViTNetwork, L.LightningModule):
         )
         if not 0 < layer_decay <= 1:
             raise ConfigError(f"layer_decay {layer_decay} must be above 0 and at most 1, which trains all layers alike")
+        for name in ("optimizer", "lr_scheduler"):  # imported when training begins: a file is judged while it is loaded
+            refuse_foreign(self.settings[name]["class_path"], what=name)
         self.layer_decay, self.lr_interval = layer_decay, lr_interval
         self.scores = ModelScores(
             metrics, class_names=self.classes.names, tissue_names=self.tissue_names, branches=list(self.heads)
         )
         self.save_hyperparameters(self.settings)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # what is not named here is passed on
+        cls, checkpoint_path: Any, map_location: Any = None, *, trust: Sequence[str] = (), **options: Any
+    ) -> Self:
+        """Load a checkpoint of Lightning as Lightning does, but import no module that only the file names.
+
+        Args:
+            checkpoint_path: Path, URL or open file.
+            map_location: Where its tensors go.
+            trust: Packages whose classes the file may name, see :func:`cellvit.model.checkpoint.load`.
+            **options: See Lightning. ``weights_only`` is True if it is not given: a file that holds code is refused.
+        """
+        with loading_file(trust):
+            loaded: Self = super().load_from_checkpoint(
+                checkpoint_path, map_location, **{"weights_only": True} | options
+            )
+        return loaded
 
     @property
     def network(self) -> CellViTNetwork:

@@ -1,12 +1,15 @@
 """Saving and loading a model as safetensors and JSON.
 
-Weights are read without running anything. Parts are named in the configuration and imported by that name, so a
-configuration can choose among the code that is installed, and add none.
+Weights are read without running anything. Parts are named in the configuration. A name leads to what cellvit or an
+installed plug-in registers, to a class of cellvit, or to a module that is imported already; any other module is
+imported only if the user trusts its package. So a configuration can choose among the code that is there, and add none.
+Nothing is fetched from a network.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
@@ -16,12 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
-from cellvit.encoders.base import ENCODERS
-from cellvit.errors import CellViTError, ConfigError, OutputError, WeightsError
+from cellvit.errors import ConfigError, OutputError, PluginError, WeightsError
+from cellvit.io.schema import checked
 from cellvit.model.released import describe_other, is_released, read_released
 from cellvit.model.requirements import required_packages
-from cellvit.plugins.components import resolve
-from cellvit.weights.catalogue import BUNDLED
+from cellvit.model.stated import check_numbers, no_larger_than
+from cellvit.plugins.trust import loading_file
+from cellvit.weights.catalogue import BUNDLED, file_inside
 from cellvit.weights.licences import announce_model
 from cellvit.weights.locate import model_path
 from cellvit.weights.safe_loading import open_safely
@@ -61,9 +65,9 @@ class PretrainedMixin:
     """Gives a module that its ``settings`` build again ways to be loaded and saved."""
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> Self:
+    def from_pretrained(cls, name_or_path: str | Path, *, trust: Sequence[str] = ()) -> Self:
         """Load a model for inference; see :func:`cellvit.model.checkpoint.load`."""
-        return load(cls, name_or_path)  # type: ignore[type-var]  # what the mix-in is mixed into is Storable
+        return load(cls, name_or_path, trust=trust)  # type: ignore[type-var]  # what the mix-in is mixed into is Storable
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write weights and settings; see :func:`cellvit.model.checkpoint.save`."""
@@ -129,37 +133,41 @@ def _stored_as(dtype: torch.dtype, state: Mapping[str, torch.Tensor]) -> dict[st
     return {name: value.detach().cpu().contiguous() for name, value in stored.items()}
 
 
-def load(cls: type[M], name_or_path: str | Path) -> M:
+def load(cls: type[M], name_or_path: str | Path, *, trust: Sequence[str] = ()) -> M:
     """Return a model in evaluation mode with its weights.
 
     Args:
         cls: The class to build.
         name_or_path: Name of a bundled model, a folder made by :func:`save`, a checkpoint that ``cellvit fit`` wrote,
             or one of the published implementation. What a file is, its content decides, not its name.
+        trust: Packages, by the names they are imported by, whose classes the file may name although nobody has imported
+            them yet; those of the environment variable ``CELLVIT_TRUST`` are added.
 
     Returns:
         The model on the CPU in float32.
 
     Raises:
         UnknownPluginError: If there is neither such a model nor such a path.
-        WeightsError: If the files are damaged, not ours, or do not fit each other.
+        WeightsError: If the files are damaged, not ours, do not fit each other, or name a class of a package that is
+            not trusted.
+        ConfigError: If ``trust`` is no list of names.
     """
     stored = _read(name_or_path)
-    try:
-        model = cls(**_offline(stored.settings))
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AssertionError,
-        AttributeError,
-        ArithmeticError,
-        CellViTError,
-    ) as error:
-        made = f" (it was made with {', '.join(stored.requires)}; install what is missing)" if stored.requires else ""
-        raise WeightsError(f"the settings in {str(name_or_path)!r} build no model: {error}{made}") from error
+    size = sum(tensor.numel() for tensor in stored.state.values() if isinstance(tensor, torch.Tensor))
+    with loading_file(trust):
+        try:
+            with no_larger_than(size):
+                model = cls(**stored.settings)
+        except Exception as error:  # settings that cannot work fail in any way
+            raise _no_model(name_or_path, error, () if isinstance(error, PluginError) else stored.requires) from error
     _fill(model, stored, name_or_path)
     return model.eval()
+
+
+def _no_model(name_or_path: str | Path, error: Exception, requires: Sequence[str] = ()) -> WeightsError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    made = f" (it was made with {', '.join(requires)}; install what is missing)" if requires else ""
+    return WeightsError(f"the settings in {str(name_or_path)!r} build no model: {reason}{made}")
 
 
 def read_model(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -188,6 +196,10 @@ class _Stored(NamedTuple):
 def _read(name_or_path: str | Path) -> _Stored:
     path = model_path(name_or_path)
     stored = _read_folder(path) if path.is_dir() else _read_file(path)
+    try:
+        check_numbers(stored.settings)
+    except ConfigError as error:
+        raise _no_model(name_or_path, error) from error
     about = stored.settings.get("about")
     announce_model(about if isinstance(about, Mapping) else None, path.name)
     return stored
@@ -199,24 +211,40 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@dataclass(frozen=True)
+class _WeightsFacts:
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """``config.json`` of a model folder; those of older versions have no ``requires``."""
+
+    format: str
+    schema: int
+    model: dict[str, Any]
+    weights: _WeightsFacts
+    requires: Any = None
+
+
 def _read_folder(folder: Path) -> _Stored:
     config_path = folder / CONFIG_NAME
     if not config_path.is_file():
         raise WeightsError(f"folder {str(folder)!r} has no {CONFIG_NAME}; give a folder made by save_pretrained")
+    what = f"{str(config_path)!r} is not a cellvit configuration"
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        is_ours = config["format"] == FORMAT and isinstance(config["model"], dict)
-        schema, weights, digest = int(config["schema"]), folder / config["weights"]["file"], config["weights"]["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        content = config_path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{str(config_path)!r} cannot be read ({error.strerror or error})") from error
+    config = checked(content, _Configuration, what=what, advice="export the model again", error=WeightsError)
+    if config.format != FORMAT:
+        raise WeightsError(f"{str(config_path)!r} states format {config.format!r}, not {FORMAT!r}; it is not ours")
+    if config.schema > SCHEMA:
         raise WeightsError(
-            f"{str(config_path)!r} is not a cellvit configuration ({error!r}); export the model again"
-        ) from error
-    if not is_ours:
-        raise WeightsError(f"{str(config_path)!r} states format {config['format']!r}, not {FORMAT!r}; it is not ours")
-    if schema > SCHEMA:
-        raise WeightsError(
-            f"{str(config_path)!r} has schema {schema}, this version knows {SCHEMA}; upgrade cellvit-lightning"
+            f"{str(config_path)!r} has schema {config.schema}, this version knows {SCHEMA}; upgrade cellvit-lightning"
         )
+    weights, digest = file_inside(folder, config.weights.file), config.weights.sha256
     try:
         state = load_file(weights)
         actual = sha256(weights)
@@ -226,9 +254,9 @@ def _read_folder(folder: Path) -> _Stored:
         raise WeightsError(
             f"weights {str(weights)!r} have SHA-256 {actual}, the configuration says {digest}; fetch them again"
         )
-    stated = config.get("requires")  # not in folders of older versions
+    stated = config.requires
     packages = [f"{name} {made}".strip() for name, made in stated.items()] if isinstance(stated, dict) else []
-    return _Stored(config["model"], state, requires=tuple(packages))
+    return _Stored(config.model, state, requires=tuple(packages))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -264,24 +292,6 @@ def _lightning_parts(checkpoint: Any) -> tuple[dict[str, Any], dict[str, torch.T
             "written by 'cellvit fit', or one of the published implementation"
         )
     return dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
-
-
-def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings whose encoder neither fetches nor reads weights that are about to be replaced."""
-    return {key: _without_weights(value) if key == "encoder" else value for key, value in settings.items()}
-
-
-def _without_weights(spec: Any) -> Any:
-    """Return the spec of an encoder, also of one inside another, without the sources of its weights."""
-    arguments = spec.get("init_args") if isinstance(spec, Mapping) else None
-    if not isinstance(arguments, Mapping):
-        return spec
-    try:
-        sources = resolve(ENCODERS, spec.get("class_path", "")).weight_sources
-    except (CellViTError, AttributeError, TypeError):
-        return spec  # it cannot be built either, and that error says why
-    plain = {key: _without_weights(value) for key, value in arguments.items()}
-    return {**spec, "init_args": plain | {key: empty for key, empty in sources.items() if key in plain}}
 
 
 def _fill(model: "Storable", stored: _Stored, name: str | Path) -> None:

@@ -7,11 +7,13 @@ from the parts before it (the decoder receives the encoder's features), so they 
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from cellvit.errors import ConfigError, UnknownPluginError
 from cellvit.plugins.former_names import current_names
 from cellvit.plugins.registry import Registry
+from cellvit.plugins.trust import is_loading, refuse_foreign
 
 T = TypeVar("T")
 
@@ -49,6 +51,11 @@ else:
 class Configurable:
     """Mix-in that remembers the keyword-only arguments an object was built with.
 
+    Attributes:
+        init_args: The arguments.
+        weight_sources: Arguments that fetch or read weights, with the values that do neither: a saved model, which
+            brings its own weights, is built with those.
+
     Example:
         >>> class Blur(Configurable):
         ...     def __init__(self, channels: int, *, radius: int = 2) -> None: ...
@@ -57,6 +64,7 @@ class Configurable:
     """
 
     init_args: dict[str, Any]
+    weight_sources: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Create the object and store its configuration in ``init_args``."""
@@ -82,7 +90,9 @@ def import_path(path: str, *, what: str) -> Any:
 
     Raises:
         UnknownPluginError: If the module or the name in it does not exist.
+        PluginError: If a file that is loaded names it and its package is not trusted; nothing is imported then.
     """
+    refuse_foreign(path, what=what)
     module_name, _, name = current_names(path).rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), name)
@@ -184,6 +194,8 @@ def build(registry: Registry[T], spec: ComponentSpec, *sizes: Any) -> T:
     name, args = plain["class_path"], plain["init_args"]
     # A class at hand is not looked up: it may be local to a function, where no dotted path leads.
     cls = _checked(registry, spec, name) if isinstance(spec, type) else resolve(registry, name)
+    if is_loading():
+        args |= {source: none for source, none in getattr(cls, "weight_sources", {}).items() if source in args}
     accepted = keyword_names(cls)
     unknown = sorted(set(args) - accepted, key=str) if accepted is not None else []
     if unknown:

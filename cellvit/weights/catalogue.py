@@ -2,14 +2,15 @@
 
 import json
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cellvit.errors import UnknownPluginError, did_you_mean
+from safetensors import SafetensorError, safe_open
+
+from cellvit.errors import UnknownPluginError, WeightsError, did_you_mean
 from cellvit.io.schema import checked
 from cellvit.weights.licences import Licence, announce, find_licence, model_licence
 
@@ -266,8 +267,8 @@ def _of_folder(folder: Path) -> Entry:
         config = checked(text, ModelConfig, what=f"{what}, config.json", advice=EXPORT, error=UnknownPluginError)
         model, file = config.model, config.weights["file"]
         encoder = model.encoder if isinstance(model.encoder, str) else str(model.encoder["class_path"])
-        parameters = _count_parameters(folder / file)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        parameters = _count_parameters(file_inside(folder, file))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UnknownPluginError(f"{what} ({error!r}); {EXPORT}") from error
     about = model.about or {}
     return Entry(
@@ -289,7 +290,30 @@ def _of_folder(folder: Path) -> Entry:
 
 def _count_parameters(path: Path) -> int:
     """Return how many numbers the tensors of a safetensors file hold, statistics of batch norms left out."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        head = json.loads(file.read(length))
-    return sum(math.prod(t["shape"]) for name, t in head.items() if "shape" in t and not name.endswith(BUFFERS))
+    with safe_open(path, "np") as file:
+        names = [name for name in file.keys() if not name.endswith(BUFFERS)]  # noqa: SIM118  it is no dictionary
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+
+
+def file_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file that a model folder names.
+
+    Args:
+        folder: The folder. One in the hub's cache holds links to files of the same repository.
+        name: What its configuration says.
+
+    Raises:
+        WeightsError: If it is no ordinary file, or lies elsewhere; a link counts as where it leads to.
+    """
+    path, home = folder / name, folder.resolve()
+    try:
+        place = path.resolve()
+        ordinary = place.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle; a character that no name has
+        raise WeightsError(f"weights {name!r} of {str(folder)!r} cannot be read ({error}); export it again") from error
+    kept = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(place.is_relative_to(allowed) for allowed in kept):
+        raise WeightsError(f"weights {name!r} lie outside of model folder {str(folder)!r}; put them into it")
+    if not ordinary:
+        raise WeightsError(f"weights {str(path)!r} cannot be read (no such file); fetch or export them again")
+    return path

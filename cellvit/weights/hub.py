@@ -1,7 +1,6 @@
 """Where weight files come from: the Hugging Face hub, its cache, or a path; and whether they are the expected ones."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +19,8 @@ from huggingface_hub.errors import (
 
 from cellvit.errors import ConfigError, WeightsError
 from cellvit.io.paths import expand_path
+from cellvit.io.schema import checked
+from cellvit.plugins.trust import is_loading
 from cellvit.weights.catalogue import SUFFIXES
 from cellvit.weights.locate import hub_cache
 
@@ -73,6 +74,7 @@ def fetch(repo: str, names: Sequence[str], *, revision: str | None) -> HubFile:
     """Return the first of some files that a hub repository has, from the cache or the network.
 
     ``HF_HUB_OFFLINE``, ``HF_HUB_CACHE`` and ``HF_HOME`` mean what they mean everywhere, and are read at each call.
+    While the file of a model is loaded, the cache alone is asked: whom it names does not hear of it.
 
     Args:
         repo: ``owner/name``.
@@ -83,7 +85,7 @@ def fetch(repo: str, names: Sequence[str], *, revision: str | None) -> HubFile:
         WeightsError: If the file cannot be had; the message says what to do.
         ConfigError: If ``repo`` is no name of a repository.
     """
-    unreachable = False
+    unreachable = is_loading()
     for name in names:
         try:
             path = Path(_download(repo, name, revision=revision, offline=unreachable or _is_offline()))
@@ -94,6 +96,12 @@ def fetch(repo: str, names: Sequence[str], *, revision: str | None) -> HubFile:
         else:
             return HubFile(path, _commit(path))
     missing = f"{' or '.join(names)} of {_where(repo, revision)}"
+    if is_loading():
+        message = (
+            f"{missing} is not in the cache, and loading a saved model asks no network; export it again where it can "
+            f"be loaded, or fetch the file first with 'hf download {repo}'"
+        )
+        raise WeightsError(message)
     if unreachable:
         message = (
             f"{missing} is not in the cache and the hub cannot be reached (offline mode or no network); where there "
@@ -111,14 +119,14 @@ def fetch_config(repo: str, *, revision: str | None) -> HubConfig:
         WeightsError: If it cannot be had or read, or is not one of timm.
     """
     path, commit = fetch(repo, CONFIG_NAMES, revision=revision)
+    what = f"config.json of hub repository {repo!r} cannot be read"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        architecture = content.get("architecture")
-        arguments, pretrained = content.get("model_args", {}), content.get("pretrained_cfg", content)
-    except (OSError, ValueError, AttributeError) as error:
-        raise WeightsError(
-            f"config.json of hub repository {repo!r} cannot be read ({error}); fetch it again"
-        ) from error
+        text = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{what} ({error.strerror or error}); fetch it again") from error
+    content = checked(text, dict[str, Any], what=what, advice="fetch it again", error=WeightsError)
+    architecture = content.get("architecture")
+    arguments, pretrained = content.get("model_args", {}), content.get("pretrained_cfg", content)
     if not isinstance(architecture, str) or not isinstance(arguments, dict) or not isinstance(pretrained, dict):
         message = (
             f"config.json of hub repository {repo!r} describes no timm model (keys: {', '.join(sorted(content))}); "

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -106,6 +107,7 @@ def plan_slide(
     sample: int = 2,
     out: str | Path | None = None,
     thumbnail: str | Path | None = None,
+    trust: Sequence[str] = (),
     **settings: Any,
 ) -> SlidePlan:
     """Tell what :func:`cellvit.inference.slide.segment_slide` would do with a slide, and what it would take.
@@ -121,6 +123,7 @@ def plan_slide(
         out: The result folder of this slide: what is done there is counted, and its disk is looked at. It need not
             exist; None is the current folder's disk, and nothing done.
         thumbnail: A PNG to write: the slide with tissue, tiles, region of interest and what is done.
+        trust: Packages whose classes the model's file may name, see :func:`cellvit.model.checkpoint.load`.
         **settings: Fields of :class:`cellvit.inference.settings.SlideSettings`.
 
     Returns:
@@ -140,7 +143,7 @@ def plan_slide(
     folder = None if out is None else Path(out)
     with open_slide(path, scene=chosen.scene) as slide:
         slide_resolution(slide, mpp=chosen.mpp, magnification=chosen.magnification)  # refuse before loading
-        network, views = unwrap_tta(load_model(model, device=device), chosen.tta)
+        network, views = unwrap_tta(load_model(model, device=device, trust=trust), chosen.tta)
         chosen = replace(chosen, tta=views)
         with_tta(network, views)  # refuse what the run would refuse
         autocast_context(chosen.precision, network.device)

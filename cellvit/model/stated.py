@@ -5,9 +5,11 @@ is not finite would find nothing, in silence.
 """
 
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -112,21 +114,36 @@ def no_larger_than(stored: int) -> Iterator[None]:
     Raises:
         ConfigError: In place of the parameter that is too much.
     """
-    limit, builder, count = TIMES_STORED * stored + ALWAYS_ALLOWED, threading.get_ident(), 0
-
-    def add(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        nonlocal count
-        if parameter is None or parameter.is_meta or threading.get_ident() != builder:
-            return
-        count += parameter.numel()
-        if count > limit:
-            raise ConfigError(
-                f"they describe a network of more than {count:,} parameters, but its weights hold {stored:,} numbers "
-                f"({type(module).__name__}.{name} is {tuple(parameter.shape)}); a size in them is wrong: {WAY_OUT}"
-            )
-
-    hook = register_module_parameter_registration_hook(add)
+    _count_parameters()
+    token = _size.set(_Size(stored))
     try:
         yield
     finally:
-        hook.remove()
+        _size.reset(token)
+
+
+@dataclass
+class _Size:
+    stored: int
+    built: int = 0
+
+
+_size: ContextVar[_Size | None] = ContextVar("size of the network that is built", default=None)
+
+
+@cache
+def _count_parameters() -> None:
+    """Begin to count, once: taking the hook away again would disturb other threads that build networks."""
+    register_module_parameter_registration_hook(_add)
+
+
+def _add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    size = _size.get()
+    if size is None or parameter is None or parameter.is_meta:
+        return
+    size.built += parameter.numel()
+    if size.built > TIMES_STORED * size.stored + ALWAYS_ALLOWED:
+        raise ConfigError(
+            f"they describe a network of more than {size.built:,} parameters, but its weights hold {size.stored:,} "
+            f"numbers ({type(module).__name__}.{name} is {tuple(parameter.shape)}); a size is wrong: {WAY_OUT}"
+        )

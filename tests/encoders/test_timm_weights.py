@@ -1,13 +1,14 @@
 """Weights of timm encoders: the hub's cache, local files, pins, and files that are not what they should be."""
 
 import json
+import socket
 
 import huggingface_hub.errors
 import pytest
 import timm
 import torch
 from fake_hub import configuration, digest, pickled, safetensors, write_repository
-from support.tiny import TIMM_UNETR
+from support.tiny import TIMM_UNETR, spec
 
 from cellvit import CellViT
 from cellvit.encoders import ENCODERS, TimmEncoder, load_encoder_weights
@@ -112,12 +113,44 @@ def test_a_saved_model_is_built_again_without_hub_file_or_configuration(cache, p
     torch.testing.assert_close(taken, maps)
 
     model.save_pretrained(tmp_path / "saved")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nothing"))
-    again = CellViT.from_pretrained(tmp_path / "saved")
-    with torch.inference_mode():
-        torch.testing.assert_close(again(image), before)
-    assert again.settings["encoder"]["init_args"]["revision"] == commit
+    content = {"state_dict": model.state_dict(), "hyper_parameters": model.settings}
+    torch.save(content | {"pytorch-lightning_version": "2.6.0"}, tmp_path / "last.ckpt")
+    without_network(monkeypatch, tmp_path)
+    for load, path in (
+        (CellViT.from_pretrained, "saved"),
+        (CellViT.from_pretrained, "last.ckpt"),
+        (CellViT.load_from_checkpoint, "last.ckpt"),
+    ):
+        again = load(tmp_path / path).eval()
+        with torch.inference_mode():
+            torch.testing.assert_close(again(image), before)
+        assert again.settings["encoder"]["init_args"]["revision"] == commit
     assert json.loads((tmp_path / "saved/config.json").read_text())["model"]["mean"] == [0.7, 0.6, 0.5]
+
+
+def without_network(monkeypatch, tmp_path):
+    """Take the cache away, and fail where a network is asked."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nothing"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
+    def download(*names, local_files_only=False, **more):
+        assert local_files_only, names
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr(weight_files, "hf_hub_download", download)
+    monkeypatch.setattr(socket.socket, "connect", lambda *where: pytest.fail(f"network: {where}"))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_folder_that_names_a_hub_repository_does_not_call_it(tmp_path, monkeypatch, inside):
+    CellViT(spec("vit-256", embed_dim=12, depth=4, num_heads=2), decoder=TIMM_UNETR).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    encoder = spec("timm", model="hf-hub:acme/tissue-vit", pretrained=True)
+    config["model"]["encoder"] = spec("lora", encoder=encoder) if inside else encoder
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    without_network(monkeypatch, tmp_path)
+    with pytest.raises(WeightsError, match=r"config\.json of hub repository 'acme/tissue-vit' .* asks no network"):
+        CellViT.from_pretrained(tmp_path)
 
 
 def test_pins_of_an_encoder_inside_another_are_saved_too(cache, published):
@@ -294,6 +327,7 @@ def test_settings_that_contradict_each_other_are_refused():
     [
         (b"{", "cannot be read"),
         (b"[1]", "cannot be read"),
+        (b"[" * 9999, "cannot be read.*recursion limit"),
         (configuration(model_type="vit", hidden_size=768), "no timm model .keys: hidden_size, model_type"),
         (configuration(architecture="test_vit", model_args=[1]), "no timm model"),
     ],

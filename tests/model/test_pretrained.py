@@ -1,6 +1,9 @@
+import functools
 import hashlib
 import json
+import math
 import pickle
+import re
 import warnings
 
 import pytest
@@ -12,6 +15,7 @@ from cellvit.encoders import HybridEncoder
 from cellvit.encoders.base import ENCODERS
 from cellvit.errors import ConfigError, OutputError, UnknownPluginError, WeightsError
 from cellvit.model.checkpoint import BUNDLED, bundled_models
+from cellvit.weights.catalogue import by_name
 from cellvit.weights.licences import LicenceNotice
 
 
@@ -66,11 +70,15 @@ def test_folder_that_is_not_a_model(tmp_path):
         CellViT.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "cellvit", "schema": 1, "model": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"format": "cellvit", "schema": 1, "model": {}}', "[" * 100_000, '{"model": ' * 999, "\0"],
+)
 def test_damaged_configuration(saved, text):
     (saved / "config.json").write_text(text)
-    with pytest.raises(WeightsError, match="not a cellvit configuration"):
+    with pytest.raises(WeightsError, match="not a cellvit configuration") as refusal:
         CellViT.from_pretrained(saved)
+    assert max(map(len, str(refusal.value).splitlines())) < 500
 
 
 @pytest.mark.parametrize(
@@ -132,6 +140,90 @@ def test_settings_that_build_no_model(saved, change):
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="build no model"):
         CellViT.from_pretrained(saved)
+
+
+def part(name, **arguments):
+    return {"class_path": name, "init_args": arguments}
+
+
+HIGH = {"class_path": "hybrid", "init_args": {"embed_dim": 60_000, "num_heads": 1}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mpp": math.nan}, "mpp is nan and must be a number from 0.01 to 100"),
+        ({"mpp": 1e9}, "mpp is 1e+09 and must be a number"),
+        ({"mpp": "fine"}, "mpp is 'fine' and must be a number"),
+        ({"mean": [0.5, -math.inf, 0.5]}, "mean is -inf and must be"),
+        ({"std": [1e-30, 1, 1]}, "std is 1e-30 and must be"),
+        ({"std": True}, "std is True and must be"),
+        ({"num_nuclei_classes": 10**400}, "num_nuclei_classes is 1000"),
+        ({"num_tissue_classes": -1}, "num_tissue_classes is -1 and"),
+        ({"class_colors": [[0, 0, 0], [1, 2, 3], [0, 999, 0]]}, "class_colors is 999 and must be"),
+        ({"encoder": part("hybrid", depth=10**9)}, "encoder.depth is 1000000000 and must be a number from 0 to 1000"),
+        ({"encoder": part("lora", encoder=part("hybrid", widths=[4, -4, 8]))}, "encoder.encoder.widths is -4 and"),
+        ({"encoder": part("timm", model="x", arguments={"depth": 1e300})}, "encoder.arguments.depth is 1e+300 and"),
+        ({"encoder": HIGH}, "describe a network of more than"),
+        (
+            {"heads": {"hv_map": part("hv", losses={"mse": math.inf})}},
+            "heads.hv_map.losses.mse is inf and must be a fin",
+        ),
+        ({"postprocessor": part("hv-watershed", threshold=math.nan)}, "postprocessor.threshold is nan and must be"),
+        ({"about": functools.reduce(lambda inner, _: {"a": inner}, range(99), {})}, "about is nested deeper than 32"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["config.json", "a.ckpt"])
+def test_numbers_that_no_model_has_are_refused_in_one_line(saved, change, message, kind):
+    config = json.loads((saved / "config.json").read_text())
+    config["model"] |= change
+    (saved / "config.json").write_text(json.dumps(config))
+    path = saved
+    if kind == "a.ckpt":
+        path = saved / "a.ckpt"
+        torch.save({"state_dict": {}, "hyper_parameters": config["model"]}, path)
+    with pytest.raises(
+        WeightsError, match=re.escape(f"build no model: {'they ' * (message[0] == 'd')}{message}")
+    ) as told:
+        CellViT.from_pretrained(path)
+    assert "\n" not in str(told.value)
+    assert "export the model again" in str(told.value)
+
+
+def test_a_checkpoint_that_holds_itself_is_refused(saved):
+    config = json.loads((saved / "config.json").read_text())
+    loop = []
+    loop += [loop, loop]
+    torch.save({"state_dict": {}, "hyper_parameters": {**config["model"], "metrics": loop}}, saved / "a.ckpt")
+    with pytest.raises(WeightsError, match=r"a\.ckpt.*metrics is nested deeper"):
+        CellViT.from_pretrained(saved / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "{folder}/model.safetensors", "link", "sub/link", "", ".", "a\0"]
+)
+def test_the_weights_of_a_folder_lie_in_it(saved, tmp_path, name):
+    weights = (saved / "model.safetensors").replace(tmp_path / "model.safetensors")
+    (saved / "sub").mkdir()
+    for link in ("link", "sub/link"):
+        (saved / link).symlink_to(weights)
+    config = json.loads((saved / "config.json").read_text())
+    config["weights"]["file"] = name.format(folder=tmp_path)
+    (saved / "config.json").write_text(json.dumps(config))
+    for look, error in ((CellViT.from_pretrained, WeightsError), (by_name, UnknownPluginError)):
+        with pytest.raises(error, match=r"lie outside of model folder|cannot be read"):
+            look(str(saved))
+
+
+def test_a_folder_in_the_cache_of_the_hub_holds_links(saved, tmp_path):
+    repository = tmp_path / "models--acme--nuclei"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        (saved / file).replace(repository / "blobs" / file)
+        (snapshot / file).symlink_to(f"../../blobs/{file}")
+    assert CellViT.from_pretrained(snapshot).mpp == by_name(str(snapshot)).mpp == 0.25
 
 
 def test_weights_of_an_encoder_are_neither_fetched_nor_read_to_be_replaced(tmp_path, small_settings, monkeypatch):

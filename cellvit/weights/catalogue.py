@@ -2,13 +2,12 @@
 
 import json
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
-
-from safetensors import SafetensorError, safe_open
 
 from cellvit.errors import UnknownPluginError, WeightsError, did_you_mean
 from cellvit.io.schema import checked
@@ -22,6 +21,9 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weight file in a hub repository, the preferred one first."""
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+MAX_HEAD = 100_000_000
+"""Bytes of the head of a safetensors file, as the format itself limits them."""
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 CATALOGUE = "catalogue.json of cellvit"
@@ -268,7 +270,7 @@ def _of_folder(folder: Path) -> Entry:
         model, file = config.model, config.weights["file"]
         encoder = model.encoder if isinstance(model.encoder, str) else str(model.encoder["class_path"])
         parameters = _count_parameters(file_inside(folder, file))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UnknownPluginError(f"{what} ({error!r}); {EXPORT}") from error
     about = model.about or {}
     return Entry(
@@ -290,9 +292,12 @@ def _of_folder(folder: Path) -> Entry:
 
 def _count_parameters(path: Path) -> int:
     """Return how many numbers the tensors of a safetensors file hold, statistics of batch norms left out."""
-    with safe_open(path, "np") as file:
-        names = [name for name in file.keys() if not name.endswith(BUFFERS)]  # noqa: SIM118  it is no dictionary
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    with path.open("rb") as file:  # the format's own package would import numpy, and the list of models is quick
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > MAX_HEAD:
+            raise ValueError(f"{path.name} states a head of {length:,} bytes")
+        head = checked(file.read(length), dict[str, Any], what=path.name, advice=EXPORT)
+    return sum(math.prod(t["shape"]) for name, t in head.items() if "shape" in t and not name.endswith(BUFFERS))
 
 
 def file_inside(folder: Path, name: str) -> Path:

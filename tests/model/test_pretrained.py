@@ -4,10 +4,12 @@ import json
 import math
 import pickle
 import re
+import struct
 import warnings
 
 import pytest
 import torch
+from support.tiny import spec
 from torch.utils.flop_counter import FlopCounterMode
 
 from cellvit import CellViT
@@ -142,13 +144,6 @@ def test_settings_that_build_no_model(saved, change):
         CellViT.from_pretrained(saved)
 
 
-def part(name, **arguments):
-    return {"class_path": name, "init_args": arguments}
-
-
-HIGH = {"class_path": "hybrid", "init_args": {"embed_dim": 60_000, "num_heads": 1}}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -161,15 +156,15 @@ HIGH = {"class_path": "hybrid", "init_args": {"embed_dim": 60_000, "num_heads": 
         ({"num_nuclei_classes": 10**400}, "num_nuclei_classes is 1000"),
         ({"num_tissue_classes": -1}, "num_tissue_classes is -1 and"),
         ({"class_colors": [[0, 0, 0], [1, 2, 3], [0, 999, 0]]}, "class_colors is 999 and must be"),
-        ({"encoder": part("hybrid", depth=10**9)}, "encoder.depth is 1000000000 and must be a number from 0 to 1000"),
-        ({"encoder": part("lora", encoder=part("hybrid", widths=[4, -4, 8]))}, "encoder.encoder.widths is -4 and"),
-        ({"encoder": part("timm", model="x", arguments={"depth": 1e300})}, "encoder.arguments.depth is 1e+300 and"),
-        ({"encoder": HIGH}, "describe a network of more than"),
+        ({"encoder": spec("hybrid", depth=10**9)}, "encoder.depth is 1000000000 and must be a number from 0 to 1000"),
+        ({"encoder": spec("lora", encoder=spec("hybrid", widths=[4, -4, 8]))}, "encoder.encoder.widths is -4 and"),
+        ({"encoder": spec("timm", model="x", arguments={"depth": 1e300})}, "encoder.arguments.depth is 1e+300 and"),
+        ({"encoder": spec("hybrid", embed_dim=60_000, num_heads=1)}, "describe a network of more than"),
         (
-            {"heads": {"hv_map": part("hv", losses={"mse": math.inf})}},
+            {"heads": {"hv_map": spec("hv", losses={"mse": math.inf})}},
             "heads.hv_map.losses.mse is inf and must be a fin",
         ),
-        ({"postprocessor": part("hv-watershed", threshold=math.nan)}, "postprocessor.threshold is nan and must be"),
+        ({"postprocessor": spec("hv-watershed", threshold=math.nan)}, "postprocessor.threshold is nan and must be"),
         ({"about": functools.reduce(lambda inner, _: {"a": inner}, range(99), {})}, "about is nested deeper than 32"),
     ],
 )
@@ -212,6 +207,15 @@ def test_the_weights_of_a_folder_lie_in_it(saved, tmp_path, name):
     (saved / "config.json").write_text(json.dumps(config))
     for look, error in ((CellViT.from_pretrained, WeightsError), (by_name, UnknownPluginError)):
         with pytest.raises(error, match=r"lie outside of model folder|cannot be read"):
+            look(str(saved))
+
+
+@pytest.mark.parametrize("head", [b"[" * 999, b'{"a": {"shape": "x"}}', b"{}"])
+def test_a_head_of_weights_that_is_none(saved, head):
+    length = len(head) if head != b"{}" else 2**62
+    (saved / "model.safetensors").write_bytes(struct.pack("<Q", length) + head)
+    for look, error in ((CellViT.from_pretrained, WeightsError), (by_name, UnknownPluginError)):
+        with pytest.raises(error, match=r"cannot be read|is no cellvit model folder"):
             look(str(saved))
 
 

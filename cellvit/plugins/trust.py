@@ -37,8 +37,9 @@ def trusted_packages(given: Sequence[str] = ()) -> tuple[str, ...]:
     names = tuple(dict.fromkeys([*given, *filter(None, stated)]))
     for name in names:
         if not (isinstance(name, str) and all(part.isidentifier() for part in name.split("."))):
-            message = f"trust {name!r} is no name of a package; give the one it is imported by, such as 'my_lab'"
-            raise ConfigError(message)
+            raise ConfigError(
+                f"trust {name!r} is no name of a package in Python; give the one it is imported by: trust=['my_lab']"
+            )
     return names
 
 

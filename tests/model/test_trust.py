@@ -160,6 +160,8 @@ def test_the_command_line_names_the_option_and_takes_it_twice(saved, folder, cap
     assert marks(folder) == []
     with pytest.raises(WeightsError, match="pass --trust my_lab"):
         export.main([model, "--out", str(folder / "again")])
+    assert segment.main([*command, "--trust", "my-lab"]) == 2
+    assert "--trust 'my-lab' is no name of a package in Python" in capsys.readouterr().err
     assert segment.main([*command, "--trust", "other", "--trust", "my_lab"]) == 0
     assert export.main([model, "--out", str(folder / "again"), "--trust", "my_lab"]) == 0
 

@@ -27,6 +27,7 @@ from cellvit.io.qupath import (
     measurement,
     objects_of,
     parts_of,
+    plain,
 )
 from cellvit.io.stated_types import StatedTypes
 from cellvit.io.stream import NucleiStream, TableStream, blocks
@@ -271,9 +272,14 @@ def _frame_of(own: Mapping[str, Any] | None, chosen: Sequence[QuPathObject], pat
     """Return the frame of a file of this package, or None: by its head, or what other programs have left of it."""
     if own is not None:
         return stated_frame(own, repr(path))
-    if any(measurement(item.properties, LABEL) is not None for item in chosen):
+    if any(measurement(item.properties, LABEL) is not None or _is_row(item.properties) for item in chosen):
         return PIXEL_CORNERS
     return PIXEL_CENTRES if any("label" in mapping_of(item.properties, "nucleus") for item in chosen) else None
+
+
+def _is_row(properties: Mapping[str, Any]) -> bool:
+    """Return whether properties are the columns of a table of this package."""
+    return {"label", "type_prob", "classification"} <= properties.keys()
 
 
 def _nuclei_among(objects: Sequence[QuPathObject], left_out: Counter[str]) -> list[QuPathObject]:
@@ -336,15 +342,15 @@ class _Collector:
     def add(self, item: QuPathObject) -> None:
         """Append the nuclei of an object: one, save for points and where every polygon is one."""
         polygons, points = self._shapes(item)
-        exact = mapping_of(item.properties, "nucleus")
-        label = measurement(item.properties, LABEL)
+        exact = item.properties if _is_row(item.properties) else mapping_of(item.properties, "nucleus")
+        label, prob = measurement(item.properties, LABEL), measurement(item.properties, PROBABILITY)
         label = exact.get("label") if label is None else int(label)
         common: dict[str, Any] = {
             "type": self.types.code(class_of(item.properties), exact.get("type")),
-            "type_prob": measurement(item.properties, PROBABILITY),
+            "type_prob": exact.get("type_prob") if prob is None else prob,
         }
         if len(polygons) + len(points) == 1 and not item.nucleus:
-            common |= {"bbox": item.bbox, "label": label, "centroid": exact.get("centroid")}
+            common |= {"bbox": item.bbox, "label": label, "centroid": plain(exact.get("centroid"))}
         elif not self.separate and polygons:
             common["label"] = label
         if len(polygons) > 1 and not self.separate:

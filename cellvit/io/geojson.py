@@ -350,7 +350,7 @@ class _Collector:
             "type_prob": exact.get("type_prob") if prob is None else prob,
         }
         if len(polygons) + len(points) == 1 and not item.nucleus:
-            common |= {"bbox": item.bbox, "label": label, "centroid": plain(exact.get("centroid"))}
+            common |= {"bbox": item.bbox, "label": label, "centroid": _stated_point(exact)}
         elif not self.separate and polygons:
             common["label"] = label
         if len(polygons) > 1 and not self.separate:
@@ -410,6 +410,12 @@ class _Collector:
         owner, piece = (np.array([entry[i] for entry in self.rings], np.int64) for i in (0, 1))
         offsets = ring_offsets([len(ring) for ring in points])
         return FurtherRings(np.concatenate([np.zeros((0, 2)), *points]), offsets, owner, piece)
+
+
+def _stated_point(exact: Mapping[str, Any]) -> Any:
+    """Return a centroid, unless another program has made of it what cannot be read."""
+    stated = plain(exact.get("centroid"))
+    return stated if isinstance(stated, list) else None
 
 
 def _ring_area(ring: Any) -> float:

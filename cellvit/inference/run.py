@@ -194,6 +194,7 @@ class SlideRun:
             metadata=self._facts.metadata(),
             patches=table.patches,
             origin=self.settings.origin,
+            simplify=self.settings.simplify,
         )
 
 

@@ -71,6 +71,7 @@ def segment_slide(
     embeddings: bool = True,
     formats: tuple[str, ...] = DEFAULT_FORMATS,
     origin: Origin = "slide",
+    simplify: float = 0.0,
     keep_parts: bool = False,
     overwrite: bool = False,
     **unknown: Never,
@@ -107,6 +108,7 @@ def segment_slide(
         embeddings: Store the embedding of every nucleus.
         formats: Files beside the table, keys of :data:`cellvit.inference.settings.FORMATS`.
         origin: ``"slide"``: coordinates are level-0 pixels of the file; ``"bounds"``: of its scanned part.
+        simplify: Microns by which outlines in GeoJSON may deviate to have fewer points; areas stay the same. 0 is off.
         keep_parts: Keep the working folder.
         overwrite: Start anew whatever is there.
         **unknown: Takes nothing; a misspelt name is told with what may be meant.
@@ -139,6 +141,7 @@ def segment_slide(
             embeddings=embeddings,
             formats=formats,
             origin=origin,
+            simplify=simplify,
             keep_parts=keep_parts,
             overwrite=overwrite,
             **unknown,

@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("inputs", nargs="+", metavar="INPUT", help="slides, images, folders, patterns such as 'scans/*.svs', CSV lists")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
     add("--formats", metavar="LIST", help="what to write, separated by commas (default: see below)")
+    add("--simplify", type=float, default=0.0, metavar="UM", help="fewer points in GeoJSON: microns they may be off")
     add("--as", dest="kind", choices=("auto", "slide", "image"), default="auto", help="what the inputs are")
     add("--overwrite", action="store_true", help="replace results that exist")
     add("--debug", action="store_true", help="stop at the first error and show where it came from")

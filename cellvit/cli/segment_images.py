@@ -144,16 +144,23 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         "cellvit_version": version("cellvit-lightning"),
         **({"warnings": warnings} if warnings else {}),
     }
-    _write(targets, image, nuclei, metadata)
+    _write(targets, image, nuclei, metadata, simplify=options.simplify / outcome.mpp)
     outcome.files = targets
     outcome.counts = np.bincount(nuclei.type, minlength=len(job.model.classes))
 
 
-def _write(targets: dict[str, Path], image: NDArray[np.uint8], nuclei: Nuclei, metadata: dict[str, Any]) -> None:
+def _write(
+    targets: dict[str, Path],
+    image: NDArray[np.uint8],
+    nuclei: Nuclei,
+    metadata: dict[str, Any],
+    *,
+    simplify: float,
+) -> None:
     from cellvit import io, plotting
 
     writers: dict[str, Callable[[Path], None]] = {
-        "geojson": lambda path: io.write_geojson(nuclei, path),
+        "geojson": lambda path: io.write_geojson(nuclei, path, simplify=simplify),
         "json": lambda path: io.write_json(nuclei, path, metadata=metadata),
         "parquet": lambda path: io.write_parquet(nuclei, path, metadata=metadata),
         "overlay": lambda path: plotting.write_overlay(image, nuclei, path, mpp=metadata["base_mpp"]),

@@ -56,19 +56,19 @@ def _corners_of(arrival: int, departure: int) -> list[tuple[int, int]]:
     return [_SIDE_ENDS[side] for side in (sides if departure % 2 else sides[:-1])]
 
 
-def _corner_tables() -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
-    """Return the corners by arrival and departure, ``(81, 4, 2)``, and which of the four there are."""
-    corners, there = np.zeros((9, 9, 4, 2), np.int8), np.zeros((9, 9, 4), bool)
+def _corner_tables() -> tuple[Ints, Ints]:
+    """Return the corners by arrival and departure, ``(81, 4, 2)``, and how many of the four there are."""
+    corners, count = np.zeros((9, 9, 4, 2), np.int64), np.zeros((9, 9), np.int64)
     for arrival in range(8):
         for departure in range(8):
             found = _corners_of(arrival, departure)
             corners[arrival, departure, : len(found)] = np.reshape(found, (-1, 2))
-            there[arrival, departure, : len(found)] = True
-    corners[8, 8], there[8, 8] = [_SIDE_ENDS[side] for side in (2, 4, 6, 0)], True
-    return corners.reshape(81, 4, 2), there.reshape(81, 4)
+            count[arrival, departure] = len(found)
+    corners[8, 8], count[8, 8] = [_SIDE_ENDS[side] for side in (2, 4, 6, 0)], 4
+    return corners.reshape(81, 4, 2), count.reshape(81)
 
 
-_CORNERS, _THERE = _corner_tables()
+_CORNERS, _COUNT = _corner_tables()
 
 
 def find_border(mask: NDArray[np.uint8], offset: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
@@ -127,10 +127,13 @@ def edge_rings(pixels: NDArray[Any], offsets: Offsets) -> tuple[Ints, Offsets]:
     """
     arrival, departure = _steps(pixels, offsets)
     turn = arrival * 9 + departure
-    there = _THERE[turn]
-    points = (np.asarray(pixels, np.int64)[:, None] + _CORNERS[turn])[there]
-    before = ring_offsets(there.sum(axis=1))
-    return _cut_where_touching(points, before[offsets])
+    count = _COUNT[turn]
+    before = ring_offsets(count)
+    pixel = np.repeat(np.arange(len(count)), count)
+    number = np.arange(len(pixel)) - before[pixel]
+    points = pixels[pixel] + _CORNERS[turn[pixel], number]
+    inner = before[1:][(departure % 2 == 1) & (count > 0)] - 1
+    return _cut_where_touching(points, before[offsets], inner)
 
 
 def border_rings(points: NDArray[Any], offsets: Offsets) -> tuple[Ints, Offsets]:
@@ -196,21 +199,25 @@ def _steps(pixels: NDArray[Any], offsets: Offsets, *, given: bool = False) -> tu
     return arrival, departure
 
 
-def _cut_where_touching(points: Ints, offsets: Offsets) -> tuple[Ints, Offsets]:
-    """Return rings that pass no point twice: of one that does the largest part, from its first corner."""
-    if not len(points):
+def _cut_where_touching(points: Ints, offsets: Offsets, inner: Ints) -> tuple[Ints, Offsets]:
+    """Return rings that pass no point twice: of one that does the largest part, from its first corner.
+
+    Args:
+        points: Of rings.
+        offsets: Of the rings.
+        inner: Which points are inner corners, ascending; a point that is passed twice is one both times.
+    """
+    if not len(inner):
         return points, offsets
-    lengths = ring_lengths(offsets)
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    local = points - points.min(axis=0)
-    span = local.max(axis=0) + 1
-    key = np.sort((owner * span[1] + local[:, 1]) * span[0] + local[:, 0])
+    owner = np.searchsorted(offsets, inner, side="right") - 1
+    x, y = (column - column.min() for column in (points[inner, 0], points[inner, 1]))
+    width, height = int(x.max()) + 1, int(y.max()) + 1
+    key = np.sort((owner * height + y) * width + x)
     twice = key[1:][key[1:] == key[:-1]]
     if not len(twice):
         return points, offsets
-    rows = np.unique(twice // (span[0] * span[1]))
     rings = np.split(points, offsets[1:-1])
-    for row in rows.tolist():
+    for row in np.unique(twice // (width * height)).tolist():
         rings[row] = _largest_loop(rings[row])
     return np.concatenate(rings), ring_offsets([len(ring) for ring in rings])
 

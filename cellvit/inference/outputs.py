@@ -38,6 +38,7 @@ class OutputContext:
         patches: Tells where the tiles of nuclei lie.
         origin: ``"slide"`` or ``"bounds"``.
         tissue: ``(h, w)``, True where nuclei were looked for, over the scanned part.
+        simplify: Microns by which outlines in GeoJSON may deviate.
     """
 
     slide: Slide
@@ -47,6 +48,12 @@ class OutputContext:
     patches: PatchLayout
     origin: Origin
     tissue: NDArray[np.bool_]
+    simplify: float = 0.0
+
+    @property
+    def simplify_px(self) -> float:
+        """Return by how many pixels outlines in GeoJSON may deviate."""
+        return self.simplify / self.mpp
 
     @property
     def bounds(self) -> tuple[int, int, int, int]:
@@ -85,7 +92,10 @@ def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -
         _write_here(out, here, context)
         return
     with process_pool(min(len(separate), _PROCESSES)) as pool:
-        started = [submit(pool, _write_table, name, out, context.metadata, context.patches) for name in separate]
+        started = [
+            submit(pool, _write_table, name, out, context.metadata, context.patches, context.simplify_px)
+            for name in separate
+        ]
         _write_here(out, here, context)
         try:
             for file in started:
@@ -112,10 +122,10 @@ def _write_here(out: Path, formats: list[str], context: OutputContext) -> None:
         if name in writers:
             writers[name](out / FORMATS[name])
         else:
-            _write_table(name, out, facts, context.patches)
+            _write_table(name, out, facts, context.patches, context.simplify_px)
 
 
-def _write_table(name: str, out: Path, metadata: Mapping[str, Any], patches: PatchLayout) -> None:
+def _write_table(name: str, out: Path, metadata: Mapping[str, Any], patches: PatchLayout, simplify_px: float) -> None:
     """Write a file that needs nothing but the table; in any process."""
     light: NucleiStream = io.ParquetStream(out / TABLE, embedding=False)
     path = out / FORMATS[name]
@@ -124,7 +134,7 @@ def _write_table(name: str, out: Path, metadata: Mapping[str, Any], patches: Pat
     elif name == "h5ad":
         io.write_anndata(io.ParquetStream(out / TABLE), path, metadata=metadata)
     else:
-        io.write_geojson_stream(light, path, points=name == "points")
+        io.write_geojson_stream(light, path, points=name == "points", simplify=simplify_px)
 
 
 class _ShiftedSlide:

@@ -204,6 +204,7 @@ class SlideRun:
             patches=table.patches,
             origin=self.settings.origin,
             tissue=self.prepared.tissue.mask,
+            simplify=self.settings.simplify,
         )
 
 

@@ -56,6 +56,7 @@ class SlideSettings:
     embeddings: bool = True
     formats: tuple[str, ...] = DEFAULT_FORMATS
     origin: Origin = "slide"
+    simplify: float = 0.0
     keep_parts: bool = False
     overwrite: bool = False
 
@@ -69,6 +70,8 @@ class SlideSettings:
         symmetries(self.tta)  # refuses other numbers
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"workers {self.workers} must be 0 (none: post-process in this process) or more")
+        if not 0 <= self.simplify < math.inf:
+            raise ConfigError(f"simplify {self.simplify} must be microns, 0 (outlines as they are) or more")
         if self.origin not in ("slide", "bounds"):
             raise ConfigError(f"origin {self.origin!r} is unknown; use 'slide' or 'bounds'")
         for name in ("mpp", "magnification"):

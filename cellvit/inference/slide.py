@@ -71,6 +71,7 @@ def segment_slide(
     embeddings: bool = True,
     formats: tuple[str, ...] = DEFAULT_FORMATS,
     origin: Origin = "slide",
+    simplify: float = 0.0,
     keep_parts: bool = False,
     overwrite: bool = False,
     trust: Sequence[str] = (),
@@ -108,6 +109,7 @@ def segment_slide(
         embeddings: Store the embedding of every nucleus.
         formats: Files beside the table, keys of :data:`cellvit.inference.settings.FORMATS`.
         origin: ``"slide"``: coordinates are level-0 pixels of the file; ``"bounds"``: of its scanned part.
+        simplify: Microns by which outlines in GeoJSON may deviate to have fewer points; areas stay the same. 0 is off.
         keep_parts: Keep the working folder.
         overwrite: Start anew whatever is there.
         trust: Packages whose classes the model's file may name, see :func:`cellvit.model.checkpoint.load`.
@@ -141,6 +143,7 @@ def segment_slide(
             embeddings=embeddings,
             formats=formats,
             origin=origin,
+            simplify=simplify,
             keep_parts=keep_parts,
             overwrite=overwrite,
             **unknown,

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cellvit.classes import classes_from_list, classes_to_list
+from cellvit.classes import classes_from_list, classes_to_list, type_name
 from cellvit.errors import DataError
 from cellvit.io.frames import from_frame, stated_frame
+from cellvit.io.qupath import StatedClass
+from cellvit.io.stated_types import StatedTypes
 from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 
 SCHEMA_VERSION = 2
@@ -20,10 +23,11 @@ _KEY = b"cellvit"
 def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa.Table:
     """Return nuclei as an Arrow table that shares memory with them.
 
-    Columns: ``label`` int32, ``type`` int32, ``type_prob`` float32, ``centroid`` 2 doubles ``(x, y)``, ``bbox`` 4
-    doubles ``(xmin, ymin, xmax, ymax)``, ``contour`` list of 2 doubles, and, where there is one, ``embedding`` D
-    floats. The schema metadata hold under ``cellvit`` a JSON object with ``version``, ``frame`` (of coordinates; see
-    :mod:`cellvit.types`), ``classes`` and ``metadata``.
+    Columns: ``label`` int32, ``type`` int32, ``classification`` (name of the type, missing where none is known),
+    ``type_prob`` float32, ``centroid`` 2 doubles ``(x, y)``, ``bbox`` 4 doubles ``(xmin, ymin, xmax, ymax)``,
+    ``contour`` list of 2 doubles, and, where there is one, ``embedding`` D floats. The schema metadata hold under
+    ``cellvit`` a JSON object with ``version``, ``frame`` (of coordinates; see :mod:`cellvit.types`), ``classes`` and
+    ``metadata``.
 
     Args:
         nuclei: The nuclei. Contiguous columns of the documented dtypes are not copied.
@@ -38,6 +42,7 @@ def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa
     columns = {
         "label": pa.array(np.ascontiguousarray(nuclei.label, np.int32)),
         "type": pa.array(np.ascontiguousarray(nuclei.type, np.int32)),
+        "classification": _names(nuclei),
         "type_prob": pa.array(np.ascontiguousarray(nuclei.type_prob, np.float32)),
         "centroid": _fixed(nuclei.centroid, np.float64),
         "bbox": _fixed(nuclei.bbox, np.float64),
@@ -48,6 +53,15 @@ def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa
     if nuclei.embedding is not None:
         columns["embedding"] = _fixed(nuclei.embedding, np.float32)
     return pa.table(columns).replace_schema_metadata({_KEY: _facts_text(nuclei.classes, metadata)})
+
+
+def _names(nuclei: Nuclei) -> pa.Array:
+    """Return the names of types, which survive programs that lose the list of classes."""
+    kinds, inverse = np.unique(nuclei.type, return_inverse=True)
+    found = [type_name(nuclei.classes, kind) for kind in kinds.tolist()]
+    names = list(dict.fromkeys(name for name in found if name is not None))
+    codes = np.array([-1 if name is None else names.index(name) for name in found], np.int32)[inverse]
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(names, pa.string()))
 
 
 def _facts_text(classes: NucleiClasses | None, metadata: Mapping[str, Any] | None) -> bytes:
@@ -71,8 +85,9 @@ def from_arrow(table: pa.Table) -> Nuclei:
         table: Other columns are ignored.
 
     Returns:
-        The nuclei. Columns share the memory of the table where it holds one chunk, and are then read-only. Coordinates
-        of a table of version 1, which counts from the centres of pixels, are converted.
+        The nuclei. Columns share the memory of the table where it holds one chunk, and are then read-only. The name of
+        a type wins over its number. Coordinates of a table of version 1, which counts from the centres of pixels, are
+        converted.
 
     Raises:
         DataError: If columns are missing or of another type, or the table is of a newer version.
@@ -95,11 +110,31 @@ def from_arrow(table: pa.Table) -> Nuclei:
             embedding=_matrix(table["embedding"], np.float32) if "embedding" in table.column_names else None,
             classes=classes_from_list(facts["classes"], source="the table"),
         )
-        return from_frame(nuclei, stated_frame(facts, "the table"))
+        nuclei = from_frame(nuclei, stated_frame(facts, "the table"))
+        return _corrected(nuclei, table["classification"]) if "classification" in table.column_names else nuclei
     except DataError:
         raise
     except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(f"the table's columns are not those of nuclei ({error}); write it again") from error
+
+
+def _corrected(nuclei: Nuclei, names: Any) -> Nuclei:
+    """Return nuclei with the types whose names a column holds, where someone has changed these."""
+    column = names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    column = column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode()
+    values = column.dictionary.to_pylist()
+    codes = column.indices.fill_null(len(values)).to_numpy(zero_copy_only=False).astype(np.int64)
+    low = int(nuclei.type.min(initial=0))
+    span = int(nuclei.type.max(initial=0)) - low + 1
+    pairs, inverse = np.unique(codes * span + (nuclei.type - low), return_inverse=True)
+    said = [((*values, None)[code], kind + low) for code, kind in (divmod(pair, span) for pair in pairs.tolist())]
+    if all(type_name(nuclei.classes, kind) == name for name, kind in said):
+        return nuclei
+    types = StatedTypes(nuclei.classes, listed=True)
+    found = np.array([types.code(StatedClass(name, given=True, color=None), kind) for name, kind in said], np.int64)
+    kinds, classes, _ = types.resolve(found[inverse])
+    return replace(nuclei, type=kinds, classes=classes)
 
 
 def read_facts(table: pa.Table | pa.Schema) -> dict[str, Any]:

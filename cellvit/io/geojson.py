@@ -28,6 +28,7 @@ from cellvit.io.qupath import (
     measurement,
     objects_of,
     parts_of,
+    plain,
 )
 from cellvit.io.schema import load_json
 from cellvit.io.stated_types import StatedTypes
@@ -40,7 +41,7 @@ from cellvit.io.text import (
     shortest_floats,
     write_lines,
 )
-from cellvit.io.valid_polygons import valid_rings
+from cellvit.io.valid_polygons import simplified_rings, valid_rings
 from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 
 ObjectType = Literal["annotation", "detection", "cell"]
@@ -55,7 +56,12 @@ _NAMESPACE = uuid.UUID("6d0a8f0e-3c50-5b0c-9a53-2f6c5e1f7a11")
 
 
 def write_geojson(
-    nuclei: Nuclei, path: str | Path, *, object_type: ObjectType = "detection", points: bool = False
+    nuclei: Nuclei,
+    path: str | Path,
+    *,
+    object_type: ObjectType = "detection",
+    points: bool = False,
+    simplify: float = 0.0,
 ) -> None:
     """Write nuclei as a GeoJSON FeatureCollection for QuPath; one feature per nucleus, one per line.
 
@@ -68,17 +74,23 @@ def write_geojson(
         path: The file, ``.geojson`` or ``.geojson.gz``.
         object_type: What QuPath makes of a feature.
         points: The light variant: only a point at each centroid, without box and area.
+        simplify: Pixels by which an outline may deviate to have fewer points; areas stay the same. 0 writes it exactly.
 
     Raises:
-        ConfigError: If the object type is unknown.
+        ConfigError: If the object type is unknown, or ``simplify`` is below 0.
         DataError: If a coordinate is not finite.
         OutputError: If the file cannot be written.
     """
-    write_geojson_stream(TableStream(nuclei), path, object_type=object_type, points=points)
+    write_geojson_stream(TableStream(nuclei), path, object_type=object_type, points=points, simplify=simplify)
 
 
 def write_geojson_stream(
-    stream: NucleiStream, path: str | Path, *, object_type: ObjectType = "detection", points: bool = False
+    stream: NucleiStream,
+    path: str | Path,
+    *,
+    object_type: ObjectType = "detection",
+    points: bool = False,
+    simplify: float = 0.0,
 ) -> None:
     """Write nuclei that come in chunks as :func:`write_geojson` does: the same nuclei give the same bytes.
 
@@ -87,32 +99,35 @@ def write_geojson_stream(
         path: The file, ``.geojson`` or ``.geojson.gz``.
         object_type: What QuPath makes of a feature.
         points: The light variant: only a point at each centroid, without box and area.
+        simplify: Pixels by which an outline may deviate to have fewer points; areas stay the same.
 
     Raises:
-        ConfigError: If the object type is unknown.
+        ConfigError: If the object type is unknown, or ``simplify`` is below 0.
         DataError: If a coordinate is not finite.
         OutputError: If the file cannot be written.
     """
+    if not 0 <= simplify < float("inf"):
+        raise ConfigError(f"simplify {simplify} is no distance; give 0 or more")
     if object_type not in get_args(ObjectType):
         raise ConfigError(f"object_type {object_type!r} is unknown to QuPath; choose from {get_args(ObjectType)}")
     head = encode({"version": 2, "frame": PIXEL_CORNERS, "classes": classes_to_list(stream.classes)})
     with atomic_text(path) as file:
         file.write(f'{{"type":"FeatureCollection","cellvit":{head},"features":[')
-        write_lines(file, _entries(stream, object_type, points=points))
+        write_lines(file, _entries(stream, object_type, points=points, simplify=simplify))
 
 
-def _entries(stream: NucleiStream, object_type: str, *, points: bool) -> Iterator[Iterator[str]]:
+def _entries(stream: NucleiStream, object_type: str, *, points: bool, simplify: float) -> Iterator[Iterator[str]]:
     """Yield the features of all nuclei, some at a time."""
     for row, block in blocks(stream, tables.CHUNK, classes=stream.classes, embedding_dim=None):
         tables.check_finite(block, first=row)
-        yield _features(block, row, object_type, points=points)
+        shapes = None if points else _polygons(block, row, simplify)
+        yield _features(block, row, object_type, shapes)
 
 
-def _features(nuclei: Nuclei, row: int, object_type: str, *, points: bool) -> Iterator[str]:
+def _features(nuclei: Nuclei, row: int, object_type: str, shapes: Iterator[tuple[str, float]] | None) -> Iterator[str]:
     """Yield the features of some nuclei as text; ``row`` is the number of the first."""
     kinds = {kind: _classification_text(nuclei.classes, kind) for kind in np.unique(nuclei.type).tolist()}
     boxes = plain_numbers(nuclei.bbox).tolist()
-    shapes = None if points else _polygons(nuclei, row)
     probabilities = shortest_floats(nuclei.type_prob)
     columns = zip(nuclei.label.tolist(), nuclei.type.tolist(), nuclei.centroid.tolist(), boxes, strict=True)
     for i, (label, kind, (x, y), (left, top, right, bottom)) in enumerate(columns):
@@ -141,13 +156,16 @@ def _identity(name: str) -> str:
     return f"{value[:8]}-{value[8:12]}-5{value[13:16]}-{variant}{value[17:20]}-{value[20:32]}"
 
 
-def _polygons(nuclei: Nuclei, row: int) -> Iterator[tuple[str, float]]:
+def _polygons(nuclei: Nuclei, row: int, simplify: float) -> Iterator[tuple[str, float]]:
     """Return the closed ring as text and the area of every outline."""
     points, offsets = valid_rings(nuclei)
     area = polygon_area(points, offsets)
     if not np.isfinite(area).all():
         broken = row + int(np.flatnonzero(~np.isfinite(area))[0])
         raise DataError(f"the outline of nucleus {broken} is too large to have an area; remove the nucleus")
+    if simplify:
+        points, offsets = simplified_rings(points, offsets, simplify)
+        points = points.round(2)
     return zip(ring_texts(*close_rings(points, offsets)), area.tolist(), strict=True)
 
 
@@ -272,9 +290,14 @@ def _frame_of(own: Mapping[str, Any] | None, chosen: Sequence[QuPathObject], pat
     """Return the frame of a file of this package, or None: by its head, or what other programs have left of it."""
     if own is not None:
         return stated_frame(own, repr(path))
-    if any(measurement(item.properties, LABEL) is not None for item in chosen):
+    if any(measurement(item.properties, LABEL) is not None or _is_row(item.properties) for item in chosen):
         return PIXEL_CORNERS
     return PIXEL_CENTRES if any("label" in mapping_of(item.properties, "nucleus") for item in chosen) else None
+
+
+def _is_row(properties: Mapping[str, Any]) -> bool:
+    """Return whether properties are the columns of a table of this package."""
+    return {"label", "type_prob", "classification"} <= properties.keys()
 
 
 def _nuclei_among(objects: Sequence[QuPathObject], left_out: Counter[str]) -> list[QuPathObject]:
@@ -337,15 +360,15 @@ class _Collector:
     def add(self, item: QuPathObject) -> None:
         """Append the nuclei of an object: one, save for points and where every polygon is one."""
         polygons, points = self._shapes(item)
-        exact = mapping_of(item.properties, "nucleus")
-        label = measurement(item.properties, LABEL)
+        exact = item.properties if _is_row(item.properties) else mapping_of(item.properties, "nucleus")
+        label, prob = measurement(item.properties, LABEL), measurement(item.properties, PROBABILITY)
         label = exact.get("label") if label is None else int(label)
         common: dict[str, Any] = {
             "type": self.types.code(class_of(item.properties), exact.get("type")),
-            "type_prob": measurement(item.properties, PROBABILITY),
+            "type_prob": exact.get("type_prob") if prob is None else prob,
         }
         if len(polygons) + len(points) == 1 and not item.nucleus:
-            common |= {"bbox": item.bbox, "label": label, "centroid": exact.get("centroid")}
+            common |= {"bbox": item.bbox, "label": label, "centroid": _stated_point(exact)}
         elif not self.separate and polygons:
             common["label"] = label
         if len(polygons) > 1 and not self.separate:
@@ -405,6 +428,12 @@ class _Collector:
         owner, piece = (np.array([entry[i] for entry in self.rings], np.int64) for i in (0, 1))
         offsets = ring_offsets([len(ring) for ring in points])
         return FurtherRings(np.concatenate([np.zeros((0, 2)), *points]), offsets, owner, piece)
+
+
+def _stated_point(exact: Mapping[str, Any]) -> Any:
+    """Return a centroid, unless another program has made of it what cannot be read."""
+    stated = plain(exact.get("centroid"))
+    return stated if isinstance(stated, list) else None
 
 
 def _ring_area(ring: Any) -> float:

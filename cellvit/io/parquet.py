@@ -15,6 +15,7 @@ from cellvit.errors import DataError
 from cellvit.io import text as tables
 from cellvit.io.arrow import from_arrow, read_facts, to_arrow
 from cellvit.io.atomic import atomic_path
+from cellvit.io.geojson import nuclei_of_geojson
 from cellvit.io.limits import check_expanded
 from cellvit.io.stream import TableStream, blocks
 from cellvit.io.valid_polygons import polygons_from_rings, valid_rings
@@ -34,6 +35,9 @@ _ROW_GROUP = 65_536
 _BYTES_OF_A_VALUE = 8
 _EMBEDDING_BYTES = 16 << 20
 """Most of embeddings in a row group: readers and writers hold some ten times as much in memory."""
+
+_NEEDED = {"label", "type_prob", "classification", "geometry"}
+"""Columns by which a table of this package is known that other programs have written."""
 
 _GEO = {
     "version": "1.1.0",
@@ -126,20 +130,36 @@ def _geometry(nuclei: Nuclei) -> pa.Array:
 
 
 def read_parquet(path: str | Path) -> Nuclei:
-    """Read nuclei from a file of :func:`write_parquet`.
+    """Read nuclei from a file of :func:`write_parquet`, also after GeoPandas has written it again.
 
     Args:
         path: The file.
 
     Returns:
-        The nuclei, with embeddings if the file has them; arrays may be read-only.
+        The nuclei, with embeddings if the file has them; arrays may be read-only. Of GeoParquet of other programs the
+        outlines are the geometries, and types are known by the name in ``classification``.
 
     Raises:
         DataError: If the file is missing, damaged, or not of nuclei.
     """
     with _opened(path) as file:
+        schema = file.schema_arrow
+        if b"cellvit" not in (schema.metadata or {}) and not _NEEDED - set(schema.names):
+            return nuclei_of_geojson(_features(file), path)
         # a single file, opened as such: a name like "type=1" in its path must not become a column
         return from_arrow(file.read(columns=_columns(file, embedding=True)))
+
+
+def _features(file: pq.ParquetFile) -> list[dict[str, Any]]:
+    """Return the rows of GeoParquet as features of GeoJSON; missing geometries are left out."""
+    rows = file.read(columns=[name for name in file.schema_arrow.names if name not in ("contour", "embedding")])
+    shapes = shapely.from_wkb(rows["geometry"].to_pylist())
+    properties = rows.drop_columns(["geometry"]).to_pylist()
+    return [
+        {"type": "Feature", "geometry": shapely.geometry.mapping(shape), "properties": row}
+        for shape, row in zip(shapes, properties, strict=True)
+        if shape is not None
+    ]
 
 
 class ParquetStream:

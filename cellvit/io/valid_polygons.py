@@ -11,12 +11,17 @@ from cellvit.geometry.polygons import (
     Offsets,
     bbox_area,
     open_rings,
+    polygon_area,
+    polygon_centroid,
     ring_bounds,
     ring_lengths,
     ring_offsets,
     select_rings,
 )
 from cellvit.types import Nuclei
+
+_MOST_CHANGED = 0.1
+"""Share of its area that an outline may gain or lose by being simplified, before it is scaled."""
 
 _MIN_SIDE = 1.0
 """Side in pixels of the square that stands for a nucleus without any extent."""
@@ -48,11 +53,42 @@ def valid_rings(nuclei: Nuclei) -> tuple[Floats, Offsets]:
     rings[long[~valid][broken]] = shapely.get_exterior_ring(repaired)
     missing = shapely.is_missing(rings)
     rings[missing] = shapely.get_exterior_ring(_boxes(nuclei.select(missing)))
-    coordinates = shapely.get_coordinates(rings)
-    lengths = shapely.get_num_points(rings)
-    keep = np.ones(len(coordinates), bool)
-    keep[np.cumsum(lengths) - 1] = False  # shapely's rings repeat their first point
-    return coordinates[keep], ring_offsets(lengths - 1)
+    return open_rings(*_rings_of(rings))  # shapely's rings repeat their first point
+
+
+def simplified_rings(points: Floats, offsets: Offsets, tolerance: float) -> tuple[Floats, Offsets]:
+    """Return outlines with fewer points and the same areas.
+
+    Points are left out as long as the outline stays near them (Douglas and Peucker), then it is scaled about its centre
+    to the area it had. An outline that would lose its shape by that stays as it is.
+
+    Args:
+        points: ``(P, 2)``, ``(x, y)``, of open rings that make valid polygons.
+        offsets: ``(N + 1,)``.
+        tolerance: Pixels that a point which is left out may be away from the outline; 0 leaves out none.
+
+    Returns:
+        Points of open rings that make valid polygons, and offsets ``(N + 1,)``.
+    """
+    if tolerance == 0 or len(offsets) == 1:
+        return points, offsets
+    shapes = polygons_from_rings(points, offsets)
+    fewer, fewer_offsets = open_rings(*_rings_of(shapely.simplify(shapes, tolerance)))
+    area, wanted = polygon_area(fewer, fewer_offsets), polygon_area(points, offsets)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = np.repeat(np.sqrt(wanted / area), ring_lengths(fewer_offsets))[:, None]
+    centre = np.repeat(polygon_centroid(fewer, fewer_offsets), ring_lengths(fewer_offsets), axis=0)
+    scaled = np.where(np.isfinite(factor), centre + (fewer - centre) * factor, fewer)
+    good = np.abs(area - wanted) <= _MOST_CHANGED * wanted
+    good &= shapely.is_valid(polygons_from_rings(scaled, fewer_offsets))
+    rings: NDArray[Any] = shapely.get_exterior_ring(shapes)
+    rings[good] = shapely.get_exterior_ring(polygons_from_rings(*select_rings(scaled, fewer_offsets, good)))
+    return open_rings(*_rings_of(rings))
+
+
+def _rings_of(shapes: NDArray[Any]) -> tuple[Floats, Offsets]:
+    """Return the points of polygons without holes, or of rings, and their offsets."""
+    return shapely.get_coordinates(shapes), ring_offsets(shapely.get_num_coordinates(shapes))
 
 
 def polygons_from_rings(points: Floats, offsets: Offsets) -> NDArray[Any]:

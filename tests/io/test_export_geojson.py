@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import cv2
 import numpy as np
 import pytest
 from export_samples import (
@@ -23,8 +24,10 @@ from hypothesis import strategies as st
 from shapely.geometry import Polygon, shape
 
 from cellvit.errors import ConfigError, DataError
+from cellvit.geometry.polygons import polygon_area
 from cellvit.io import read_geojson, write_geojson
 from cellvit.io.valid_polygons import valid_rings
+from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.types import Nuclei
 
 BOW_TIE = [(0, 0), (10, 10), (10, 0), (0, 10)]
@@ -100,6 +103,44 @@ def test_features_have_what_qupath_reads(tmp_path):
         assert "classification" not in two["properties"]
         assert two["properties"]["measurements"] == {"Nucleus: Label": 2, "Area px^2": 64.0}
         assert three["properties"]["classification"]["name"] == "Type 9"
+
+
+def pixel_nuclei(seed, count=30):
+    """Nuclei of ellipses, as post-processing outlines them."""
+    rng = np.random.default_rng(seed)
+    instances = np.zeros((200, 240), np.int32)
+    for label in range(1, count + 1):
+        place, axes = (int(v) for v in rng.integers(15, 185, 2)), (int(v) for v in rng.integers(2, 15, 2))
+        cv2.ellipse(instances, tuple(place), tuple(axes), float(rng.uniform(0, 180)), 0, 360, label, -1)
+    return nuclei_from_instances(instances, min_contour_points=1).nuclei
+
+
+@pytest.mark.parametrize("simplify", [0.5, 1.0, 2.0, 50.0])
+def test_simplified_outlines_keep_their_area_and_are_valid(tmp_path, simplify):
+    table = pixel_nuclei(0)
+    write_geojson(table, tmp_path / "a.geojson", simplify=simplify)
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    polygons = [shape(feature["geometry"]) for feature in features]
+    areas = polygon_area(table.contour_points, table.contour_offsets)
+    assert all(polygon.is_valid for polygon in polygons)
+    np.testing.assert_allclose([polygon.area for polygon in polygons], areas, rtol=0.01)
+    assert [feature["properties"]["measurements"]["Area px^2"] for feature in features] == areas.tolist()
+    read = read_geojson(tmp_path / "a.geojson")
+    assert_same(table, read, ("centroid", "bbox", "type", "label"))
+    points = len(read.contour_points) / len(table.contour_points)
+    assert points < {0.5: 1, 1.0: 0.5, 2.0: 0.6, 50.0: 1.01}[simplify]
+
+
+def test_simplifying_is_off_by_default_and_takes_distances_only(tmp_path):
+    table = pixel_nuclei(1, 5)
+    write_geojson(table, tmp_path / "a.geojson")
+    assert_same(table, read_geojson(tmp_path / "a.geojson"))
+    for value in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="simplify"):
+            write_geojson(table, tmp_path / "b.geojson", simplify=value)
+    assert not (tmp_path / "b.geojson").exists()
+    write_geojson(make_nuclei([]), tmp_path / "b.geojson", simplify=1.0)
+    assert len(read_geojson(tmp_path / "b.geojson")) == 0
 
 
 def test_points_are_the_light_variant(tmp_path):

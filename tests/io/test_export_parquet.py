@@ -61,7 +61,9 @@ def test_the_file_is_geoparquet_with_named_columns_and_facts(tmp_path):
     table = make_nuclei([square(0, 0), [(0, 0), (10, 10), (10, 0), (0, 10)], [(1, 1), (2, 2)]])
     write_parquet(table, tmp_path / "a.parquet", metadata={"mpp": 0.25, "image": "é.png"})
     read = pq.read_table(tmp_path / "a.parquet")
-    assert read.column_names == ["label", "type", "type_prob", "centroid", "bbox", "contour", "geometry"]
+    assert read.column_names == [
+        *("label", "type", "classification", "type_prob", "centroid", "bbox", "contour", "geometry")
+    ]
     assert read["centroid"].type == pa.list_(pa.float64(), 2)
     assert read["centroid"].to_pylist()[0] == [4.0, 4.0]
     assert read["contour"].to_pylist()[2] == [[1.0, 1.0], [2.0, 2.0]]

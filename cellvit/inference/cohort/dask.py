@@ -20,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
+from filelock import FileLock, Timeout
+
 from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.inference.cohort.job import Progress, Reporter, SlideJob, SlideOutcome, Task, attempt, seldom
 from cellvit.inference.cohort.run import refuse_shared_folders
@@ -30,8 +32,20 @@ PACKAGE = "cellvit-lightning"
 PROGRESS_SECONDS = 1.0
 """A slide's progress is told no more often, and as often it is asked whether the slide is still wanted."""
 
-CONNECT_SECONDS = 8
-"""A scheduler that does not answer within this time is not there."""
+CONNECT_SECONDS = 20
+"""A scheduler that does not answer within this time when a run begins is not there."""
+
+RECONNECT_SECONDS = 120
+"""A scheduler that was there is waited for as long when the connection is lost; a busy machine may be silent."""
+
+RECONNECTIONS = 5
+"""How often a lost connection is made again in one run."""
+
+PATIENCE = {"distributed.comm.timeouts.connect": 60.0, "distributed.comm.timeouts.tcp": 120.0}
+"""Settings of Dask in the process that submits: how many seconds an answer may take, at least (Dask's own: 30)."""
+
+LOCK_SECONDS = 120
+"""So long is waited for a worker that had a slide when the connection was lost; it leaves it after a tile."""
 
 POLL_SECONDS = 1.0
 """How often workers are counted."""
@@ -64,7 +78,9 @@ def run_on_cluster(
     """Run a task on slides on a Dask cluster and return what came of each.
 
     Each worker does one slide at a time. If a worker dies, the scheduler gives its slide to another, which goes on with
-    what is on the disk. Workers that come later are given slides too. A slide that fails does not stop the others.
+    what is on the disk. Workers that come later are given slides too. A slide that fails does not stop the others. If
+    the connection to the scheduler is lost, it is made again, :data:`RECONNECTIONS` times, each within
+    :data:`RECONNECT_SECONDS`, and the slides that were under way go on with what is on the disk.
 
     Args:
         jobs: The slides. Slides, folders of results and files in settings are on a disk that the workers share.
@@ -79,19 +95,31 @@ def run_on_cluster(
     Raises:
         ConfigError: If the cluster cannot be reached or used, or the jobs cannot be sent.
         OutputError: If a folder cannot be made.
-        CellViTError: If the connection is lost.
+        CellViTError: If the connection is lost and cannot be made again.
         KeyboardInterrupt: If the user stops it; the workers stop too, at the next tile.
     """
     refuse_shared_folders(jobs)
     if not jobs:
         return []
     reporter = Reporter() if report is None else report
-    payloads = [_payload(task, job) for job in jobs]
-    with _connected(address) as client:
+    run = _Run(jobs, [_payload(task, job) for job in jobs], reporter)
+    with _connected(address, seconds=CONNECT_SECONDS) as client:
         _check_cluster(client, address, reporter)
         for job in jobs:  # workers tell by them whether they share the disk
             _make_folder(job.out)
-        return _Run(client, jobs, payloads, reporter).run()
+        if run.run(client):
+            return run.found
+    for _ in range(RECONNECTIONS):
+        reporter.warned(f"the connection to the Dask scheduler was lost; trying again for {RECONNECT_SECONDS} s")
+        with suppress(ConfigError), _connected(address, seconds=RECONNECT_SECONDS) as client:
+            if run.run(client):
+                return run.found
+            continue
+        break  # nobody answered
+    raise CellViTError(
+        "the connection to the Dask scheduler was lost; finished slides and parts are kept: "
+        "start the cluster again and run the same command"
+    )
 
 
 def distributed() -> Any:
@@ -108,11 +136,23 @@ def distributed() -> Any:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Yield a client of the cluster that is closed at the end."""
+def _connected(address: str, *, seconds: float) -> Iterator[Any]:
+    """Yield a client of the cluster that is closed at the end; a scheduler is waited for so many seconds."""
     package = distributed()
+    with import_module("dask.config").set(_patience()), _client(package, address, seconds) as client:
+        yield client
+
+
+def _patience() -> dict[str, float]:
+    """Return :data:`PATIENCE` where Dask is not configured to be more patient, in seconds."""
+    config, seconds = import_module("dask.config"), import_module("dask.utils").parse_timedelta
+    return {name: max(least, seconds(config.get(name))) for name, least in PATIENCE.items()}
+
+
+@contextmanager
+def _client(package: Any, address: str, seconds: float) -> Iterator[Any]:
     try:
-        client = package.Client(_address(address), timeout=CONNECT_SECONDS, set_as_default=False, name="cellvit")
+        client = package.Client(_address(address), timeout=seconds, set_as_default=False, name="cellvit")
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         message = (
@@ -189,23 +229,30 @@ class _Run:
     assigned to it, also those that only waited there.
     """
 
-    def __init__(self, client: Any, jobs: Sequence[SlideJob], payloads: Sequence[bytes], reporter: Reporter) -> None:
-        self.client, self.jobs, self.payloads, self.reporter = client, jobs, payloads, reporter
-        self.topic = f"cellvit-{secrets.token_hex(8)}"
-        self.events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.waiting = deque(range(len(jobs)))
-        self.futures: dict[int, Any] = {}
+    def __init__(self, jobs: Sequence[SlideJob], payloads: Sequence[bytes], reporter: Reporter) -> None:
+        self.client: Any = None
+        self.jobs, self.payloads, self.reporter = jobs, payloads, reporter
         self.outcomes: dict[int, SlideOutcome] = {}
         self.starts: Counter[int] = Counter()
         self.submissions: Counter[int] = Counter()
         self.known: set[str] = set()
-        self.workers = 0
-        self.seen = -math.inf
+        self.connections = 0
 
-    def run(self) -> list[SlideOutcome]:
-        self.client.subscribe_topic(self.topic, lambda event: self.events.put(event[1]))
+    @property
+    def found(self) -> list[SlideOutcome]:
+        return [self.outcomes[number] for number in range(len(self.jobs))]
+
+    def run(self, client: Any) -> bool:
+        """Do the slides that have no outcome yet; return False if the connection was lost before all had one."""
+        self.client, self.topic = client, f"cellvit-{secrets.token_hex(8)}"
+        self.events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.waiting = deque(number for number in range(len(self.jobs)) if number not in self.outcomes)
+        self.futures: dict[int, Any] = {}
+        self.workers, self.seen = 0, -math.inf
+        self.connections += 1
         looked = -math.inf
         try:
+            client.subscribe_topic(self.topic, lambda event: self.events.put(event[1]))
             while len(self.outcomes) < len(self.jobs):
                 if time.monotonic() - looked >= POLL_SECONDS:
                     self._refresh_workers()
@@ -214,18 +261,20 @@ class _Run:
                     self._submit(self.waiting.popleft())
                 with suppress(queue.Empty):
                     self._handle_message(self.events.get(timeout=POLL_SECONDS))
-            return [self.outcomes[number] for number in range(len(self.jobs))]
+            return True
+        except (_ConnectionLostError, OSError):  # calls that are under way when it breaks raise what they meet
+            if client.status == "running":
+                raise
+            return False
         finally:
-            if self.client.status == "running":
-                self.client.cancel(list(self.futures.values()))
-                self.client.unsubscribe_topic(self.topic)
+            if client.status == "running":
+                client.cancel(list(self.futures.values()))
+                client.unsubscribe_topic(self.topic)
 
     def _refresh_workers(self) -> None:
         """Count the workers, which come and go."""
-        if self.client.status not in ("running", "connecting"):
-            raise _lost()
         if self.client.status != "running":
-            return
+            raise _ConnectionLostError
         self.workers = len(self.client.nthreads())
         if self.workers:
             self.seen = time.monotonic()
@@ -236,7 +285,7 @@ class _Run:
     def _submit(self, number: int) -> None:
         self.submissions[number] += 1
         key = f"{self.topic}-{number}-{self.submissions[number]}"
-        arguments = (self.payloads[number], self.topic, number)
+        arguments = (self.payloads[number], self.topic, number, LOCK_SECONDS if self.connections > 1 else 0)
         future = self.client.submit(run_slide, *arguments, key=key, pure=False, retries=1)
         self.futures[number] = future
         future.add_done_callback(lambda _: self.events.put({"slide": number, "kind": "end", "key": key}))
@@ -258,9 +307,12 @@ class _Run:
             self.reporter.advanced(self.jobs[number], event["done"], event["total"])
 
     def _end(self, number: int, future: Any) -> None:
-        if future.status in ("cancelled", "lost"):
-            raise _lost()
-        remote = future.result() if future.status == "finished" else self._broken(number, future.exception())
+        if self.client.status != "running":
+            raise _ConnectionLostError
+        if future.status in ("cancelled", "lost"):  # by the scheduler, which has forgotten it with a worker
+            remote = self._broken(number, None)
+        else:
+            remote = future.result() if future.status == "finished" else self._broken(number, future.exception())
         future.release()
         if remote is None:
             self.waiting.append(number)
@@ -269,10 +321,10 @@ class _Run:
         self.outcomes[number] = SlideOutcome(job.path, job.out, extra=job.extra, **remote)
         self.reporter.finished(self.outcomes[number])
 
-    def _broken(self, number: int, error: BaseException) -> RemoteOutcome | None:
+    def _broken(self, number: int, error: BaseException | None) -> RemoteOutcome | None:
         """Return the outcome of a slide that came to no end on any worker; None if it is not to blame for that."""
         text = f"{type(error).__name__}: {error}"
-        if isinstance(error, distributed().KilledWorker):
+        if error is None or isinstance(error, distributed().KilledWorker):
             if self.starts[number] < TRIES and self.submissions[number] < SUBMISSIONS:
                 return None
             text = (
@@ -291,11 +343,8 @@ class _Run:
         self.known.add(worker)
 
 
-def _lost() -> CellViTError:
-    return CellViTError(
-        "the connection to the Dask scheduler was lost; finished slides and parts are kept: "
-        "start the cluster again and run the same command"
-    )
+class _ConnectionLostError(Exception):
+    """The client has no scheduler any more."""
 
 
 # What happens on a worker.
@@ -305,7 +354,7 @@ class _NoLongerWantedError(BaseException):
     """Nobody waits for this slide any more; not an Exception, as nothing but :func:`run_slide` may catch it."""
 
 
-def run_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
+def run_slide(payload: bytes, topic: str, number: int, patience: float = 0) -> RemoteOutcome:
     """Segment one slide on this worker and return its outcome.
 
     It is told on the topic when it starts, how far it is and when it is done. It is left off, to be gone on with later,
@@ -315,6 +364,7 @@ def run_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
         payload: The pickled pair of task and job; the scheduler, which unpickles everything else, needs neither.
         topic: Name of the topic that events are told on.
         number: Number of the slide in the events.
+        patience: Seconds to wait for another worker that may still be leaving this slide.
     """
     from distributed import get_worker
 
@@ -335,7 +385,7 @@ def run_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
         try:
             check()
             worker.log_event(topic, {"slide": number, "kind": "start", "worker": name, "versions": versions()})
-            outcome = _run(payload, name, seldom(tell, seconds=PROGRESS_SECONDS))
+            outcome = _run(payload, name, seldom(tell, seconds=PROGRESS_SECONDS), patience)
             worker.log_event(topic, {"slide": number, "kind": "done"})
             return outcome
         except _NoLongerWantedError:
@@ -347,13 +397,16 @@ def versions() -> dict[str, str]:
     return {"cellvit": version(PACKAGE), "python": ".".join(platform.python_version_tuple()[:2])}
 
 
-def _run(payload: bytes, name: str, progress: Progress) -> RemoteOutcome:
+def _run(payload: bytes, name: str, progress: Progress, patience: float) -> RemoteOutcome:
     loaded: tuple[Task, SlideJob] = pickle.loads(payload)
     task, job = loaded
     missing = next((path for path in (job.path, job.out) if not path.exists()), None)
     if missing is not None:
         error = f"{name} does not see '{missing}'; slides and results have to be on a disk that all workers share"
         return RemoteOutcome(summary=None, error=error, seconds=0.0, device=name, trace=None)
+    if patience:
+        with suppress(Timeout, OSError, NotImplementedError), FileLock(job.out / ".lock", timeout=patience):
+            pass  # of which the task says what is to be said
     device = str(job.settings.get("device", "auto"))
     settings = {key: value for key, value in job.settings.items() if key != "device"}
     done = attempt(task, SlideJob(job.path, job.out, settings), device=device, progress=progress)

@@ -57,9 +57,9 @@ if hasattr(os, "register_at_fork"):
 def one_thread_after_fork() -> None:
     """Compute with one thread in a process that was forked from one in which this package was loaded already.
 
-    A fork copies no threads, but the libraries that compute still count on those of their pools in the parent, and would
-    wait for them without end and without a word. Nothing tells whether a pool was in use, so that one thread is what is
-    always safe. A process that was started anew (``spawn``, ``forkserver``) keeps its threads.
+    A fork copies no threads, but the libraries that compute still count on those of their pools in the parent, and
+    would wait for them without end and without a word. Nothing tells whether a pool was in use, so that one thread is
+    what is always safe. A process that was started anew (``spawn``, ``forkserver``) keeps its threads.
     """
     global _forked
     if not _forked:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
@@ -39,7 +40,7 @@ RECONNECT_SECONDS = 120
 """A scheduler that was there is waited for as long when the connection is lost; a busy machine may be silent."""
 
 RECONNECTIONS = 5
-"""How often a lost connection is made again in one run."""
+"""How often a connection may be lost and made again in one run."""
 
 PATIENCE = {"distributed.comm.timeouts.connect": 60.0, "distributed.comm.timeouts.tcp": 120.0}
 """Settings of Dask in the process that submits: how many seconds an answer may take, at least (Dask's own: 30)."""
@@ -102,24 +103,12 @@ def run_on_cluster(
     if not jobs:
         return []
     reporter = Reporter() if report is None else report
-    run = _Run(jobs, [_payload(task, job) for job in jobs], reporter)
-    with _connected(address, seconds=CONNECT_SECONDS) as client:
+    payloads = [_payload(task, job) for job in jobs]
+    with _connected(address) as client:
         _check_cluster(client, address, reporter)
         for job in jobs:  # workers tell by them whether they share the disk
             _make_folder(job.out)
-        if run.run(client):
-            return run.found
-    for _ in range(RECONNECTIONS):
-        reporter.warned(f"the connection to the Dask scheduler was lost; trying again for {RECONNECT_SECONDS} s")
-        with suppress(ConfigError), _connected(address, seconds=RECONNECT_SECONDS) as client:
-            if run.run(client):
-                return run.found
-            continue
-        break  # nobody answered
-    raise CellViTError(
-        "the connection to the Dask scheduler was lost; finished slides and parts are kept: "
-        "start the cluster again and run the same command"
-    )
+        return _Run(client, jobs, payloads, reporter).run()
 
 
 def distributed() -> Any:
@@ -136,10 +125,10 @@ def distributed() -> Any:
 
 
 @contextmanager
-def _connected(address: str, *, seconds: float) -> Iterator[Any]:
-    """Yield a client of the cluster that is closed at the end; a scheduler is waited for so many seconds."""
+def _connected(address: str) -> Iterator[Any]:
+    """Yield a client of the cluster that is closed at the end."""
     package = distributed()
-    with import_module("dask.config").set(_patience()), _client(package, address, seconds) as client:
+    with import_module("dask.config").set(_patience()), _client(package, address) as client:
         yield client
 
 
@@ -150,9 +139,9 @@ def _patience() -> dict[str, float]:
 
 
 @contextmanager
-def _client(package: Any, address: str, seconds: float) -> Iterator[Any]:
+def _client(package: Any, address: str) -> Iterator[Any]:
     try:
-        client = package.Client(_address(address), timeout=seconds, set_as_default=False, name="cellvit")
+        client = package.Client(_address(address), timeout=CONNECT_SECONDS, set_as_default=False, name="cellvit")
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         message = (
@@ -160,6 +149,7 @@ def _client(package: Any, address: str, seconds: float) -> Iterator[Any]:
             "address it prints, such as tcp://HOST:8786, or the path of its --scheduler-file"
         )
         raise ConfigError(message) from error
+    client._timeout = RECONNECT_SECONDS  # Dask has one for both; without such an attribute it stays the first
     try:
         yield client
     finally:
@@ -229,31 +219,22 @@ class _Run:
     assigned to it, also those that only waited there.
     """
 
-    def __init__(self, jobs: Sequence[SlideJob], payloads: Sequence[bytes], reporter: Reporter) -> None:
-        self.client: Any = None
-        self.jobs, self.payloads, self.reporter = jobs, payloads, reporter
+    def __init__(self, client: Any, jobs: Sequence[SlideJob], payloads: Sequence[bytes], reporter: Reporter) -> None:
+        self.client, self.jobs, self.payloads, self.reporter = client, jobs, payloads, reporter
+        self.futures: dict[int, Any] = {}
         self.outcomes: dict[int, SlideOutcome] = {}
         self.starts: Counter[int] = Counter()
         self.submissions: Counter[int] = Counter()
         self.known: set[str] = set()
-        self.connections = 0
+        self.lost = 0
 
-    @property
-    def found(self) -> list[SlideOutcome]:
-        return [self.outcomes[number] for number in range(len(self.jobs))]
-
-    def run(self, client: Any) -> bool:
-        """Do the slides that have no outcome yet; return False if the connection was lost before all had one."""
-        self.client, self.topic = client, f"cellvit-{secrets.token_hex(8)}"
-        self.events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.waiting = deque(number for number in range(len(self.jobs)) if number not in self.outcomes)
-        self.futures: dict[int, Any] = {}
-        self.workers, self.seen = 0, -math.inf
-        self.connections += 1
+    def run(self) -> list[SlideOutcome]:
+        self._begin()
         looked = -math.inf
         try:
-            client.subscribe_topic(self.topic, lambda event: self.events.put(event[1]))
             while len(self.outcomes) < len(self.jobs):
+                if self.client.status != "running":
+                    self._reconnect()
                 if time.monotonic() - looked >= POLL_SECONDS:
                     self._refresh_workers()
                     looked = time.monotonic()
@@ -261,21 +242,43 @@ class _Run:
                     self._submit(self.waiting.popleft())
                 with suppress(queue.Empty):
                     self._handle_message(self.events.get(timeout=POLL_SECONDS))
-            return True
-        except (_ConnectionLostError, OSError):  # calls that are under way when it breaks raise what they meet
-            if client.status == "running":
-                raise
-            return False
+            return [self.outcomes[number] for number in range(len(self.jobs))]
         finally:
-            if client.status == "running":
-                client.cancel(list(self.futures.values()))
-                client.unsubscribe_topic(self.topic)
+            if self.client.status == "running":
+                self.client.cancel(list(self.futures.values()))
+                self.client.unsubscribe_topic(self.topic)
+
+    def _begin(self) -> None:
+        """Ask to be told of the slides that are not done, under a name that no earlier message has."""
+        self.topic = f"cellvit-{secrets.token_hex(8)}"
+        events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.events = events
+        self.waiting = deque(number for number in range(len(self.jobs)) if number not in self.outcomes)
+        self.futures.clear()
+        self.starts.clear()
+        self.workers, self.seen = 0, -math.inf
+        self.client.subscribe_topic(self.topic, lambda event: events.put(event[1]))
+
+    def _reconnect(self) -> None:
+        """Wait until Dask has made the connection again; with it the scheduler has forgotten our slides."""
+        self.lost += 1
+        if self.lost <= RECONNECTIONS:
+            self.reporter.warned(f"the connection to the Dask scheduler was lost; trying for {RECONNECT_SECONDS} s")
+            while self.client.status == "connecting":
+                time.sleep(POLL_SECONDS / 10)
+        if self.client.status != "running":
+            raise CellViTError(
+                "the connection to the Dask scheduler was lost; finished slides and parts are kept: "
+                "start the cluster again and run the same command"
+            )
+        self._begin()
 
     def _refresh_workers(self) -> None:
         """Count the workers, which come and go."""
-        if self.client.status != "running":
-            raise _ConnectionLostError
-        self.workers = len(self.client.nthreads())
+        try:
+            self.workers = len(self.client.nthreads())
+        except OSError:  # the connection has just been lost, which its status will tell
+            return
         if self.workers:
             self.seen = time.monotonic()
         elif time.monotonic() - self.seen > NO_WORKER_WARNING_SECONDS:
@@ -285,7 +288,7 @@ class _Run:
     def _submit(self, number: int) -> None:
         self.submissions[number] += 1
         key = f"{self.topic}-{number}-{self.submissions[number]}"
-        arguments = (self.payloads[number], self.topic, number, LOCK_SECONDS if self.connections > 1 else 0)
+        arguments = (self.payloads[number], self.topic, number, LOCK_SECONDS if self.lost else 0)
         future = self.client.submit(run_slide, *arguments, key=key, pure=False, retries=1)
         self.futures[number] = future
         future.add_done_callback(lambda _: self.events.put({"slide": number, "kind": "end", "key": key}))
@@ -307,12 +310,10 @@ class _Run:
             self.reporter.advanced(self.jobs[number], event["done"], event["total"])
 
     def _end(self, number: int, future: Any) -> None:
-        if self.client.status != "running":
-            raise _ConnectionLostError
-        if future.status in ("cancelled", "lost"):  # by the scheduler, which has forgotten it with a worker
-            remote = self._broken(number, None)
-        else:
+        try:
             remote = future.result() if future.status == "finished" else self._broken(number, future.exception())
+        except (OSError, CancelledError):  # what was known of it went with a worker, or with the connection
+            remote = self._broken(number, None)
         future.release()
         if remote is None:
             self.waiting.append(number)
@@ -341,10 +342,6 @@ class _Run:
         if differing and worker not in self.known:
             self.reporter.warned(f"{worker} has {', '.join(differing)}; install the same everywhere")
         self.known.add(worker)
-
-
-class _ConnectionLostError(Exception):
-    """The client has no scheduler any more."""
 
 
 # What happens on a worker.

@@ -136,11 +136,15 @@ def test_a_closed_terminal_leaves_workers_alone_and_a_dead_starter_is_a_line():
         assert len(nuclei_of(pool.submit(maps()))) == 1
         os.kill(server._forkserver_pid, signal.SIGKILL)
         with pytest.raises(OutputError, match=r"worker was killed, or the process that starts them.*are kept: run the"):
-            while True:  # it takes a moment to be noticed
-                nuclei_of(pool.submit(maps()))
+            _until_it_is_noticed(pool)
     with PostprocessPool(DrawnModel(), 1) as pool:  # the next slide has new ones
         assert len(nuclei_of(pool.submit(maps()))) == 1
         assert pool.kind == "processes"
+
+
+def _until_it_is_noticed(pool):
+    while True:
+        nuclei_of(pool.submit(maps()))
 
 
 class Hungry(DrawnModel):

@@ -1,8 +1,9 @@
 """Work that is killed at random moments and taken up again, compared with work that nobody disturbed.
 
-``make soak`` runs it for 20 minutes, outside the automated tests: ``make soak SECONDS=120 SEED=7``. Each kind of work is
-done once without interruption. Then, again and again in a new folder, it is stopped by SIGKILL, SIGTERM or SIGHUP at
-random moments and continued by the same command until it is done; what is promised to be the same is compared.
+``make soak`` runs it for 20 minutes, outside the automated tests; ``make soak SECONDS=120 SEED=7`` repeats a run. Each
+kind of work is done once without interruption. Then, again and again in a new folder, it is stopped by SIGKILL, SIGTERM
+or SIGHUP at random moments and continued by the same command until it is done; what is promised to be the same is
+compared.
 """
 
 import argparse
@@ -28,9 +29,9 @@ import psutil
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/cli")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/cli")]
 
-from drawn_folds import draw_tissue, write_folds, write_folds_config
+from drawn_folds import draw_tissue, write_folds, write_folds_config  # noqa: E402
 
 CELLVIT = (sys.executable, "-m", "cellvit")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
@@ -192,7 +193,7 @@ def soak(works: list[Work], folder: Path, *, seconds: float, seed: int) -> dict[
 
 
 def table(tallies: Mapping[str, Tally]) -> str:
-    """Return a line per kind of work: kills by signal, those that were survived, folders compared, those that differ."""
+    """Return a line per kind of work: kills by signal, those survived, folders compared, those that differ."""
     names = [number.name for number in SIGNALS]
     rows = [["work", "seconds", *names, "survived", "compared", "different"]]
     for name, tally in tallies.items():

@@ -127,12 +127,12 @@ def episode(
         whole: What undisturbed work resulted in.
         tally: Is filled.
         chance: Chooses moments and signals.
-        end: Time of ``time.monotonic`` after which it is no longer interrupted.
+        end: Time of ``time.monotonic`` after which it is interrupted once only.
     """
     log, deaths = out.with_suffix(".log"), 0
     while True:
         number = chance.choice(SIGNALS)
-        free = deaths >= DEATHS or time.monotonic() >= end
+        free = deaths >= DEATHS or (deaths > 0 and time.monotonic() >= end)
         life = live(work.command(out), log, after=None if free else chance.uniform(0, tally.seconds), number=number)
         if life.left:
             tally.faults.append(
@@ -290,7 +290,10 @@ def all_works(folder: Path) -> list[Work]:
     if not region.is_file():
         print("no real slide: set CELLVIT_TEST_DATA to the folder that holds wsi/")
         return works
-    slide = ("--tile-size", "256", "--device", "cpu", "--workers", "1", "--formats", formats)
+    corners = [[200, 200], [1200, 200], [1200, 1200], [200, 1200], [200, 200]]  # seven parts of 16 tiles
+    roi = folder / "roi.geojson"
+    roi.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    slide = ("--tile-size", "256", "--roi", str(roi), "--device", "cpu", "--workers", "1", "--formats", formats)
     return [Work("slide", partial(segment_command, [region.resolve()], slide), slide_results), *works]
 
 

@@ -245,8 +245,9 @@ class _Run:
             return [self.outcomes[number] for number in range(len(self.jobs))]
         finally:
             if self.client.status == "running":
-                self.client.cancel(list(self.futures.values()))
-                self.client.unsubscribe_topic(self.topic)
+                with suppress(OSError):  # a connection that breaks now takes both with it
+                    self.client.cancel(list(self.futures.values()))
+                    self.client.unsubscribe_topic(self.topic)
 
     def _begin(self) -> None:
         """Ask to be told of the slides that are not done, under a name that no earlier message has."""

@@ -42,7 +42,7 @@ PATIENCE = 600.0
 LEFT_SECONDS = 60.0
 """Seconds that processes may outlive their parent."""
 
-SUMMARY = ("nuclei", "tiles", "tissue", "resolution", "fingerprints", "warnings")
+SUMMARY = ("nuclei", "tiles", "tissue", "resolution", "fingerprints", "warnings", "statistics")
 """What a summary must say again; times and places differ."""
 
 
@@ -220,7 +220,7 @@ def slide_results(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = file_digests(out, leave=("summary.json", "summary.csv", "report.html", ".lock"))
     for path in out.glob("*/summary.json"):
         summary = json.loads(path.read_text(encoding="utf-8"))
-        found[str(path.relative_to(out))] = {name: summary[name] for name in SUMMARY}
+        found[str(path.relative_to(out))] = {name: summary.get(name) for name in SUMMARY}
     with (out / "summary.csv").open(encoding="utf-8", newline="") as stream:
         found["summary.csv"] = [{**row, "seconds": ""} for row in csv.DictReader(stream)]
     return found

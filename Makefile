@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # one install at a time, and output in order
-.PHONY: help demo test quick lint format typecheck unit docs bench clean
+.PHONY: help demo test quick lint format typecheck unit docs bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,6 +16,8 @@ DOCS_STAMP := $(VENV)/.installed-dev-docs
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?= -m "not gpu"
 DEMO_OUT ?= demo
+SECONDS := 1200# not ?=, since bash has a variable of that name; an argument of make goes before it
+SEED :=
 
 # The quick half: folders whose tests train no network and start no process, and the tests of the house.
 QUICK := $(wildcard tests/decoders tests/geometry tests/heads tests/io tests/losses tests/metrics tests/plugins \
@@ -69,6 +71,10 @@ bench: $(DEV_STAMP) ## Run every benchmark; each prints JSON
 		[ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
 		echo "-- $$file" >&2; $(BIN)/python "$$file"; \
 	done
+
+soak: $(DEV_STAMP) ## Kill work at random for 20 minutes and compare what it comes to (SECONDS=120 SEED=7)
+	$(call say,soak: $(SECONDS) seconds)
+	CUDA_VISIBLE_DEVICES= $(BIN)/python tests/soak/soak.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 clean: ## Remove the environment and everything that was built
 	rm -rf $(VENV) build dist demo site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import cellvit.callbacks  # noqa: F401  its classes can then be named in YAML without their module
 from cellvit.cli.config import expand_bases
+from cellvit.cli.verb import terminable
 from cellvit.data import FolderDataModule, PanNukeDataModule  # noqa: F401  likewise
 from cellvit.decoders.base import DECODERS
 from cellvit.encoders.base import ENCODERS
@@ -81,17 +82,26 @@ def main(arguments: list[str]) -> int:
         arguments: The verb and its arguments.
 
     Returns:
-        0, or 143 if it was told to stop; LightningCLI raises on errors and exits with 2 on wrong usage.
+        0, or 128 and the number of the signal that stopped it: 130 (Ctrl+C), 143 (SIGTERM), 129 (its terminal was
+        closed). LightningCLI raises on errors and exits with 2 on wrong usage.
     """
     sys.path.append(str(Path.cwd()))  # a class in a file beside can be named, though the console script hides it
     for registry in (ENCODERS, DECODERS, HEADS, METRICS, POSTPROCESSORS):
         registry.load()  # plug-ins are known before anything is parsed
     if os.environ.get(SUPERVISED):
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+    stopped: list[int] = []
     try:
-        _run(expand_bases(arguments))
+        with terminable() as stopped:
+            _run(expand_bases(arguments))
     except SIGTERMException:  # a SystemExit that would otherwise pass for success
-        return 128 + signal.SIGTERM
+        return _interrupted(stopped[0] if stopped else signal.SIGTERM)
+    except KeyboardInterrupt:
+        return _interrupted(stopped[0] if stopped else signal.SIGINT)
+    except SystemExit as stop:  # what Lightning makes of Ctrl+C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return _interrupted(stopped[0] if stopped else signal.SIGINT)
+        raise
     except (RuntimeError, ValueError) as error:
         # the parser wraps what our classes say in all that it tried
         if isinstance(error.__cause__, CellViTError) and not isinstance(error, CellViTError):
@@ -104,6 +114,13 @@ def main(arguments: list[str]) -> int:
         )
         raise WeightsError(message) from error
     return 0
+
+
+def _interrupted(number: int) -> int:
+    """Say that the work was stopped, once for all processes of a training, and return the exit code."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write("interrupted; the checkpoints that were written are kept, and --ckpt_path goes on from one\n")
+    return 128 + number
 
 
 def _run(arguments: list[str]) -> None:

@@ -1,11 +1,13 @@
 """The head that every verb of ours has: arguments, what is printed, interruptions, errors in words of the user."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from cellvit.cli.console import Output
@@ -57,8 +59,8 @@ def command(
 ) -> Main:
     """Return the ``main`` of a verb: it takes arguments (None: those of the process) and returns an exit code.
 
-    It returns 2 for wrong usage, 130 if the user interrupts it and 143 if the system asks it to end. Errors carry
-    options in place of the names of Python.
+    It returns 2 for wrong usage, 130 if the user interrupts it, 143 if the system asks it to end and 129 if its
+    terminal is closed. Errors carry options in place of the names of Python.
 
     Args:
         build_parser: Returns the parser of the verb's arguments.
@@ -77,7 +79,7 @@ def command(
             options.others = others
             output.quiet, output.json = getattr(options, "quiet", False), getattr(options, "json", False)
             output.flags = flags_of(parser)
-            with _terminable():
+            with terminable():
                 return run(options, output)
         except SystemExit as stop:  # argparse has printed why, or the help
             return int(stop.code or 0)
@@ -94,27 +96,68 @@ def command(
         except KeyboardInterrupt as stop:
             more = "; what is finished is kept, and the same command goes on with the rest" if resumes else ""
             sys.stderr.write(f"interrupted{more}\n")
-            return 143 if isinstance(stop, _Terminated) else 130
+            return 128 + (stop.number if isinstance(stop, Terminated) else signal.SIGINT)
 
     return main
 
 
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end, as Slurm does before it kills."""
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, as Slurm does before it kills, or its terminal was closed.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a request to end stop the work as Ctrl+C does; only the main thread can."""
+def terminable() -> Iterator[list[int]]:
+    """Let a request to end, or a closed terminal, stop the work as Ctrl+C does; only the main thread can.
+
+    A signal that is ignored, as ``nohup`` has it, stays so. Work that has taken SIGTERM over, as Lightning's loops do,
+    is left to stop at a moment of its own, and hears of a closed terminal as SIGTERM.
+
+    Yields:
+        The signals that have come, the first one first.
+
+    Raises:
+        Terminated: Where the signal comes, unless it was taken over.
+    """
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
 
     def stop(number: int, frame: object) -> None:
-        raise _Terminated
+        came.append(number)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)  # shell and system may both tell of a closed terminal
+            _leave_closed_terminal()
+        if signal.getsignal(signal.SIGTERM) in (stop, signal.SIG_IGN):
+            raise Terminated(number)
+        if number != signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     try:
-        yield
+        for number in heard:
+            signal.signal(number, stop)
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+
+
+def _leave_closed_terminal() -> None:
+    """Let what is printed from now on go nowhere if it would fail, so that it does not hide why the work stops."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream)

@@ -1,12 +1,15 @@
-"""Fused and compiled inference: a faster network that computes the same."""
+"""Fused and compiled inference: a faster network that computes the same; and one thread where more would hang."""
 
+import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+import cv2
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -39,6 +42,39 @@ class _Use:
 _USES: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def one_thread_after_fork() -> None:
+    """Compute with one thread in a process that was forked from one in which this package was loaded already.
+
+    A fork copies no threads, but the libraries that compute still count on those of their pools in the parent, and
+    would wait for them without end and without a word. Nothing tells whether a pool was in use, so that one thread is
+    what is always safe. A process that was started anew (``spawn``, ``forkserver``) keeps its threads.
+    """
+    global _forked
+    if not _forked:
+        return
+    _forked = False
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # not 1, which would wait for the threads of its pool to end
+    if threads > 1:
+        warnings.warn(
+            f"this process was forked, so it computes with 1 thread in place of {threads}, which would wait for threads"
+            " that only its parent has; start it with multiprocessing.get_context('spawn') to use them all",
+            stacklevel=3,
+        )
+
 
 @contextmanager
 def accelerated_inference(network: nn.Module) -> Iterator[None]:
@@ -53,6 +89,7 @@ def accelerated_inference(network: nn.Module) -> Iterator[None]:
         network: Its convolutions and batch norms may be anywhere inside. It stays on its device meanwhile. One that is
             compiled is left to its compiler.
     """
+    one_thread_after_fork()
     with _LOCK:
         use = _USES.get(network) or _Use(network)
         if not use.count:

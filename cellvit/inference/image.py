@@ -18,6 +18,7 @@ from cellvit.inference.protocol import (
     load_model,
     postprocessor_of,
 )
+from cellvit.inference.resources import memory_advice
 from cellvit.inference.tta import unwrap_tta, with_tta
 from cellvit.io.images import to_rgb
 from cellvit.model.build import image_arrays
@@ -72,7 +73,7 @@ def segment_image(
 
     Raises:
         ImageError: If the image is not of the forms above.
-        ConfigError: If a setting cannot work.
+        ConfigError: If a setting cannot work, or a batch of tiles does not fit into memory.
         UnknownPluginError: If there is no model of that name.
         WeightsError: If the weights cannot be used.
     """
@@ -88,7 +89,7 @@ def segment_image(
     view = SlideView(ArrayImage(pixels), mpp=axes, target_mpp=network.mpp)
     grid = tile_grid(view.width, view.height, tile_size=tile_size, overlap=overlap)
     found: list[tuple[int, Nuclei]] = []
-    with evaluation_mode(network):
+    with evaluation_mode(network), memory_advice(tile_size=tile_size, batch_size=batch_size):
         for first in range(0, len(grid), batch_size):
             indices = range(first, min(first + batch_size, len(grid)))
             tiles = np.stack([view.read(t.x, t.y, t.width, t.height) for t in map(grid.tile, indices)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,7 +14,7 @@ from cellvit import io, plotting
 from cellvit.errors import OutputError
 from cellvit.inference.assemble import TABLE, PatchLayout
 from cellvit.inference.settings import FORMATS, Origin, available_cores
-from cellvit.inference.workers import may_have_children, process_pool, submit
+from cellvit.inference.workers import NO_PROCESS, may_have_children, process_pool, submit
 from cellvit.io.images import Rgb8
 from cellvit.io.stream import NucleiStream
 from cellvit.slide.open import Slide
@@ -91,11 +92,16 @@ def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -
     if not separate:
         _write_here(out, here, context)
         return
-    with process_pool(min(len(separate), _PROCESSES)) as pool:
-        started = [
-            submit(pool, _write_table, name, out, context.metadata, context.patches, context.simplify_px)
-            for name in separate
-        ]
+    with ExitStack() as stack:
+        try:
+            pool = stack.enter_context(process_pool(min(len(separate), _PROCESSES)))
+            started = [
+                submit(pool, _write_table, name, out, context.metadata, context.patches, context.simplify_px)
+                for name in separate
+            ]
+        except NO_PROCESS:  # only slower; the post-processing, which met it first, has told
+            _write_here(out, list(formats), context)
+            return
         _write_here(out, here, context)
         try:
             for file in started:

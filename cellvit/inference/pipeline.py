@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cellvit.errors import ImageError
 from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, Progress, postprocessor_of
+from cellvit.inference.resources import memory_advice
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import reading_threads
 from cellvit.inference.workers import PostprocessPool, nuclei_of
@@ -60,6 +61,7 @@ class TileStream:
         embeddings: Whether nuclei get an embedding.
         seconds: Filled while it runs.
         unreadable: Numbers of the tiles whose pixels could not be read, filled while it runs; they hold no nuclei.
+        notes: What the user should know of how it ran, filled while it runs.
     """
 
     prepared: PreparedSlide
@@ -72,6 +74,7 @@ class TileStream:
     def __post_init__(self) -> None:
         self._reading = threading.Lock()
         self.unreadable: set[int] = set()
+        self.notes: list[str] = []
         self._postprocessor = postprocessor_of(self.model)
 
     def run(self, journal: ResumeFolder, *, workers: int, progress: Progress | None = None) -> str:
@@ -84,13 +87,18 @@ class TileStream:
 
         Returns:
             Who post-processed: ``"processes"`` or ``"threads"``.
+
+        Raises:
+            ConfigError: If a batch or its post-processing does not fit into memory.
+            OutputError: If a worker was killed, or a part cannot be written.
         """
         missing = [number for number in range(self.prepared.parts) if not journal.finished(number)]
         done = len(self.prepared.tiles) - sum(len(self.prepared.part(number)) for number in missing)
         report = progress or (lambda done, total: None)
         report(done, len(self.prepared.tiles))
         started = time.perf_counter()
-        with PostprocessPool(self.model, workers) as pool:
+        size = self.prepared.grid.tile_size
+        with memory_advice(tile_size=size, batch_size=self.batch_size), PostprocessPool(self.model, workers) as pool:
             under_way: deque[tuple[int, int, Future[Nuclei]]] = deque()
             collected = _Parts(self, journal)
             for number, indices, maps in self._predicted(missing):
@@ -102,6 +110,7 @@ class TileStream:
             while under_way:
                 collected.add(*under_way.popleft())
                 report(done + collected.tiles, len(self.prepared.tiles))
+        self.notes += pool.notes
         self.seconds.elapsed = time.perf_counter() - started
         return pool.kind
 

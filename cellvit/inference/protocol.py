@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cellvit.errors import ConfigError
 from cellvit.heads.base import Head
-from cellvit.inference.acceleration import accelerated_inference
+from cellvit.inference.acceleration import accelerated_inference, one_thread_after_fork
 from cellvit.inference.settings import DEVICES, PRECISIONS
 from cellvit.model.network import CellViTNetwork
 from cellvit.postprocess.base import Postprocessor
@@ -99,6 +99,7 @@ def load_model(model: str | Path | NucleiModel, *, device: str = "auto", trust: 
         UnknownPluginError: If there is no model of that name.
         WeightsError: If the weights cannot be used.
     """
+    one_thread_after_fork()
     if isinstance(model, str | Path):
         target = choose_device(device)
         loaded: FullModel = CellViTNetwork.from_pretrained(model, trust=trust).to(target)

@@ -2,10 +2,14 @@
 
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import cv2
 import psutil
+
+from cellvit.errors import ConfigError
 
 # psutil knows the machine; what a container may use of it stands in its control group, of version 2 or 1
 _CGROUP = Path("/sys/fs/cgroup")
@@ -33,6 +37,30 @@ def peak_memory() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def memory_advice(*, tile_size: int, batch_size: int) -> Iterator[None]:
+    """Give the ways in which libraries say that there is no memory left the words of what would need less of it.
+
+    Args:
+        tile_size: Side of the tiles that are computed, in pixels.
+        batch_size: Tiles at a time.
+
+    Raises:
+        ConfigError: In place of such an error; others pass.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        # of torch on the CPU, of torch on a card, of OpenCV
+        signs = ("DefaultCPUAllocator", "out of memory", "Insufficient memory")
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
+            raise
+        raise ConfigError(
+            f"there is not enough memory for tile_size={tile_size} and batch_size={batch_size}; make one of them "
+            "smaller, pass fewer workers, or free memory"
+        ) from error
 
 
 def cpu_quota() -> float | None:

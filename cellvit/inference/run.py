@@ -161,6 +161,7 @@ class SlideRun:
         summary = self._facts.summary(table, digest=digest.result(), started=started)
         summary = {**summary, "statistics": statistics, "workers": {"number": workers, "kind": kind}}
         summary["seconds"] = seconds
+        summary["warnings"] = [*summary["warnings"], *stream.notes]
         write_record(self.out / "summary.json", summary)
         return summary
 

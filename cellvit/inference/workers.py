@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
@@ -31,19 +31,24 @@ _hiding = threading.Lock()
 _postprocess: Callable[[Maps], Any] | None = None
 _pickled = b""
 
+NO_PROCESS = (OSError, EOFError, NotImplementedError, ImportError)
+"""What Python raises where no process can be started: no shared memory, no free process, a helper process that died."""
+
 
 class PostprocessPool:
     """Post-processes tiles in other processes; use it as a context.
 
     Where processes cannot be had, threads of this process do it: with ``workers=0``, in a daemonic process (which may
-    not have children), and for a post-processor that only the running script knows.
+    not have children), for a post-processor that only the running script knows, and where the system refuses to start
+    processes, of which :attr:`notes` tell.
 
     Args:
         model: The model; its ``postprocessor`` goes to the workers, or, if it has none, its ``postprocess`` stays here.
         workers: Number of processes.
 
     Attributes:
-        kind: ``"processes"`` or ``"threads"``.
+        kind: ``"processes"`` or ``"threads"``; the latter also if processes were refused on the way.
+        notes: What the user should know of it, a line each.
         capacity: Tiles that may be waiting or in work; more would only take memory.
     """
 
@@ -51,20 +56,27 @@ class PostprocessPool:
         postprocessor = postprocessor_of(model)
         portable = postprocessor is not None and _can_travel(postprocessor)
         possible = workers > 0 and portable and may_have_children()
-        self.kind = "processes" if possible else "threads"
+        self.kind = "threads"
+        self.notes: list[str] = []
         self.capacity = 2 * max(1, workers) + 1
         self._local = model.postprocess
-        self._pool: Executor
+        self._open = ExitStack()
+        self._threads = ThreadPoolExecutor(max(1, workers), thread_name_prefix="postprocess")
+        self._open.callback(self._threads.shutdown, wait=True, cancel_futures=True)
         if possible:
-            self._pool = process_pool(workers, partial(_keep, pickle.dumps(postprocessor)))
-        else:
-            self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="postprocess")
+            try:
+                self._processes = process_pool(workers, partial(_keep, pickle.dumps(postprocessor)))
+            except NO_PROCESS as error:
+                self._do_without(error)
+            else:
+                self.kind = "processes"
+                self._open.callback(self._processes.shutdown, wait=True, cancel_futures=True)
 
     def __enter__(self) -> "PostprocessPool":
         return self
 
     def __exit__(self, *stop: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._open.close()
 
     def submit(self, maps: Maps) -> "Future[Nuclei]":
         """Start to find the nuclei of one tile.
@@ -75,12 +87,22 @@ class PostprocessPool:
         Returns:
             A future of the nuclei in pixels of the tile, without class names; :func:`nuclei_of` waits for it.
         """
-        try:
-            if self.kind == "threads":
-                return self._pool.submit(_find_here, self._local, maps)
-            return submit(self._pool, _find, maps)
-        except BrokenProcessPool as error:
-            raise _worker_died() from error
+        if self.kind == "processes":
+            try:
+                return submit(self._processes, _find, maps)
+            except BrokenProcessPool as error:
+                raise _worker_died() from error
+            except NO_PROCESS as error:  # what processes that did start have in work stays theirs
+                self._do_without(error)
+        return self._threads.submit(_find_here, self._local, maps)
+
+    def _do_without(self, error: BaseException) -> None:
+        self.kind = "threads"
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        self.notes.append(
+            f"no post-processing process could be started ({reason}); threads did its work, which is slower: "
+            "look at 'cellvit doctor', or pass workers=0"
+        )
 
 
 def nuclei_of(future: "Future[Nuclei]") -> Nuclei:
@@ -100,8 +122,8 @@ def nuclei_of(future: "Future[Nuclei]") -> Nuclei:
 
 def _worker_died() -> OutputError:
     return OutputError(
-        "a post-processing worker was killed, most likely for lack of memory; the finished parts are kept: "
-        "run the same again with fewer workers"
+        "a post-processing worker was killed, or the process that starts them, most likely for lack of memory; "
+        "the finished parts are kept: run the same again with fewer workers"
     )
 
 
@@ -141,8 +163,12 @@ def process_pool(workers: int, prepare: Callable[[], None] | None = None) -> Pro
     Args:
         workers: Number of processes, from 1.
         prepare: Is called in each; a function that can be pickled.
+
+    Raises:
+        OSError: If the system has no shared memory for it, or another of :data:`NO_PROCESS`.
     """
-    return ProcessPoolExecutor(workers, _context(), initializer=partial(_start, prepare))
+    with _deaf_to_hangup():
+        return ProcessPoolExecutor(workers, _context(), initializer=partial(_start, prepare))
 
 
 def submit(pool: Executor, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
@@ -153,7 +179,7 @@ def submit(pool: Executor, function: Callable[..., Result], *arguments: Any) -> 
         function: What to call; it and its arguments can be pickled.
         *arguments: For it.
     """
-    with _without_main_module():
+    with _without_main_module(), _deaf_to_hangup():
         return pool.submit(function, *arguments)
 
 
@@ -193,3 +219,19 @@ def _without_main_module() -> Iterator[None]:
             yield
         finally:
             sys.modules["__main__"] = main
+
+
+@contextmanager
+def _deaf_to_hangup() -> Iterator[None]:
+    """Let processes that start here, and what starts them, not hear of a closed terminal: they end with this one.
+
+    They inherit the mask of this thread; a signal that comes meanwhile is delivered afterwards.
+    """
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -183,8 +183,11 @@ def test_a_slide_that_is_missing_is_a_failed_slide(model, tmp_path, capsys):
     assert [row["status"] for row in rows(tmp_path / "out")] == ["failed"]
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="this system has no SIGTERM")
-def test_a_request_to_end_is_an_interrupt(slides, model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli_slides, "run_cohort", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
-    assert main([str(slides / "a.tif"), *options(model, tmp_path / "out")]) == 143
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_request_to_end_is_an_interrupt(slides, model, tmp_path, capsys, monkeypatch, name):
+    if not hasattr(signal, name):
+        pytest.skip(f"this system has no {name}")
+    number = getattr(signal, name)
+    monkeypatch.setattr(cli_slides, "run_cohort", lambda *a, **k: os.kill(os.getpid(), number))
+    assert main([str(slides / "a.tif"), *options(model, tmp_path / "out")]) == 128 + number
     assert "goes on with the rest" in capsys.readouterr().err

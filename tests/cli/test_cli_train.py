@@ -1,5 +1,6 @@
 import csv
 import json
+import signal
 from pathlib import Path
 
 import lightning as L
@@ -38,6 +39,37 @@ def read_csv(run):
 def trained(training_config, tmp_path):
     assert main(["fit", "--config", str(training_config)]) == 0
     return tmp_path / "run"
+
+
+class Stop(L.Callback):
+    """Sends this process a signal in the middle of a training."""
+
+    def __init__(self, name: str):
+        self.number = getattr(signal, name)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_training_that_is_stopped_says_so_and_returns_the_number_of_the_signal(training_config, capsys):
+    before = [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
+    for name in ("SIGHUP", "SIGTERM", "SIGINT"):
+        stop = json.dumps({"class_path": f"{__name__}.Stop", "init_args": {"name": name}})
+        command = [
+            "fit",
+            "--config",
+            str(training_config),
+            f"--trainer.callbacks=[{stop}]",
+            "--trainer.logger",
+            "false",
+        ]
+        assert main(command) == 128 + getattr(signal, name)
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("interrupted")]
+        assert told == ["interrupted; the checkpoints that were written are kept, and --ckpt_path goes on from one"]
+        signal.signal(signal.SIGINT, before[2])  # which Lightning leaves ignored
+    assert [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_fit_logs_saves_draws_and_the_other_verbs_read_it(trained, training_config, tmp_path, capsys):

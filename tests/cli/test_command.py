@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -141,6 +143,56 @@ def test_exit_codes_of_a_verb(capsys):
     assert "usage: cellvit try" in capsys.readouterr().err
     assert verb(raising(KeyboardInterrupt()), resumes=True)([]) == 130
     assert "goes on with the rest" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_closed_terminal_ends_a_verb_unless_it_is_to_be_ignored(capsys):
+    def hang_up(options, output):
+        signal.raise_signal(signal.SIGHUP)
+        return 0
+
+    before = signal.getsignal(signal.SIGHUP)
+    assert verb(hang_up, resumes=True)([]) == 129
+    assert capsys.readouterr().err == (
+        "interrupted; what is finished is kept, and the same command goes on with the rest\n"
+    )
+    assert signal.getsignal(signal.SIGHUP) == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert verb(hang_up)([]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+CLOSED = """
+import os, pty, signal, sys
+child, terminal = pty.fork()
+if child:
+    os.read(terminal, 1)  # it works
+    os.close(terminal)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+import time
+from cellvit.cli.verb import command, verb_parser
+
+def work(options, output):
+    try:
+        sys.stderr.write("x")
+        sys.stderr.flush()
+        time.sleep(60)
+    finally:
+        sys.stderr.write("tidying up")  # as the bars do
+        sys.stderr.flush()
+    return 0
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+sys.exit(command(lambda: verb_parser("try", "Nothing."), work)([]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_what_is_printed_to_a_terminal_that_was_closed_hides_nothing():
+    pytest.importorskip("pty")
+    assert subprocess.run([sys.executable, "-c", CLOSED], timeout=100).returncode == 129
 
 
 def test_output_for_programs_and_for_nobody(capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,8 @@ def test_a_run_killed_half_way_goes_on_to_the_same_report(whole, tmp_path):
     process.send_signal(signal.SIGKILL)  # the training it had started must notice
     process.communicate()
     assert not (tmp_path / "out/run-1/fitted.json").exists(), "killed too late to show anything"
+    for run in ("run-2", "run-3"):  # they would be run from the start again, as in the other folder
+        shutil.copytree(out / run, tmp_path / "out" / run)
     text = finish(start(config, tmp_path / "out"))
     assert "run 1 of 3: train on fold 1" in text
     assert "Restored all states from the checkpoint" in text

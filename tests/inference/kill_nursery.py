@@ -49,7 +49,7 @@ def run(path, out, workers, kill_after):
     family = psutil.Process(child).children(recursive=True)
     os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    left = psutil.wait_procs(family, timeout=20)[1]
+    left = psutil.wait_procs(family, timeout=200)[1]
     if left:
         raise SystemExit(f"processes go on without their parent: {left}")
     return status, time.monotonic() - began

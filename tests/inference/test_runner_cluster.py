@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -173,7 +174,8 @@ asyncio.run(main())
 
 
 def test_a_cluster_without_workers_is_waited_for_and_a_lost_scheduler_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
+    monkeypatch.setattr(cluster, "RECONNECT_SECONDS", 1)
+    monkeypatch.setattr(cluster, "NO_WORKER_WARNING_SECONDS", 0.5)
     command = [sys.executable, "-c", SCHEDULER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as scheduler:
         address = scheduler.stdout.readline().strip()
@@ -186,7 +188,34 @@ def test_a_cluster_without_workers_is_waited_for_and_a_lost_scheduler_is_an_erro
         recorder = Lose()
         with pytest.raises(CellViTError, match="the connection to the Dask scheduler was lost; finished slides"):
             run_on_cluster(jobs_in(tmp_path, 1), address, task=resumable, report=recorder)
-    assert recorder.warnings == ["the cluster has no workers; waiting for some: start them with 'dask worker ...'"]
+    assert recorder.warnings == [
+        "the cluster has no workers; waiting for some: start them with 'dask worker ...'",
+        "the connection to the Dask scheduler was lost; trying for 1 s",
+    ]
+
+
+def test_a_lost_connection_is_made_again_and_slides_go_on_where_they_were(address, tmp_path, monkeypatch):
+    jobs, clients = jobs_in(tmp_path, 3, seconds=0.02), []
+    client = cluster._client
+
+    @contextmanager
+    def remember(*arguments):
+        with client(*arguments) as found:
+            clients.append(found)
+            yield found
+
+    class Cut(Recorder):
+        def started(self, job, device):
+            super().started(job, device)
+            if len(self.events) == 1:
+                clients[0].loop.add_callback(clients[0].scheduler_comm.comm.abort)
+
+    monkeypatch.setattr(cluster, "_client", remember)
+    recorder = Cut()
+    outcomes = run_on_cluster(jobs, address, task=resumable, report=recorder)
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+    assert recorder.warnings == ["the connection to the Dask scheduler was lost; trying for 120 s"]
+    assert [sorted(set(tiles_done(job.out))) for job in jobs] == [list(range(TILES))] * 3
 
 
 class Workers:

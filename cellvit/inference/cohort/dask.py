@@ -14,11 +14,14 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
+
+from filelock import FileLock, Timeout
 
 from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.inference.cohort.job import Progress, Reporter, SlideJob, SlideOutcome, Task, attempt, seldom
@@ -30,8 +33,20 @@ PACKAGE = "cellvit-lightning"
 PROGRESS_SECONDS = 1.0
 """A slide's progress is told no more often, and as often it is asked whether the slide is still wanted."""
 
-CONNECT_SECONDS = 8
-"""A scheduler that does not answer within this time is not there."""
+CONNECT_SECONDS = 20
+"""A scheduler that does not answer within this time when a run begins is not there."""
+
+RECONNECT_SECONDS = 120
+"""A scheduler that was there is waited for as long when the connection is lost; a busy machine may be silent."""
+
+RECONNECTIONS = 5
+"""How often a connection may be lost and made again in one run."""
+
+PATIENCE = {"distributed.comm.timeouts.connect": 60.0, "distributed.comm.timeouts.tcp": 120.0}
+"""Settings of Dask in the process that submits: how many seconds an answer may take, at least (Dask's own: 30)."""
+
+LOCK_SECONDS = 120
+"""So long is waited for a worker that had a slide when the connection was lost; it leaves it after a tile."""
 
 POLL_SECONDS = 1.0
 """How often workers are counted."""
@@ -64,7 +79,9 @@ def run_on_cluster(
     """Run a task on slides on a Dask cluster and return what came of each.
 
     Each worker does one slide at a time. If a worker dies, the scheduler gives its slide to another, which goes on with
-    what is on the disk. Workers that come later are given slides too. A slide that fails does not stop the others.
+    what is on the disk. Workers that come later are given slides too. A slide that fails does not stop the others. If
+    the connection to the scheduler is lost, it is made again, :data:`RECONNECTIONS` times, each within
+    :data:`RECONNECT_SECONDS`, and the slides that were under way go on with what is on the disk.
 
     Args:
         jobs: The slides. Slides, folders of results and files in settings are on a disk that the workers share.
@@ -79,7 +96,7 @@ def run_on_cluster(
     Raises:
         ConfigError: If the cluster cannot be reached or used, or the jobs cannot be sent.
         OutputError: If a folder cannot be made.
-        CellViTError: If the connection is lost.
+        CellViTError: If the connection is lost and cannot be made again.
         KeyboardInterrupt: If the user stops it; the workers stop too, at the next tile.
     """
     refuse_shared_folders(jobs)
@@ -111,6 +128,18 @@ def distributed() -> Any:
 def _connected(address: str) -> Iterator[Any]:
     """Yield a client of the cluster that is closed at the end."""
     package = distributed()
+    with import_module("dask.config").set(_patience()), _client(package, address) as client:
+        yield client
+
+
+def _patience() -> dict[str, float]:
+    """Return :data:`PATIENCE` where Dask is not configured to be more patient, in seconds."""
+    config, seconds = import_module("dask.config"), import_module("dask.utils").parse_timedelta
+    return {name: max(least, seconds(config.get(name))) for name, least in PATIENCE.items()}
+
+
+@contextmanager
+def _client(package: Any, address: str) -> Iterator[Any]:
     try:
         client = package.Client(_address(address), timeout=CONNECT_SECONDS, set_as_default=False, name="cellvit")
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -120,6 +149,7 @@ def _connected(address: str) -> Iterator[Any]:
             "address it prints, such as tcp://HOST:8786, or the path of its --scheduler-file"
         )
         raise ConfigError(message) from error
+    client._timeout = RECONNECT_SECONDS  # Dask has one for both; without such an attribute it stays the first
     try:
         yield client
     finally:
@@ -191,22 +221,20 @@ class _Run:
 
     def __init__(self, client: Any, jobs: Sequence[SlideJob], payloads: Sequence[bytes], reporter: Reporter) -> None:
         self.client, self.jobs, self.payloads, self.reporter = client, jobs, payloads, reporter
-        self.topic = f"cellvit-{secrets.token_hex(8)}"
-        self.events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.waiting = deque(range(len(jobs)))
         self.futures: dict[int, Any] = {}
         self.outcomes: dict[int, SlideOutcome] = {}
         self.starts: Counter[int] = Counter()
         self.submissions: Counter[int] = Counter()
         self.known: set[str] = set()
-        self.workers = 0
-        self.seen = -math.inf
+        self.lost = 0
 
     def run(self) -> list[SlideOutcome]:
-        self.client.subscribe_topic(self.topic, lambda event: self.events.put(event[1]))
+        self._begin()
         looked = -math.inf
         try:
             while len(self.outcomes) < len(self.jobs):
+                if self.client.status != "running":
+                    self._reconnect()
                 if time.monotonic() - looked >= POLL_SECONDS:
                     self._refresh_workers()
                     looked = time.monotonic()
@@ -217,16 +245,41 @@ class _Run:
             return [self.outcomes[number] for number in range(len(self.jobs))]
         finally:
             if self.client.status == "running":
-                self.client.cancel(list(self.futures.values()))
-                self.client.unsubscribe_topic(self.topic)
+                with suppress(OSError):  # a connection that breaks now takes both with it
+                    self.client.cancel(list(self.futures.values()))
+                    self.client.unsubscribe_topic(self.topic)
+
+    def _begin(self) -> None:
+        """Ask to be told of the slides that are not done, under a name that no earlier message has."""
+        self.topic = f"cellvit-{secrets.token_hex(8)}"
+        events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.events = events
+        self.waiting = deque(number for number in range(len(self.jobs)) if number not in self.outcomes)
+        self.futures.clear()
+        self.starts.clear()
+        self.workers, self.seen = 0, -math.inf
+        self.client.subscribe_topic(self.topic, lambda event: events.put(event[1]))
+
+    def _reconnect(self) -> None:
+        """Wait until Dask has made the connection again; with it the scheduler has forgotten our slides."""
+        self.lost += 1
+        if self.lost <= RECONNECTIONS:
+            self.reporter.warned(f"the connection to the Dask scheduler was lost; trying for {RECONNECT_SECONDS} s")
+            while self.client.status == "connecting":
+                time.sleep(POLL_SECONDS / 10)
+        if self.client.status != "running":
+            raise CellViTError(
+                "the connection to the Dask scheduler was lost; finished slides and parts are kept: "
+                "start the cluster again and run the same command"
+            )
+        self._begin()
 
     def _refresh_workers(self) -> None:
         """Count the workers, which come and go."""
-        if self.client.status not in ("running", "connecting"):
-            raise _lost()
-        if self.client.status != "running":
+        try:
+            self.workers = len(self.client.nthreads())
+        except OSError:  # the connection has just been lost, which its status will tell
             return
-        self.workers = len(self.client.nthreads())
         if self.workers:
             self.seen = time.monotonic()
         elif time.monotonic() - self.seen > NO_WORKER_WARNING_SECONDS:
@@ -236,7 +289,7 @@ class _Run:
     def _submit(self, number: int) -> None:
         self.submissions[number] += 1
         key = f"{self.topic}-{number}-{self.submissions[number]}"
-        arguments = (self.payloads[number], self.topic, number)
+        arguments = (self.payloads[number], self.topic, number, LOCK_SECONDS if self.lost else 0)
         future = self.client.submit(run_slide, *arguments, key=key, pure=False, retries=1)
         self.futures[number] = future
         future.add_done_callback(lambda _: self.events.put({"slide": number, "kind": "end", "key": key}))
@@ -258,9 +311,10 @@ class _Run:
             self.reporter.advanced(self.jobs[number], event["done"], event["total"])
 
     def _end(self, number: int, future: Any) -> None:
-        if future.status in ("cancelled", "lost"):
-            raise _lost()
-        remote = future.result() if future.status == "finished" else self._broken(number, future.exception())
+        try:
+            remote = future.result() if future.status == "finished" else self._broken(number, future.exception())
+        except (OSError, CancelledError):  # what was known of it went with a worker, or with the connection
+            remote = self._broken(number, None)
         future.release()
         if remote is None:
             self.waiting.append(number)
@@ -269,10 +323,10 @@ class _Run:
         self.outcomes[number] = SlideOutcome(job.path, job.out, extra=job.extra, **remote)
         self.reporter.finished(self.outcomes[number])
 
-    def _broken(self, number: int, error: BaseException) -> RemoteOutcome | None:
+    def _broken(self, number: int, error: BaseException | None) -> RemoteOutcome | None:
         """Return the outcome of a slide that came to no end on any worker; None if it is not to blame for that."""
         text = f"{type(error).__name__}: {error}"
-        if isinstance(error, distributed().KilledWorker):
+        if error is None or isinstance(error, distributed().KilledWorker):
             if self.starts[number] < TRIES and self.submissions[number] < SUBMISSIONS:
                 return None
             text = (
@@ -291,13 +345,6 @@ class _Run:
         self.known.add(worker)
 
 
-def _lost() -> CellViTError:
-    return CellViTError(
-        "the connection to the Dask scheduler was lost; finished slides and parts are kept: "
-        "start the cluster again and run the same command"
-    )
-
-
 # What happens on a worker.
 
 
@@ -305,7 +352,7 @@ class _NoLongerWantedError(BaseException):
     """Nobody waits for this slide any more; not an Exception, as nothing but :func:`run_slide` may catch it."""
 
 
-def run_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
+def run_slide(payload: bytes, topic: str, number: int, patience: float = 0) -> RemoteOutcome:
     """Segment one slide on this worker and return its outcome.
 
     It is told on the topic when it starts, how far it is and when it is done. It is left off, to be gone on with later,
@@ -315,6 +362,7 @@ def run_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
         payload: The pickled pair of task and job; the scheduler, which unpickles everything else, needs neither.
         topic: Name of the topic that events are told on.
         number: Number of the slide in the events.
+        patience: Seconds to wait for another worker that may still be leaving this slide.
     """
     from distributed import get_worker
 
@@ -335,7 +383,7 @@ def run_slide(payload: bytes, topic: str, number: int) -> RemoteOutcome:
         try:
             check()
             worker.log_event(topic, {"slide": number, "kind": "start", "worker": name, "versions": versions()})
-            outcome = _run(payload, name, seldom(tell, seconds=PROGRESS_SECONDS))
+            outcome = _run(payload, name, seldom(tell, seconds=PROGRESS_SECONDS), patience)
             worker.log_event(topic, {"slide": number, "kind": "done"})
             return outcome
         except _NoLongerWantedError:
@@ -347,13 +395,16 @@ def versions() -> dict[str, str]:
     return {"cellvit": version(PACKAGE), "python": ".".join(platform.python_version_tuple()[:2])}
 
 
-def _run(payload: bytes, name: str, progress: Progress) -> RemoteOutcome:
+def _run(payload: bytes, name: str, progress: Progress, patience: float) -> RemoteOutcome:
     loaded: tuple[Task, SlideJob] = pickle.loads(payload)
     task, job = loaded
     missing = next((path for path in (job.path, job.out) if not path.exists()), None)
     if missing is not None:
         error = f"{name} does not see '{missing}'; slides and results have to be on a disk that all workers share"
         return RemoteOutcome(summary=None, error=error, seconds=0.0, device=name, trace=None)
+    if patience:
+        with suppress(Timeout, OSError, NotImplementedError), FileLock(job.out / ".lock", timeout=patience):
+            pass  # of which the task says what is to be said
     device = str(job.settings.get("device", "auto"))
     settings = {key: value for key, value in job.settings.items() if key != "device"}
     done = attempt(task, SlideJob(job.path, job.out, settings), device=device, progress=progress)

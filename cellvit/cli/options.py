@@ -52,7 +52,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--precision", default="32-true", choices=PRECISIONS, help="of the network (default: 32-true)")
     add_tta(parser)
-    add("--batch-size", default=1, type=positive(int), metavar="N", help="tiles at once (default: 1)")
+    add("--batch-size", type=positive(int), metavar="N", help="tiles at once (default: 1, or as it was begun)")
     add("--tile-size", default=1024, type=positive(int), metavar="PX", help="side of a tile (default: 1024)")
     add("--overlap", default=64, type=int, metavar="PX", help="overlap of tiles (default: 64)")
 

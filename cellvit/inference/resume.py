@@ -114,16 +114,24 @@ class ResumeFolder:
         """Return the file for the digest of the slide."""
         return self.folder / _DIGEST
 
-    def open(self, fingerprints: Mapping[str, Any], parts: int, *, batch_size: int | None = None) -> int:
+    def open(
+        self,
+        fingerprints: Mapping[str, Any],
+        parts: int,
+        *,
+        batch_size: int | None = None,
+        notes: Sequence[str] = (),
+    ) -> Mapping[str, Any]:
         """Start or go on.
 
         Args:
             fingerprints: What the nuclei depend on, plain data in groups (slide, model, settings).
             parts: Number of parts of the slide.
             batch_size: What the caller asks for; None takes what the run was begun with, or 1.
+            notes: What the user should know of a run that is begun.
 
         Returns:
-            The number of tiles that go through the network together.
+            ``batch_size``, the number of tiles that go through the network together, and ``notes``.
 
         Raises:
             OutputError: If the folder was begun for something else; the message says what differs.
@@ -131,13 +139,13 @@ class ResumeFolder:
         begun = self._journal()
         if begun is not None:
             refuse_difference(begun, {"fingerprints": fingerprints}, self._out)
-            before = begun.get("batch_size")  # version 0.1.0 did not note it
-            if before is None or batch_size in (None, before):
-                return int(before or batch_size or 1)
-            raise OutputError(
-                f"{str(self._out)!r} was begun with batch_size {before}, is {batch_size}, and the last digits depend "
-                f"on it; leave it out to go on with {before}, {_ANEW}, or choose another out=FOLDER"
-            )
+            before = begun.get("batch_size") or batch_size or 1  # version 0.1.0 did not note it
+            if batch_size not in (None, before):
+                raise OutputError(
+                    f"{str(self._out)!r} was begun with batch_size {before}, is {batch_size}, and the last digits "
+                    f"depend on it; leave it out to go on with {before}, {_ANEW}, or choose another out=FOLDER"
+                )
+            return {"batch_size": before, "notes": begun.get("notes", [])}
         if self.folder.exists() and any(_PART.fullmatch(path.name) for path in self.folder.iterdir()):
             raise OutputError(
                 f"{str(self.folder)!r} holds parts of a slide but no {_JOURNAL}, which says of which; move them away"
@@ -148,9 +156,10 @@ class ResumeFolder:
                 f"{_ANEW}"
             )
         make_folder(self.folder)
-        facts = {"version": _VERSION, "parts": parts, "fingerprints": dict(fingerprints), "batch_size": batch_size or 1}
+        run = {"batch_size": batch_size or 1, "notes": list(notes)}
+        facts = {"version": _VERSION, "parts": parts, "fingerprints": dict(fingerprints), **run}
         write_record(self.folder / _JOURNAL, facts)
-        return batch_size or 1
+        return run
 
     def discard(self) -> None:
         """Remove the parts and the journal that says they are ours; then the folder, if nothing else is in it.
@@ -245,10 +254,8 @@ class ResumeFolder:
                 f"{str(lock)!r} is no lock of cellvit, which is an empty file; remove it, or choose another out=FOLDER"
             )
         if is_link(self.folder):
-            advice = (
-                "remove the link" if self._elsewhere else "remove the link, and name the folder itself: work=FOLDER"
-            )
-            raise OutputError(f"{str(self.folder)!r} is a link, and what it leads to may be of others; {advice}")
+            advice = "" if self._elsewhere else ", and name the folder with work=FOLDER"
+            raise OutputError(f"{str(self.folder)!r} is a link to what may be of others; remove the link{advice}")
         inside = self.folder.iterdir() if self.folder.is_dir() else ()
         if link := next((path for path in inside if is_link(path)), None):
             raise OutputError(f"{str(link)!r} is a link to what may be of others; remove the link")
@@ -278,9 +285,12 @@ class ResumeFolder:
 
     def _sweep(self) -> None:
         """Remove unfinished files of a process that was killed; whoever holds the lock has none."""
-        if self.begun:
+        is_ours = False
+        with suppress(OutputError):  # whoever needs the journal is told
+            is_ours = self.begun and self._journal() is not None
+        if is_ours:
             remove_temporaries(self.folder)
-        if self.begun or (self._out / SUMMARY).exists():
+        if is_ours or (self._out / SUMMARY).exists():
             remove_temporaries(self._out)
 
     def _owner(self) -> str:

@@ -85,11 +85,11 @@ class SlideRun:
         if summary is not None:
             summary = self._add_formats(summary)
         else:
-            if not resume.begun:
-                self.notes.extend(make_room(self.out))
-            batch_size = resume.open(self._fingerprints, self.prepared.parts, batch_size=self.settings.batch_size)
+            moved = [] if resume.begun else make_room(self.out)
+            wanted = self.settings.batch_size
+            begun = resume.open(self._fingerprints, self.prepared.parts, batch_size=wanted, notes=moved)
             with BackgroundDigest(self.prepared.slide.path, resume.digest_path) as digest:
-                summary = self._segment(resume, digest, progress, clock=clock, started=started, batch_size=batch_size)
+                summary = self._segment(resume, digest, begun, progress, clock=clock, started=started)
         if not self.settings.keep_parts:
             resume.discard()
         return summary
@@ -139,18 +139,18 @@ class SlideRun:
         self,
         resume: ResumeFolder,
         digest: BackgroundDigest,
+        begun: Mapping[str, Any],
         progress: Progress | None,
         *,
         clock: float,
         started: datetime,
-        batch_size: int,
     ) -> Mapping[str, Any]:
         settings = self.settings
         self._write_tissue()
         stream = TileStream(
             prepared=self.prepared,
             model=with_tta(self.model, settings.tta),
-            batch_size=batch_size,
+            batch_size=begun["batch_size"],
             autocast=lambda: autocast_context(settings.precision, self.model.device),
             embeddings=settings.embeddings,
             clock=clock,
@@ -183,8 +183,8 @@ class SlideRun:
             table,
             digest=digest.result(),
             started=started,
-            batch_size=batch_size,
-            notes=[*self.notes, *_mixed(table.made_on)],
+            batch_size=begun["batch_size"],
+            notes=list(dict.fromkeys([*begun["notes"], *self.notes, *_mixed(table.made_on)])),
         )
         digests = contents(self.out, summary["files"].values())
         now = time.perf_counter()

@@ -58,7 +58,7 @@ def edge_effect(model, image):
 
 def main(name, path, side=1024):
     model = load_model(name, device="cpu")
-    pixels = np.ascontiguousarray(read_image(path)[:side, :side])
+    pixels = read_image(path)[:side, :side].copy()
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     image = image[..., : image.shape[-2] // 32 * 32, : image.shape[-1] // 32 * 32].contiguous()
     found = {"gradient": gradient_radius(model, image), "edge": edge_effect(model, image)}

@@ -64,6 +64,7 @@ def add_slide_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     add("--workers", type=int, metavar="N", help="post-processing processes (default: by cores and device)")
     add("--roi", type=Path, metavar="FILE", help="GeoJSON polygons, level-0 pixels: keep nuclei inside only")
     add("--no-tissue-filter", action="store_true", help="search everything (with --roi: all of the region)")
+    add("--work", type=Path, metavar="DIR", help="folder for unfinished work, such as a fast disk (default: in --out)")
     add("--no-embeddings", action="store_true", help="leave out the embeddings, most of the bytes")
     add(
         "--origin",

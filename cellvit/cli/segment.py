@@ -47,7 +47,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_network_options(parser)
     add = add_slide_options(parser).add_argument
     add("--keep-parts", action="store_true", help="keep the working folder of finished slides")
-    add("--work", type=Path, metavar="DIR", help="folder for unfinished work, such as a fast disk (default: in --out)")
     add("--cluster", metavar="ADDRESS", help="spread slides over the workers of a Dask scheduler")
     return parser
 

@@ -11,6 +11,7 @@ from support.drawn_slides import DrawnModel
 from cellvit.cli.verify import main as verify
 from cellvit.errors import OutputError
 from cellvit.inference import prepare
+from cellvit.inference.plan import plan_slide
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.slide import segment_slide
 from cellvit.inference.verify import result_folders, verify_results
@@ -174,6 +175,10 @@ def test_unfinished_work_lies_where_it_is_told_to(slide, tmp_path):
         interrupt(slide, out, work=scratch)
         assert not (out / ".work").exists()
     assert len(list(scratch.iterdir())) == 2
+    plans = [
+        plan_slide(slide, model=DrawnModel(), sample=0, out=outs[0], **SETTINGS | {"work": w}) for w in (scratch, None)
+    ]
+    assert (plans[0].started.tiles, plans[1].started) == (2, None)
     seen = []
     for out in outs:
         result = run(slide, out, work=scratch, progress=lambda *counts: seen.append(counts))

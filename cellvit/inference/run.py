@@ -178,7 +178,7 @@ class SlideRun:
             mpp=self.prepared.resolution.mpp,
             tissue=self.prepared.tissue,
         )
-        at_digests = time.perf_counter()
+        exported = time.perf_counter()
         summary = self._facts.summary(
             table,
             digest=digest.result(),
@@ -186,6 +186,7 @@ class SlideRun:
             batch_size=begun["batch_size"],
             notes=list(dict.fromkeys([*begun["notes"], *self.notes, *_mixed(table.made_on)])),
         )
+        at_digests = time.perf_counter()
         digests = contents(self.out, summary["files"].values())
         now = time.perf_counter()
         # the parts of this run note the same seconds that the stream does
@@ -193,7 +194,7 @@ class SlideRun:
         seconds = {
             **stage_seconds(stream.seconds, earlier),
             "seams": round(at_export - at_table, 3),
-            "export": round(at_digests - at_export, 3),
+            "export": round(exported - at_export, 3),
             "digests": round(now - at_digests, 3),
             "total": round(now - clock + earlier.get("total", 0.0), 3),
             "earlier_runs": round(earlier.get("total", 0.0), 3),

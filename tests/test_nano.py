@@ -86,3 +86,6 @@ def test_the_same_nuclei_whatever_the_batch(tmp_path):
     batched = segment_image(image, mpp=0.25, tile_size=256, batch_size=3)
     np.testing.assert_array_equal(alone.centroid, batched.centroid)
     np.testing.assert_array_equal(alone.contour_points, batched.contour_points)
+    np.testing.assert_array_equal(alone.type, batched.type)
+    for name in ("type_prob", "embedding"):  # what the pages promise
+        np.testing.assert_allclose(getattr(alone, name), getattr(batched, name), rtol=1e-6, atol=1e-6)

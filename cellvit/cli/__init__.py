@@ -52,6 +52,7 @@ _ROWS = (
     Verb("convert", _MODELS, "turn a checkpoint of the published implementation into safetensors + JSON"),
     Verb("models", _MODELS, "list models and weights: size, cost, licence, whether they are here"),
     Verb("plugins", _MODELS, "list encoders, decoders, heads, post-processors and metrics, and who brings them"),
+    Verb("verify", _RESULTS, "tell whether result folders still hold what was written: cellvit verify DIR..."),
     Verb("evaluate", _RESULTS, "score instance maps or GeoJSON, also of other tools, against a ground truth"),
     Verb("card", _RESULTS, "measure a model for its model card: scores with intervals, calibration, failures"),
     Verb("doctor", _HERE, "check packages, devices, readers, models and workers, and say what to repair"),

@@ -64,7 +64,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--precision", default="32-true", choices=PRECISIONS, help="of the network (default: 32-true)")
     add_tta(parser)
-    add("--batch-size", default=1, type=positive(int), metavar="N", help="tiles at once (default: 1)")
+    add("--batch-size", type=positive(int), metavar="N", help="tiles at once (default: 1, or as it was begun)")
     add("--tile-size", default=1024, type=positive(int), metavar="PX", help="side of a tile (default: 1024)")
     add("--overlap", default=64, type=int, metavar="PX", help="overlap of tiles (default: 64)")
 
@@ -76,6 +76,7 @@ def add_slide_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     add("--workers", type=int, metavar="N", help="post-processing processes (default: by cores and device)")
     add("--roi", type=Path, metavar="FILE", help="GeoJSON polygons, level-0 pixels: keep nuclei inside only")
     add("--no-tissue-filter", action="store_true", help="search everything (with --roi: all of the region)")
+    add("--work", type=Path, metavar="DIR", help="folder for unfinished work, such as a fast disk (default: in --out)")
     add("--no-embeddings", action="store_true", help="leave out the embeddings, most of the bytes")
     add(
         "--origin",

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import Inputs, check_network, not_there, slide_settings, sort_inputs
@@ -108,11 +109,10 @@ def _check_folder(out: Path, inputs: Sequence[str]) -> None:
     check_out_is_no_input(out, map(Path, inputs))
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out {str(out)!r} is a file, not a folder; choose another")
-    probe = out / ".cellvit-write-test"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        with TemporaryFile(dir=out):
+            pass
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write into {str(out)!r} ({reason}); choose another --out") from error

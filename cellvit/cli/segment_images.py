@@ -125,7 +125,7 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         mpp=mpp,
         tile_size=options.tile_size,
         overlap=options.overlap,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or 1,
         precision=options.precision,
         progress=report,
     )

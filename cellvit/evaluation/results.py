@@ -9,7 +9,7 @@ from typing import Any
 
 from cellvit.errors import OutputError
 from cellvit.evaluation.image_scores import ImageScores, ScoreSettings
-from cellvit.io.atomic import atomic_path
+from cellvit.io.atomic import atomic_path, temporary_path
 from cellvit.io.format import write_json
 from cellvit.io.tables import DIGITS, Cell, render, write_csv, write_text
 
@@ -31,7 +31,7 @@ def make_folder(out: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot make the folder '{out}' ({reason}); choose another out=FOLDER") from error
-    probe = out / ".cellvit-write-test"
+    probe = temporary_path(out / "write-test")  # a name that nothing else has
     with atomic_path(probe):
         pass
     probe.unlink()

@@ -1,5 +1,6 @@
 """From finished parts to files: seams, coordinates of the slide, the table, and everything made from the table."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ from cellvit.slide.view import SlideView
 from cellvit.types import Nuclei, NucleiClasses
 
 TABLE = "nuclei.parquet"
+TISSUE = "tissue.png"
 _MARGIN = 64
 
 
@@ -38,6 +40,8 @@ class SlideTable:
         counts: ``(C,)`` nuclei per type, filled while it is iterated.
         off_tissue: Nuclei of the region that were left out as they lie off the tissue, filled while it is iterated.
         unreadable: Numbers of the tiles that could not be read, filled while it is iterated.
+        seconds: What the parts took, by stage, in all runs together, filled while it is iterated.
+        made_on: What the parts were computed on, each once, filled while it is iterated.
     """
 
     view: SlideView
@@ -51,6 +55,8 @@ class SlideTable:
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     off_tissue: int = 0
     unreadable: list[int] = field(default_factory=list)
+    seconds: Counter[str] = field(default_factory=Counter)
+    made_on: list[str] = field(default_factory=list)
 
     def embedding_dim(self, resume: ResumeFolder) -> int | None:
         """Return the width of the embeddings, or None if nuclei have none: of the first part that has nuclei."""
@@ -70,13 +76,15 @@ class SlideTable:
         """
         stitcher, label = StreamingStitcher(self.grid), 0
         self.counts, self.unreadable = np.zeros(len(self.classes), np.int64), []
-        self.off_tissue = 0
+        self.off_tissue, self.seconds, self.made_on = 0, Counter(), []
         for number in range(self.parts):
-            tile, found, unreadable = resume.read_part(number)
-            self.unreadable += unreadable
+            chunk = resume.read_part(number)
+            self.unreadable += chunk.unreadable
+            self.seconds.update(chunk.seconds)
+            self.made_on += [chunk.made_on] if chunk.made_on and chunk.made_on not in self.made_on else []
             last = number + 1 == self.parts
             done = len(self.grid) if last else int(self.part(number + 1)[0])
-            final = stitcher.add(self._place(tile, found), done=done)
+            final = stitcher.add(self._place(chunk.tile, chunk.nuclei), done=done)
             placed = self._on_slide(replace(final, classes=self.classes))
             self.counts += np.bincount(placed.type, minlength=len(self.classes))
             yield replace(placed, label=np.arange(label + 1, label + len(placed) + 1, dtype=np.int32))

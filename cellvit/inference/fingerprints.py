@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from cellvit.slide.open import Slide
 _SAMPLES = 64
 _SAMPLE_BYTES = 65_536
 _BLOCK = 2**23
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
 _CELLVIT = "cellvit.model.CellViT"
 _CELLVIT_CLASSES = ("cellvit.model.cellvit.CellViT", "cellvit.model.network.CellViTNetwork")
 """Classes of the same network, under the name that the folders of version 0.1.0 know it by."""
@@ -99,8 +101,10 @@ class BackgroundDigest:
         found = digest.hexdigest()
         if self._stop.is_set():
             return found
-        before = self._kept.read_text(encoding="ascii") if self._kept.exists() else found
-        if before != found:
+        before = self._kept.read_bytes() if self._kept.exists() else b""
+        if (
+            _DIGEST.fullmatch(before) and before != found.encode()
+        ):  # what is no digest, as after power was lost, is none
             raise ImageError(
                 f"slide {str(self._path)!r} was changed since its results were begun; pass overwrite=True to start anew"
             )

@@ -58,7 +58,7 @@ def segment_image(
         tile_size: Side of a tile in pixels at the model's resolution.
         overlap: Pixels that neighbouring tiles share at least, at the model's resolution. A nucleus longer than
             that is joined from two pieces if a seam crosses it.
-        batch_size: Tiles that go through the network together; the result does not depend on it.
+        batch_size: Tiles that go through the network together; the last digits of floats depend on it.
         device: ``"auto"`` (CUDA, else MPS, else CPU; a model that is passed in stays where it is), ``"cpu"``,
             ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
         precision: ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.

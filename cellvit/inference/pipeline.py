@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,9 @@ class TileStream:
         batch_size: Tiles that go through the network together, at most those of one part.
         autocast: Makes the context in which the network runs.
         embeddings: Whether nuclei get an embedding.
+        clock: When the run began, in seconds of ``time.perf_counter``.
         seconds: Filled while it runs.
+        noted: Seconds by stage, and ``total`` since ``clock``, that the parts which were written so far note.
         unreadable: Numbers of the tiles whose pixels could not be read, filled while it runs; they hold no nuclei.
         notes: What the user should know of how it ran, filled while it runs.
     """
@@ -69,7 +71,9 @@ class TileStream:
     batch_size: int
     autocast: Callable[[], AbstractContextManager[Any]]
     embeddings: bool
+    clock: float = field(default_factory=time.perf_counter)
     seconds: StageSeconds = field(default_factory=StageSeconds)
+    noted: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._reading = threading.Lock()
@@ -96,7 +100,7 @@ class TileStream:
         done = len(self.prepared.tiles) - sum(len(self.prepared.part(number)) for number in missing)
         report = progress or (lambda done, total: None)
         report(done, len(self.prepared.tiles))
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         size = self.prepared.grid.tile_size
         with memory_advice(tile_size=size, batch_size=self.batch_size), PostprocessPool(self.model, workers) as pool:
             under_way: deque[tuple[int, int, Future[Nuclei]]] = deque()
@@ -111,8 +115,16 @@ class TileStream:
                 collected.add(*under_way.popleft())
                 report(done + collected.tiles, len(self.prepared.tiles))
         self.notes += pool.notes
-        self.seconds.elapsed = time.perf_counter() - started
+        self.seconds.elapsed = time.perf_counter() - self._started
         return pool.kind
+
+    def facts_of_part(self) -> dict[str, Any]:
+        """Return what a part that is to be written notes: what it took since the last one, and what computed it."""
+        now = time.perf_counter()
+        spent = {**asdict(self.seconds), "elapsed": now - self._started, "total": now - self.clock}
+        seconds = {name: value - self.noted.get(name, 0.0) for name, value in spent.items()}
+        self.noted = spent
+        return {"seconds": seconds, "made_on": f"{self.model.device.type}, torch {torch.__version__}"}
 
     def _predicted(self, missing: Sequence[int]) -> Iterator[tuple[int, list[int], Arrays]]:
         """Yield the part, the tiles and the maps of each batch; the next batch is launched before maps are awaited."""
@@ -195,7 +207,8 @@ class _Parts:
         if len(self._found) == len(self._stream.prepared.part(number)):
             with _Timer(self._stream.seconds, "write"):
                 unreadable = sorted(self._stream.unreadable & {index for index, _ in self._found})
-                self._journal.write_part(number, self._found, unreadable=unreadable)
+                facts = self._stream.facts_of_part()
+                self._journal.write_part(number, self._found, unreadable=unreadable, **facts)
             self._found = []
 
 

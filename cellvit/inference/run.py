@@ -2,8 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -13,22 +13,24 @@ from typing import Any
 from PIL import Image
 
 from cellvit import io
-from cellvit.errors import ImageError
-from cellvit.inference.assemble import TABLE, SlideTable
+from cellvit.errors import ImageError, OutputError
+from cellvit.inference.assemble import TABLE, TISSUE, SlideTable
 from cellvit.inference.fingerprints import BackgroundDigest, weights_hash
 from cellvit.inference.outputs import OutputContext, write_formats
 from cellvit.inference.pipeline import TileStream
 from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, evaluation_mode
-from cellvit.inference.resume import WORK, ResumeFolder, read_summary, refuse_difference
+from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary, refuse_difference
 from cellvit.inference.settings import FORMATS, SlideSettings, default_workers
 from cellvit.inference.statistics import slide_statistics
 from cellvit.inference.summary import SlideFacts, stage_seconds
 from cellvit.inference.tta import with_tta
-from cellvit.io.atomic import atomic_path
+from cellvit.inference.verify import DAMAGED, check_sizes, contents
+from cellvit.io.atomic import atomic_path, is_link, is_store, keep_aside
 from cellvit.io.provenance import write_record
 
-TISSUE = "tissue.png"
+_RESULTS = (TABLE, TISSUE, *FORMATS.values(), SUMMARY)
+"""In the order in which they are removed: without the table nothing is taken for finished."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class SlideRun:
         model: The model; views that the settings ask for are averaged here.
         out: The result folder.
         model_name: What the model is called; None for one that was passed in.
+        notes: What the user should know of the folder, filled while it runs.
     """
 
     prepared: PreparedSlide
@@ -48,6 +51,7 @@ class SlideRun:
     model: NucleiModel
     out: Path
     model_name: str | Path | None
+    notes: list[str] = field(default_factory=list)
 
     def finished(self) -> Mapping[str, Any] | None:
         """Return the summary of an earlier run that leaves nothing to do, or None.
@@ -55,10 +59,11 @@ class SlideRun:
         Raises:
             OutputError: If the folder holds finished results of something else.
         """
-        summary = None if self.settings.overwrite else self._earlier()
+        resume = ResumeFolder(self.out, self.settings.work)
+        summary = None if self.settings.overwrite else self._earlier(resume)
         if summary is None or self._missing(summary) or not (self.out / TISSUE).exists():
             return None
-        return summary if self.settings.keep_parts or not (self.out / WORK).exists() else None
+        return summary if self.settings.keep_parts or not resume.begun else None
 
     def finish(
         self, resume: ResumeFolder, progress: Progress | None, *, clock: float, started: datetime
@@ -75,16 +80,16 @@ class SlideRun:
             The summary.
         """
         if self.settings.overwrite:
-            clear_results(self.out, resume)
-        summary = self._earlier()
+            remove_results(self.out, resume)
+        summary = self._earlier(resume)
         if summary is not None:
             summary = self._add_formats(summary)
         else:
-            if not resume.begun:
-                clear_results(self.out, resume)
-            resume.open(self._fingerprints, self.prepared.parts)
-            with BackgroundDigest(self.prepared.slide.path, resume.folder / "sha256") as digest:
-                summary = self._segment(resume, digest, progress, clock=clock, started=started)
+            moved = [] if resume.begun else make_room(self.out)
+            wanted = self.settings.batch_size
+            begun = resume.open(self._fingerprints, self.prepared.parts, batch_size=wanted, notes=moved)
+            with BackgroundDigest(self.prepared.slide.path, resume.digest_path) as digest:
+                summary = self._segment(resume, digest, begun, progress, clock=clock, started=started)
         if not self.settings.keep_parts:
             resume.discard()
         return summary
@@ -98,13 +103,32 @@ class SlideRun:
     def _facts(self) -> SlideFacts:
         return SlideFacts(self.prepared, self.settings, self.model, self.model_name, self._fingerprints)
 
-    def _earlier(self) -> Mapping[str, Any] | None:
-        """Return the summary of a finished run that this one would repeat; None if it lacks its table."""
+    def _earlier(self, resume: ResumeFolder) -> Mapping[str, Any] | None:
+        """Return the summary of a finished run that this one would repeat; None if its table is to be made again.
+
+        Raises:
+            OutputError: If the folder holds finished results of something else, or a file of it is damaged.
+        """
         summary = read_summary(self.out)
         if summary is None or not (self.out / TABLE).exists():
             return None
         refuse_difference(summary, {"fingerprints": self._fingerprints}, self.out)
-        return summary
+        damaged = {check.name: check.text for check in check_sizes(self.out, summary) if check.status == DAMAGED}
+        if TABLE not in damaged:
+            if damaged:
+                name, text = next(iter(damaged.items()))
+                raise OutputError(
+                    f"{str(self.out / name)!r} is damaged or was changed ({text}); move it away, and the same call "
+                    "makes it again from the table"
+                )
+            return summary
+        if not resume.begun:
+            raise OutputError(
+                f"{str(self.out / TABLE)!r} is damaged or was changed ({damaged[TABLE]}); put a copy back, or pass "
+                "overwrite=True to do the slide again"
+            )
+        self.notes.append(f"{TABLE} was damaged ({damaged[TABLE]}) and was made again from the parts")
+        return None
 
     def _missing(self, summary: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the formats that a finished folder lacks."""
@@ -115,6 +139,7 @@ class SlideRun:
         self,
         resume: ResumeFolder,
         digest: BackgroundDigest,
+        begun: Mapping[str, Any],
         progress: Progress | None,
         *,
         clock: float,
@@ -125,9 +150,10 @@ class SlideRun:
         stream = TileStream(
             prepared=self.prepared,
             model=with_tta(self.model, settings.tta),
-            batch_size=settings.batch_size,
+            batch_size=begun["batch_size"],
             autocast=lambda: autocast_context(settings.precision, self.model.device),
             embeddings=settings.embeddings,
+            clock=clock,
         )
         workers = default_workers(self.model.device.type) if settings.workers is None else settings.workers
         with evaluation_mode(self.model):
@@ -152,17 +178,30 @@ class SlideRun:
             mpp=self.prepared.resolution.mpp,
             tissue=self.prepared.tissue,
         )
+        exported = time.perf_counter()
+        summary = self._facts.summary(
+            table,
+            digest=digest.result(),
+            started=started,
+            batch_size=begun["batch_size"],
+            notes=list(dict.fromkeys([*begun["notes"], *self.notes, *stream.notes, *_mixed(table.made_on)])),
+        )
+        at_digests = time.perf_counter()
+        digests = contents(self.out, summary["files"].values())
+        now = time.perf_counter()
+        # the parts of this run note the same seconds that the stream does
+        earlier = {name: max(0.0, spent - stream.noted.get(name, 0.0)) for name, spent in table.seconds.items()}
         seconds = {
-            **stage_seconds(stream.seconds),
+            **stage_seconds(stream.seconds, earlier),
             "seams": round(at_export - at_table, 3),
-            "export": round(time.perf_counter() - at_export, 3),
-            "total": round(time.perf_counter() - clock, 3),
+            "export": round(exported - at_export, 3),
+            "digests": round(now - at_digests, 3),
+            "total": round(now - clock + earlier.get("total", 0.0), 3),
+            "earlier_runs": round(earlier.get("total", 0.0), 3),
         }
-        summary = self._facts.summary(table, digest=digest.result(), started=started)
-        summary = {**summary, "statistics": statistics, "workers": {"number": workers, "kind": kind}}
-        summary["seconds"] = seconds
-        summary["warnings"] = [*summary["warnings"], *stream.notes]
-        write_record(self.out / "summary.json", summary)
+        workers_used = {"number": workers, "kind": kind}
+        summary = {**summary, "statistics": statistics, "digests": digests, "workers": workers_used, "seconds": seconds}
+        write_record(self.out / SUMMARY, summary)
         return summary
 
     def _add_formats(self, summary: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -176,7 +215,10 @@ class SlideRun:
         files = {**summary["files"], **{name: FORMATS[name] for name in missing}}
         formats = [name for name in FORMATS if name in files]
         summary = {**summary, "files": files, "settings": {**summary["settings"], "formats": formats}}
-        write_record(self.out / "summary.json", summary)
+        if "digests" in summary:  # else it is of a version that noted none, and nobody knows what the others were
+            new = contents(self.out, [TISSUE, *(FORMATS[name] for name in missing)])
+            summary["digests"] = {**summary["digests"], **new}
+        write_record(self.out / SUMMARY, summary)
         return summary
 
     def _write_tissue(self) -> None:
@@ -209,14 +251,53 @@ class SlideRun:
         )
 
 
-def clear_results(out: Path, resume: ResumeFolder) -> None:
-    """Remove what an earlier run wrote into a result folder, and nothing else."""
-    (out / "summary.json").unlink(missing_ok=True)
-    resume.discard()
-    for name in (TABLE, TISSUE, *FORMATS.values()):
+def _mixed(made_on: Sequence[str]) -> list[str]:
+    if len(made_on) < 2:
+        return []
+    return [
+        f"the run was interrupted, and its parts were computed on {' and on '.join(made_on)}: floats and, at a "
+        "threshold, single nuclei differ a little between these"
+    ]
+
+
+def remove_results(out: Path, resume: ResumeFolder) -> None:
+    """Remove results, and the unfinished work that a journal says is ours, whatever they were made from.
+
+    Args:
+        out: The result folder.
+        resume: Its working folder, locked.
+    """
+    for name in _RESULTS:
+        _remove(out / name)
+    for folder in (resume, ResumeFolder(out)):
+        folder.discard()
+
+
+def make_room(out: Path) -> list[str]:
+    """Remove the results that a summary of ours names, and rename other files that have the names of results.
+
+    Args:
+        out: The result folder, in which nothing is begun.
+
+    Returns:
+        What was renamed, as a sentence; none if nothing was.
+    """
+    summary = read_summary(out) or {}
+    is_ours = isinstance(summary.get("files"), dict) and isinstance(summary.get("fingerprints"), dict)
+    listed = {SUMMARY, *summary["files"].values()} if is_ours else set()
+    kept = []
+    for name in _RESULTS:
         path = out / name
-        if path.is_dir() and not path.is_symlink():
-            if name.endswith(".zarr"):
-                shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        if name in listed:
+            _remove(path)
+        elif is_link(path) or path.is_file() or is_store(path):
+            kept.append(keep_aside(path).name)
+    return [f"files that had the names of results before this run are kept as {', '.join(kept)}"] if kept else []
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a Zarr store; another folder stays."""
+    if is_link(path) or not path.is_dir():
+        path.unlink(missing_ok=True)
+    elif is_store(path):
+        shutil.rmtree(path)

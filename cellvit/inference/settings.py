@@ -47,7 +47,7 @@ class SlideSettings:
     scene: int | str | None = None
     tile_size: int = 1024
     overlap: int = 64
-    batch_size: int = 1
+    batch_size: int | None = None
     precision: str = "32-true"
     tta: int = 1
     workers: int | None = None
@@ -58,6 +58,7 @@ class SlideSettings:
     origin: Origin = "slide"
     simplify: float = 0.0
     keep_parts: bool = False
+    work: str | Path | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class SlideSettings:
             raise ConfigError(f"formats {self.formats!r} is text; give a tuple of names, such as ('geojson', 'h5ad')")
         object.__setattr__(self, "formats", tuple(dict.fromkeys(self.formats)))
         _check_formats(self.formats)
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"batch_size {self.batch_size} must be 1 or more")
         symmetries(self.tta)  # refuses other numbers
         if self.workers is not None and self.workers < 0:
@@ -78,6 +79,11 @@ class SlideSettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} {value} must be greater than 0; leave it out to use what the slide states")
+
+    @property
+    def tiles_at_once(self) -> int:
+        """Return the number of tiles that go through the network together in a run that is begun."""
+        return 1 if self.batch_size is None else self.batch_size
 
     @property
     def affects_result(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def segment_slide(
     scene: int | str | None = None,
     tile_size: int = 1024,
     overlap: int = 64,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     precision: str = "32-true",
     tta: int = 1,
     workers: int | None = None,
@@ -73,6 +73,7 @@ def segment_slide(
     origin: Origin = "slide",
     simplify: float = 0.0,
     keep_parts: bool = False,
+    work: str | Path | None = None,
     overwrite: bool = False,
     trust: Sequence[str] = (),
     **unknown: Never,
@@ -80,8 +81,9 @@ def segment_slide(
     """Find the nuclei of a whole slide and write them to a folder.
 
     Memory is bounded by the tiles under way, whatever the size of the slide. Finished parts of the slide are on the
-    disk: the same call after a crash goes on where it was, and gives the same files, byte for byte. A call on a
-    finished folder only writes formats that are missing.
+    disk: the same call after a crash goes on where it was, and on the same machine gives the same files, byte for byte.
+    Another batch size or kind of device gives the same nuclei, outlines and types, and floats that differ by about
+    1e-6. A call on a finished folder only writes formats that are missing.
 
     Args:
         path: The slide: any format of OpenSlide, OME-TIFF, TIFF, or an image.
@@ -97,7 +99,8 @@ def segment_slide(
         scene: Number, from 0, or name of the image of a TIFF that holds several of full size; else the largest is read.
         tile_size: Side of a tile in pixels at the model's resolution.
         overlap: Pixels that neighbouring tiles share at least, at the model's resolution.
-        batch_size: Tiles that go through the network together; at most 16 do.
+        batch_size: Tiles that go through the network together; at most 16 do. None is 1, or what an interrupted run of
+            this slide was begun with: the last digits of floats depend on it, so a run goes on with no other.
         precision: ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
         tta: Average the maps over 2, 4 or 8 flips and rotations, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
@@ -111,6 +114,8 @@ def segment_slide(
         origin: ``"slide"``: coordinates are level-0 pixels of the file; ``"bounds"``: of its scanned part.
         simplify: Microns by which outlines in GeoJSON may deviate to have fewer points; areas stay the same. 0 is off.
         keep_parts: Keep the working folder.
+        work: Folder for unfinished work, such as a fast disk: each result folder gets a working folder in it. None is
+            ``.work`` in ``out``, which may not be a link. A run goes on only with the same.
         overwrite: Start anew whatever is there.
         trust: Packages whose classes the model's file may name, see :func:`cellvit.model.checkpoint.load`.
         **unknown: Takes nothing; a misspelt name is told with what may be meant.
@@ -145,6 +150,7 @@ def segment_slide(
             origin=origin,
             simplify=simplify,
             keep_parts=keep_parts,
+            work=work,
             overwrite=overwrite,
             **unknown,
         )
@@ -239,6 +245,6 @@ def run_slide(
         run = SlideRun(prepared, settings, network, out, model_name)
         summary = run.finished()
         if summary is None:
-            with ResumeFolder(out) as journal:
+            with ResumeFolder(out, settings.work) as journal:
                 summary = run.finish(journal, progress, clock=began[0], started=began[1])
         return SlideResult(path, out, summary)

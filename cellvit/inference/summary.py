@@ -1,7 +1,7 @@
 """The facts about a finished slide: what was done, with what, to what, and how long it took."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cellvit.classes import NO_TYPE
-from cellvit.inference.assemble import TABLE, SlideTable
+from cellvit.inference.assemble import TABLE, TISSUE, SlideTable
 from cellvit.inference.pipeline import StageSeconds
 from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, about_of
@@ -69,20 +69,26 @@ class SlideFacts:
             "cellvit_version": version("cellvit-lightning"),
         }
 
-    def summary(self, table: SlideTable, *, digest: str, started: datetime) -> dict[str, Any]:
-        """Return the content of ``summary.json`` without the times of the stages.
+    def summary(
+        self, table: SlideTable, *, digest: str, started: datetime, batch_size: int, notes: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Return the content of ``summary.json`` without the times of the stages and the digests of the files.
 
         Args:
             table: The nuclei, after they were written.
             digest: SHA-256 of the slide's file.
             started: When the run began.
+            batch_size: Tiles that went through the network together.
+            notes: What else the user should know.
         """
         counts = table.counts.tolist()
         area, total = self.prepared.tissue_mm2, sum(counts)
         names = self.model.classes.names
         shown = {name if i else NO_TYPE: n for i, (name, n) in enumerate(zip(names, counts, strict=True)) if i or n}
         roi = None if self.settings.roi is None else str(Path(self.settings.roi).resolve())
-        settings = {**asdict(self.settings), "roi": roi, "formats": list(self.settings.formats)}
+        work = None if self.settings.work is None else str(self.settings.work)
+        settings = {**asdict(self.settings), "roi": roi, "formats": list(self.settings.formats), "work": work}
+        settings |= {"batch_size": batch_size}
         return {
             "schema": SUMMARY_SCHEMA,
             "slide": self._slide(digest),
@@ -111,8 +117,8 @@ class SlideFacts:
                 "density_per_mm2": round(total / area, 2) if area else None,
                 "off_tissue": table.off_tissue,
             },
-            "files": {"parquet": TABLE, "tissue": "tissue.png", **{n: FORMATS[n] for n in self.settings.formats}},
-            "warnings": [*self.prepared.warnings, *self._unreadable(table), *_untyped(counts)],
+            "files": {"parquet": TABLE, "tissue": TISSUE, **{n: FORMATS[n] for n in self.settings.formats}},
+            "warnings": [*self.prepared.warnings, *notes, *self._unreadable(table), *_untyped(counts)],
             "peak_memory_mb": round(peak_memory() / 1e6, 1),
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,11 +167,16 @@ def _untyped(counts: list[int]) -> list[str]:
     ]
 
 
-def stage_seconds(seconds: StageSeconds) -> dict[str, float]:
-    """Return the times of the stages, rounded, and the share of the time in which the device was busy."""
-    stages = {name: round(value, 3) for name, value in asdict(seconds).items()}
-    share = seconds.forward / seconds.elapsed if seconds.elapsed else 0.0
-    return {**stages, "device_busy_share": round(share, 4)}
+def stage_seconds(seconds: StageSeconds, earlier: Mapping[str, float]) -> dict[str, float]:
+    """Return the times of the stages, rounded, and the share of the time in which the device was busy.
+
+    Args:
+        seconds: Those of this run.
+        earlier: Those that the parts of interrupted runs took.
+    """
+    stages = {name: value + earlier.get(name, 0.0) for name, value in asdict(seconds).items()}
+    share = stages["forward"] / stages["elapsed"] if stages["elapsed"] else 0.0
+    return {**{name: round(value, 3) for name, value in stages.items()}, "device_busy_share": round(share, 4)}
 
 
 def _versions() -> dict[str, str]:

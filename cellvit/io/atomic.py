@@ -4,16 +4,19 @@ import errno
 import gzip
 import io
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TextIO
 
 from cellvit.errors import CellViTError, OutputError
 
-TEMPORARY = ".cellvit-"
-"""What names of temporary files begin with; a process that is killed leaves them behind."""
+_TEMPORARY = re.compile(r"\.cellvit-[0-9a-f]{16}(\.[^.]+)?")
+_STORE = (".zarr", ("zarr.json", ".zgroup"))  # what a folder that is one result is called, and what lies in it
 
 _ADVICE = {
     errno.EACCES: "choose a folder you may write to",
@@ -50,7 +53,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         target = Path(os.path.realpath(target))
         _refuse_special(target)
         # the mode lets the user's umask decide, which tempfile.mkstemp would not
-        temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{target.suffix}")
+        temporary = temporary_path(target)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         _sync(temporary)
@@ -111,6 +114,59 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot make the folder {str(folder)!r} ({reason}); choose another out=FOLDER") from error
+
+
+def temporary_path(target: Path) -> Path:
+    """Return a new name beside a file; a process that is killed leaves what it has written there behind."""
+    return target.with_name(f".cellvit-{secrets.token_hex(8)}{target.suffix}")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes left: files and Zarr stores with a name of :func:`temporary_path`, and no link.
+
+    Args:
+        folder: One that is ours, in which no other process works.
+
+    Raises:
+        OSError: If a file cannot be removed.
+    """
+    for path in folder.glob(".cellvit-*"):
+        if not _TEMPORARY.fullmatch(path.name) or is_link(path):
+            continue
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif path.suffix == _STORE[0]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_link(path: Path) -> bool:
+    """Tell whether a path is a symbolic link, also one that leads nowhere, or a junction of Windows."""
+    return path.is_symlink() or bool(getattr(os.path, "isjunction", lambda path: False)(path))
+
+
+def is_store(path: Path) -> bool:
+    """Tell whether a folder is a Zarr store."""
+    return any((path / name).is_file() for name in _STORE[1])
+
+
+def keep_aside(path: Path) -> Path:
+    """Rename a file, so that another may have its name, and return what it is called then.
+
+    Args:
+        path: What exists; of a link, the link is renamed.
+
+    Raises:
+        OSError: If it cannot be renamed.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "a.csv")
+        >>> file.touch()
+        >>> keep_aside(file).name
+        'a.csv.1'
+    """
+    names = (path.with_name(f"{path.name}.{number}") for number in count(1))
+    return path.rename(next(name for name in names if not os.path.lexists(name)))
 
 
 def _refuse_special(target: Path) -> None:

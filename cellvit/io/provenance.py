@@ -1,5 +1,6 @@
 """What something was made from: facts kept beside a result, and what differs when it is asked for again."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,27 @@ def file_state(path: Path) -> dict[str, int]:
     """
     status = path.stat()
     return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder.
+
+    Args:
+        path: What exists.
+    """
+    return sum(item.stat().st_size for item in _files(path))
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """Return size and SHA-256 of a file; those of a folder cover the names and the bytes of all files in it.
+
+    Args:
+        path: What exists.
+    """
+    if not path.is_dir():
+        return {"bytes": size_of(path), "sha256": _sha256(path)}
+    names = [f"{item.relative_to(path).as_posix()}\0{_sha256(item)}\n" for item in _files(path)]
+    return {"bytes": size_of(path), "sha256": hashlib.sha256("".join(names).encode()).hexdigest()}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -65,6 +87,15 @@ def write_record(path: Path, facts: Mapping[str, Any]) -> None:
         OutputError: If it cannot be written.
     """
     write_json(path, facts)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Nuclei as SpatialData: a Zarr store of polygons, and a table that annotates them."""
 
 import os
-import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.io import text as tables
-from cellvit.io.atomic import TEMPORARY
+from cellvit.io.atomic import is_store, temporary_path
 from cellvit.io.spatial import Annotations, as_text, require
 from cellvit.io.stream import NucleiStream, as_stream, blocks
 from cellvit.io.valid_polygons import polygons_from_rings, valid_rings
@@ -110,7 +109,7 @@ def _picture(image: NDArray[np.uint8], bounds: tuple[float, float, float, float]
 def _atomic_store(path: Path) -> Iterator[Path]:
     """Return a context that yields the name for a new store, which takes the place of ``path`` at the end."""
     target = Path(os.path.realpath(path))
-    temporary, old = (target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{target.suffix}") for _ in range(2))
+    temporary, old = temporary_path(target), temporary_path(target)
     try:
         _check_place(target)
         yield temporary
@@ -131,5 +130,5 @@ def _check_place(target: Path) -> None:
     """Raise where a store cannot be, or would replace what is not one."""
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {str(target)!r}: its folder does not exist; create it first")
-    if target.exists() and not any((target / name).is_file() for name in ("zarr.json", ".zgroup")):
+    if target.exists() and not is_store(target):
         raise OutputError(f"cannot write {str(target)!r}: it exists and is no Zarr store; choose another name")

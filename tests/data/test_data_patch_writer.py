@@ -245,6 +245,20 @@ def test_a_killed_process_leaves_nothing_that_hinders_the_next(tmp_path):
     assert tree_bytes(tmp_path / "killed") == tree_bytes(tmp_path / "whole")
 
 
+def test_files_of_others_in_the_folder_stay(tmp_path):
+    write_folds(tmp_path, count=2)
+    out = tmp_path / "out"
+    (out / "fold2").mkdir(parents=True)
+    mine = {"dataset.json": "dataset.json.1", "fold2/.cellvit-notes": "fold2/.cellvit-notes", "fold2/a": "fold2/a"}
+    for name in mine:
+        (out / name).write_text(f"mine: {name}")
+    (out / "fold2" / ".cellvit-0123456789abcdef.npy").symlink_to(out / "fold2" / "a")
+    prepare_pannuke(tmp_path, out)
+    for name, kept in mine.items():
+        assert (out / kept).read_text() == f"mine: {name}"
+    assert (out / "fold2" / ".cellvit-0123456789abcdef.npy").is_symlink()
+
+
 def test_blocks_do_not_change_the_result(tmp_path, monkeypatch):
     write_folds(tmp_path, count=5)
     for name, size in (("one", 1), ("two", 2 * 8 * 16 * 16 * 9), ("all", 2**30)):

@@ -105,6 +105,6 @@ def test_pictures_of_an_earlier_card_are_replaced(tmp_path):
     files = written(measurements([window_of("a", 5), long]))
     assert files[:4] == ["card.json", "card.md", "failures/01_a_i5.png", f"failures/02_b_{58 * 'ä'}.png"]
     assert files[4:] == ["images.csv", "reliability.png"]
-    (tmp_path / "failures" / "mine.png").write_text("")
-    assert written(measurements([window_of("c", 5)]))[2:4] == ["failures/01_c_i5.png", "failures/mine.png"]
-    assert written(measurements([], typed=False)) == ["card.json", "card.md", "failures/mine.png", "images.csv"]
+    (tmp_path / "failures" / "03_mine.png").write_text("")
+    assert written(measurements([window_of("c", 5)]))[2:4] == ["failures/01_c_i5.png", "failures/03_mine.png"]
+    assert written(measurements([], typed=False)) == ["card.json", "card.md", "failures/03_mine.png", "images.csv"]

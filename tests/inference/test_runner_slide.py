@@ -365,9 +365,12 @@ def test_files_of_other_settings_are_never_taken_for_finished_ones(slide, tmp_pa
     out = tmp_path / "out"
     run(slide, out, formats=("points",))
     (out / "summary.json").unlink()
-    result = run(slide, out, tile_size=768)
+    with pytest.warns(UserWarning, match=r"kept as nuclei\.parquet\.1, tissue\.png\.1, points\.geojson\.gz\.1"):
+        result = run(slide, out, tile_size=768)
     assert not (out / "points.geojson.gz").exists()
-    assert run(slide, out, tile_size=768, formats=("points",)).summary["settings"]["formats"] == ["points"]
+    with pytest.warns(UserWarning, match="kept as"):
+        again = run(slide, out, tile_size=768, formats=("points",))
+    assert again.summary["settings"]["formats"] == ["points"]
     assert len(io.read_geojson(out / "points.geojson.gz")) == result.summary["nuclei"]["total"]
 
 

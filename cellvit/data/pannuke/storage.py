@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError, OutputError
-from cellvit.io.atomic import TEMPORARY, atomic_path, atomic_text, make_folder
+from cellvit.io.atomic import atomic_path, atomic_text, keep_aside, make_folder, remove_temporaries
 from cellvit.io.provenance import differences, read_record, write_record
 from cellvit.io.tables import csv_writer, read_csv
 
@@ -215,9 +215,9 @@ def fold_stream(
     folder = fold_folder(out, number)
     make_folder(folder)
     try:
-        unlisted = [out / DATASET_FILE] if _is_listed(out, number) else []
-        for left in (*unlisted, folder / MADE_FROM, *folder.glob(f"{TEMPORARY}*")):
-            left.unlink(missing_ok=True)
+        _unlist(out, number)
+        (folder / MADE_FROM).unlink(missing_ok=True)
+        remove_temporaries(folder)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write into '{folder}' ({reason}); choose another out=FOLDER") from error
@@ -368,11 +368,15 @@ def _open(path: Path, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return array
 
 
-def _is_listed(out: Path, number: int) -> bool:
+def _unlist(out: Path, number: int) -> None:
+    """Remove a ``dataset.json`` that names a fold; one that is not ours gets another name."""
+    path = out / DATASET_FILE
     try:
-        return number in read_dataset(out).folds
+        if number in read_dataset(out).folds:
+            path.unlink()
     except DataError:
-        return True
+        if path.exists():
+            keep_aside(path)
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:

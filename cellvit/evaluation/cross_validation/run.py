@@ -194,7 +194,7 @@ def _only_process(folder: Path) -> Iterator[int | None]:
     except ImportError:  # Windows has no such locks
         yield None
         return
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a") as file:  # not "w": what lies there or is linked there stays as it is
         end = time.monotonic() + _WAIT
         while True:
             try:

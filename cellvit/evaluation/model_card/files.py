@@ -1,11 +1,14 @@
 """Files of a model card: ``card.json``, ``card.md``, ``images.csv`` and the pictures."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cellvit.errors import OutputError
 from cellvit.evaluation.calibration import Calibration, Reliability
 from cellvit.evaluation.model_card.measure import CardImage, CardSettings, Measurements
 from cellvit.evaluation.model_card.pictures import draw_reliability, draw_window
@@ -21,6 +24,7 @@ from cellvit.evaluation.model_card.tables import (
 from cellvit.evaluation.results import make_folder, versions
 from cellvit.inference.protocol import NucleiModel
 from cellvit.io.format import write_json
+from cellvit.io.provenance import read_record
 from cellvit.io.tables import DIGITS, Cell, render, write_csv, write_text
 from cellvit.model.checkpoint import CONFIG_NAME, bundled_models, sha256
 from cellvit.plotting.overlay import write_picture
@@ -118,9 +122,10 @@ def write_card(
 
 
 def _write_pictures(out: Path, found: Measurements, *, tissue: bool) -> list[dict[str, Any]]:
-    folder = out / FAILURES
-    for old in folder.glob("[0-9][0-9]_*.png"):  # of an earlier card
-        old.unlink()
+    folder, earlier = out / FAILURES, _earlier_card(out)
+    for row in earlier.get("failures") or ():
+        if re.fullmatch(rf"{FAILURES}/\d\d_[^/\\]+\.png", name := str(row.get("file"))):
+            (out / name).unlink(missing_ok=True)
     rows = []
     for number, window in enumerate(found.windows, start=1):
         make_folder(folder)
@@ -132,9 +137,16 @@ def _write_pictures(out: Path, found: Measurements, *, tissue: bool) -> list[dic
         rows.append({"file": f"{FAILURES}/{path.name}", **place, **counts})
     if found.calibration is not None:
         write_picture(draw_reliability(_curves(found.calibration)), out / "reliability.png")
-    else:
+    elif earlier.get("calibration"):
         (out / "reliability.png").unlink(missing_ok=True)
     return rows
+
+
+def _earlier_card(out: Path) -> Mapping[str, Any]:
+    """Return what ``card.json`` of an earlier card says, or nothing: what it does not name is not ours to remove."""
+    with suppress(OutputError):
+        return read_record(out / "card.json", advice="") or {}
+    return {}
 
 
 def _curves(calibration: Calibration) -> dict[str, Reliability]:

@@ -5,13 +5,13 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from cellvit.classes import NO_TYPE, palette_color, standard_colors
 from cellvit.errors import DataError, OutputError
 from cellvit.inference.cohort.job import Reporter, SlideJob, SlideOutcome
+from cellvit.io.atomic import keep_aside
 from cellvit.io.tables import Cell, read_csv, write_csv
 from cellvit.types import Rgb
 
@@ -178,8 +178,7 @@ class CohortFiles(Reporter):
         try:
             self._earlier = read_summary(self.path)
         except DataError as error:
-            names = (self.path.with_name(f"{self.path.name}.{number}") for number in count(1))
-            aside = self.path.rename(next(name for name in names if not name.exists()))
+            aside = keep_aside(self.path)
             reason = f"{str(self.path)!r} is damaged ({error.__cause__!r})"
             self.warned(f"{reason} and kept as {aside.name!r}; a new one is begun")
         except OSError:

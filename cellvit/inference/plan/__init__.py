@@ -150,7 +150,7 @@ def plan_slide(
         prepared = prepare_slide(slide, chosen, model_mpp=network.mpp)
         digest = weights_hash(network)
         prints = prepared.fingerprints(chosen, weights=digest, version=version("cellvit-lightning"))
-        started = None if folder is None else existing_run(folder, prepared, prints, chosen.formats)
+        started = None if folder is None else existing_run(folder, prepared, prints, chosen.formats, work=chosen.work)
         facts = SlideFacts(prepared, chosen, network, model if isinstance(model, str | Path) else None, prints)
         plan = _described(prepared, chosen, network, facts, started, folder)
         prepared_in = time.perf_counter() - began

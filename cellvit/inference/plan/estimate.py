@@ -206,6 +206,6 @@ def _share_off(values: Sequence[float]) -> float:
 
 def _under_way(sample: Sample, settings: SlideSettings, workers: int) -> float:
     """Return the bytes of tiles and maps that wait between the stages."""
-    batch, threads = settings.batch_size, reading_threads()
+    batch, threads = settings.tiles_at_once, reading_threads()
     pixels = (2 * batch + threads) * 3 * settings.tile_size**2
     return pixels + (2 * max(1, workers) + batch) * sample.map_bytes

@@ -95,7 +95,7 @@ def measure(
         workers: Post-processing processes of the run that is planned; each works with one thread.
         metadata: Facts for the heads of files.
     """
-    groups = spread(prepared, count, settings.batch_size)
+    groups = spread(prepared, count, settings.tiles_at_once)
     watched = _Watched(with_tta(model, settings.tta))
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -213,7 +213,7 @@ def _run(
     stream = TileStream(
         prepared=_restricted(prepared, [tiles]),
         model=model,
-        batch_size=settings.batch_size,
+        batch_size=settings.tiles_at_once,
         autocast=lambda: autocast_context(settings.precision, model.device),
         embeddings=settings.embeddings,
     )
@@ -249,7 +249,7 @@ def _owned(sampled: _Sampled, chunks: ResumeFolder, number: int) -> tuple[int, i
 
     Both count those whose centroid lies in the core of their tile and in the region.
     """
-    tile, found, _ = chunks.read_part(number)
+    tile, found = chunks.read_part(number)[:2]
     corner = tile_boxes(sampled, tile)[:, :2]
     centroid = found.centroid + corner
     owned = sampled.grid.owner(centroid) == tile

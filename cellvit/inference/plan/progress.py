@@ -35,7 +35,12 @@ class ExistingRun:
 
 
 def existing_run(
-    folder: Path, prepared: PreparedSlide, fingerprints: Mapping[str, Any], formats: Sequence[str]
+    folder: Path,
+    prepared: PreparedSlide,
+    fingerprints: Mapping[str, Any],
+    formats: Sequence[str],
+    *,
+    work: str | Path | None = None,
 ) -> ExistingRun | None:
     """Return what is done in a folder, or None if there is nothing.
 
@@ -44,9 +49,10 @@ def existing_run(
         prepared: The slide.
         fingerprints: What the planned run would be made from.
         formats: Formats that it would write.
+        work: Folder for unfinished work that it would be given.
     """
     finished = (folder / "summary.json").exists() and (folder / TABLE).exists()
-    chunks = ResumeFolder(folder)
+    chunks = ResumeFolder(folder, work)
     source = folder / "summary.json" if finished else chunks.folder / "journal.json"
     if not source.exists():
         return None

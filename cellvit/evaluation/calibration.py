@@ -151,7 +151,7 @@ def sample_types(
     if probabilities.shape[1:] != pred.instance_map.shape:
         message = f"type probabilities {probabilities.shape} for a map {pred.instance_map.shape}; "
         raise DataError(message + "both must show the same pixels")
-    true = detectable(target.nuclei)
+    true = detectable(target)
     pairs = match_centroids(pred.nuclei.centroid, true.centroid, radius=radius).pairs
     rows, kinds = pairs[:, 0], true.type[pairs[:, 1]].astype(np.int64)
     rows, kinds = rows[kinds > 0], kinds[kinds > 0]

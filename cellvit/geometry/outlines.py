@@ -250,7 +250,8 @@ def from_pixel_centres(points: Floats, offsets: Offsets, bbox: Floats) -> tuple[
 
     That is how this package wrote them at first and how the released files still hold them: the centre of pixel ``i``
     is at ``i``. Outlines of nuclei that were found at another resolution follow larger or smaller pixels. One that
-    follows no pixels at all is drawn, with the pixels that it runs through.
+    follows no pixels at all is drawn, with the pixels that it runs through. One that is as large as its box was written
+    in place of a line or a pixel, and is along edges already.
 
     Args:
         points: ``(P, 2)``, ``(x, y)``, open or closed outlines.
@@ -270,6 +271,8 @@ def from_pixel_centres(points: Floats, offsets: Offsets, bbox: Floats) -> tuple[
     points, offsets = open_rings(points, offsets)
     size = _pixel_size(points, offsets, bbox)
     start, index, straight = _on_lattice(points, offsets, size)
+    boxes = np.flatnonzero((ring_bounds(points, offsets) == bbox).all(axis=1))
+    straight[boxes] = False
     rows = np.flatnonzero(straight)
     chain, chain_offsets = _whole_chains(*select_rings(index, offsets, rows))
     corners, corner_offsets = edge_rings(chain, chain_offsets)
@@ -278,7 +281,10 @@ def from_pixel_centres(points: Floats, offsets: Offsets, bbox: Floats) -> tuple[
     good = polygon_area(corners.astype(float), corner_offsets) == inside  # by Pick's theorem, else it is no border
     owner = np.repeat(rows, ring_lengths(corner_offsets))
     edges = start[owner] + 0.5 + (corners - 0.5) * size
-    return _with_others(points, offsets, (rows[good], *select_rings(edges, corner_offsets, good)), _drawn_edges)
+    found, (box_points, box_offsets) = select_rings(edges, corner_offsets, good), select_rings(points, offsets, boxes)
+    lengths = np.concatenate([ring_lengths(found[1]), ring_lengths(box_offsets)])
+    done = np.concatenate([rows[good], boxes]), np.concatenate([found[0], box_points]), ring_offsets(lengths)
+    return _with_others(points, offsets, done, _drawn_edges)
 
 
 def to_pixel_centres(
@@ -393,7 +399,7 @@ def _with_others(
     """Return all outlines in their order: those that are done, by their rows, and the others one by one."""
     rows, found, found_offsets = done
     others = np.setdiff1d(np.flatnonzero(ring_lengths(offsets) > 0), rows)
-    if not len(others) and len(rows) == len(offsets) - 1:
+    if len(rows) == len(offsets) - 1 and (np.diff(rows) > 0).all():
         return found, found_offsets
     single = [convert(points[offsets[row] : offsets[row + 1]]) for row in others.tolist()]
     lengths = np.zeros(len(offsets) - 1, np.int64)

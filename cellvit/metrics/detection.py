@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.geometry.polygons import MIN_CONTOUR_POINTS, ring_lengths
+from cellvit.geometry.outlines import border_corners, find_border
+from cellvit.geometry.polygons import MIN_CONTOUR_POINTS, ring_bounds
 from cellvit.metrics._shared import ArrayOrTensor, as_array, fixed_mean, to_fixed, unique_names
 from cellvit.metrics.base import METRICS, NucleiMetric
 from cellvit.metrics.functional.detection import (
@@ -130,7 +131,7 @@ class CentroidDetection(Configurable, NucleiMetric):
 
     def update_nuclei(self, pred: NucleiPrediction, target: NucleiPrediction, *, tissue: int = -1) -> None:
         """Add one image; see :class:`NucleiMetric`."""
-        found, true = detectable(pred.nuclei), detectable(target.nuclei)
+        found, true = detectable(pred), detectable(target)
         self.update(found.centroid, true.centroid, pred_types=found.type, target_types=true.type)
 
     def _update_types(self, match: CentroidMatch, pred_types: ArrayOrTensor, target_types: ArrayOrTensor) -> None:
@@ -175,8 +176,21 @@ def _without_background(points: NDArray[Any], types: NDArray[Any]) -> tuple[NDAr
     return points[types != 0], types[types != 0]
 
 
-def detectable(nuclei: Nuclei) -> Nuclei:
-    """Return the nuclei without those whose outline encloses nothing; a nucleus without outline is a point."""
-    points = ring_lengths(nuclei.contour_offsets)
-    tiny = (points > 0) & (points < MIN_CONTOUR_POINTS)
-    return nuclei.select(~tiny) if tiny.any() else nuclei
+def detectable(prediction: NucleiPrediction) -> Nuclei:
+    """Return the nuclei without those whose border OpenCV gives fewer than three points: single pixels and lines.
+
+    Published detection leaves these out. A nucleus without outline is a point and stays.
+
+    Args:
+        prediction: Map and table; labels of the table are those of the map.
+    """
+    nuclei = prediction.nuclei
+    bounds = ring_bounds(nuclei.contour_points, nuclei.contour_offsets)
+    # their outlines are a rectangle one pixel wide, that of a diagonal line its first pixel; so are others' at most
+    thin = np.flatnonzero((bounds[:, 2:] - bounds[:, :2]).min(axis=1) == 1)
+    keep = np.ones(len(nuclei), bool)
+    for row in thin.tolist():
+        left, top, right, bottom = nuclei.bbox[row].astype(int).tolist()
+        border = find_border((prediction.instance_map[top:bottom, left:right] == nuclei.label[row]).view(np.uint8))
+        keep[row] = border_corners(border, np.array([0, len(border)]))[0] >= MIN_CONTOUR_POINTS
+    return nuclei if keep.all() else nuclei.select(keep)

@@ -34,9 +34,9 @@ def test_the_worst_window_is_where_the_errors_are():
     assert np.bincount(window.target.type).tolist() == [0, 13, 3]
     assert np.bincount(window.pred.type).tolist() == [0, 12, 1, 1]  # the last true one is of another type
     assert sorted(window.target.centroid[window.target.type == 2].tolist()) == [
-        [38.5, 38.5],
-        [38.5, 54.5],
-        [54.5, 38.5],
+        [39, 39],
+        [39, 55],
+        [55, 39],
     ]
     assert worst_window(RECORD, image, target, target, radius=5) is None
     picture = draw_window(window)

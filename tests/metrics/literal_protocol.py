@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+from support.reference_postprocess import literal_contour
 
 EPSILON = 1e-6
 NAN = math.nan
@@ -112,7 +113,7 @@ def detection(samples, classes, radius, *, ignore_background=False):
     for sample in samples:
         truth = sample.target.nuclei
         found = points(sample.pred.nuclei, lambda i, n=sample.pred.nuclei: n.type[i] != 0 or not ignore_background)
-        true = points(truth, lambda i, n=truth: len(n.contour(i)) >= 3)
+        true = points(truth, lambda i, s=sample: len(literal_contour(s.target.instance_map == i + 1)) >= 3)
         pairs = assign(found, true, radius)
         here = len(pairs), len(found) - len(pairs), len(true) - len(pairs)
         counts += here

@@ -13,8 +13,8 @@ from cellvit.geometry.raster import draw_rings
 from cellvit.io.images import Rgb8
 from cellvit.measurement.base import MEASUREMENTS, Columns
 from cellvit.measurement.pixels import LabelledPixels
-from cellvit.measurement.stain import RING_UM
 from cellvit.measurement.stains import Stains, estimate_stains
+from cellvit.measurement.texture import GRAIN_UM
 from cellvit.slide.tiling import TileGrid
 from cellvit.types import Nuclei, NucleiPrediction
 
@@ -90,8 +90,8 @@ class TileMeasurement:
     def __call__(self, index: int, image: Rgb8, found: NucleiPrediction) -> Nuclei:
         """Return the nuclei of a tile with what was measured.
 
-        A nucleus whose ring reaches an edge of the tile beyond which the image goes on has NaN everywhere: another tile
-        holds it whole, or :func:`measure_missing` measures it.
+        A nucleus at an edge of the tile beyond which the image goes on has NaN everywhere: another tile holds it whole,
+        or :func:`measure_missing` measures it. Of the ring of a whole nucleus what the tile holds counts.
 
         Args:
             index: Number of the tile.
@@ -102,7 +102,7 @@ class TileMeasurement:
         pixels = LabelledPixels(found.instance_map, image, len(nuclei), self.mpp, self.stains)
         tile = self.grid.tile(index)
         box = nuclei.bbox + np.array([tile.x, tile.y] * 2)
-        cut = self.grid.cut(index, box, margin=np.ceil(pixels.pixels_of(RING_UM)) + 1)
+        cut = self.grid.cut(index, box, margin=np.ceil(pixels.pixels_of(GRAIN_UM)) + 1)
         columns = measure_pixels(pixels)
         for values in columns.values():
             values[cut] = np.nan

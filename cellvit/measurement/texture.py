@@ -22,7 +22,7 @@ class Texture(Measurement):
         """Return ``glcm_contrast`` and the others; see the page on measurements."""
         density = np.ascontiguousarray(pixels.stain_density[0])
         found = {f"glcm_{name}": values for name, values in _properties(_co_occurrence(pixels, density)).items()}
-        gradient = _gradient(density, pixels.spacing).reshape(-1)[pixels.place]
+        gradient = _gradient(pixels, density)
         mean, sd = pixels.groups.mean_and_sd(gradient)
         found |= {f"gradient_mean_per_{pixels.unit}": mean, f"gradient_sd_per_{pixels.unit}": sd}
         found["chromatin_granularity"] = _granularity(pixels, density)
@@ -72,13 +72,13 @@ def _properties(counts: Floats) -> dict[str, Floats]:
     return {name: np.where(total > 0, values, np.nan) for name, values in found.items()}
 
 
-def _gradient(density: NDArray[np.float32], spacing: tuple[float, float]) -> NDArray[np.float32]:
-    """Return the length of Sobel's gradient of an image, per unit of length."""
-    across, down = (
-        cv2.Sobel(density, cv2.CV_32F, dx, dy, scale=1 / (8 * length), borderType=cv2.BORDER_REFLECT)
-        for dx, dy, length in ((1, 0, spacing[0]), (0, 1, spacing[1]))
-    )
-    return np.asarray(cv2.magnitude(across, down))
+def _gradient(pixels: LabelledPixels, density: NDArray[np.float32]) -> Floats:
+    """Return the length of Sobel's gradient at every pixel of a nucleus, per unit of length."""
+    square = np.zeros(len(pixels.place))  # not by cv2.magnitude, whose last bit depends on where arrays lie in memory
+    for dx, dy, length in ((1, 0, pixels.spacing[0]), (0, 1, pixels.spacing[1])):
+        slope = cv2.Sobel(density, cv2.CV_32F, dx, dy, borderType=cv2.BORDER_REFLECT).reshape(-1)[pixels.place]
+        square += (slope / (8 * length)) ** 2
+    return np.sqrt(square)
 
 
 def _granularity(pixels: LabelledPixels, density: NDArray[np.float32]) -> Floats:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from test_shape_stain_texture import ellipses, stained
 
 from cellvit import io
 from cellvit.cli import main
@@ -19,7 +20,6 @@ from cellvit.measurement.stains import RUIFROK
 from cellvit.postprocess import nuclei_from_instances
 from cellvit.slide.tiling import TileGrid
 from cellvit.types import NucleiPrediction
-from test_shape_stain_texture import ellipses, stained
 
 MPP = (0.25, 0.25)
 
@@ -79,11 +79,13 @@ def test_tiles_measure_what_they_hold_whole_and_the_rest_is_done_later(scene):
         row[part.instance_map[part.instance_map > 0] - 1] = original - 1
         known = np.flatnonzero(~np.isnan(measured["area_um2"]))
         boxes = found.nuclei.bbox[row[known]] - [tile.x, tile.y] * 2
-        inner = (boxes[:, [0]] > 9) | (tile.x == 0), (boxes[:, [2]] < tile.width - 9) | (tile.x + tile.width == 320)
-        assert np.concatenate(inner, axis=1).all()
+        edges = (tile.x == 0, tile.x + tile.width == 320)
+        whole_ring = ((boxes[:, 0] > 16) | edges[0]) & ((boxes[:, 2] < tile.width - 16) | edges[1])
+        assert (((boxes[:, 0] > 3) | edges[0]) & ((boxes[:, 2] < tile.width - 3) | edges[1])).all()
         seen[row[known]] = True
         for name, values in measured.items():
-            np.testing.assert_allclose(values[known], expected[name][row[known]], rtol=1e-4, atol=1e-4, err_msg=name)
+            rows = known[whole_ring] if "ring" in name else known
+            np.testing.assert_allclose(values[rows], expected[name][row[rows]], rtol=1e-4, atol=1e-4, err_msg=name)
     assert seen.all()
 
 

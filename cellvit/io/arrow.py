@@ -18,7 +18,8 @@ from cellvit.types import PIXEL_CORNERS, Nuclei
 
 SCHEMA_VERSION = 2
 _KEY = b"cellvit"
-_COLUMNS = {"label", "type", "classification", "type_prob", "centroid", "bbox", "contour", "embedding", "geometry", "tile"}
+_PLAIN = {"label", "type", "classification", "type_prob", "centroid", "bbox", "contour", "embedding"}
+_COLUMNS = _PLAIN | {"geometry", "tile"}
 
 
 def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa.Table:

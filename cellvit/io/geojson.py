@@ -131,7 +131,7 @@ def _features(nuclei: Nuclei, row: int, object_type: str, shapes: Iterator[tuple
     kinds = {kind: _classification_text(nuclei.classes, kind) for kind in np.unique(nuclei.type).tolist()}
     boxes = plain_numbers(nuclei.bbox).tolist()
     probabilities = shortest_floats(nuclei.type_prob)
-    further = [""] * len(nuclei) if points else _measurement_texts(nuclei)
+    further = [""] * len(nuclei) if shapes is None else _measurement_texts(nuclei)
     columns = zip(nuclei.label.tolist(), nuclei.type.tolist(), nuclei.centroid.tolist(), boxes, strict=True)
     for i, (label, kind, (x, y), (left, top, right, bottom)) in enumerate(columns):
         identity = _identity(f"{row + i} {label} [{x}, {y}] [{left}, {top}, {right}, {bottom}]")

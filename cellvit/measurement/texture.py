@@ -76,9 +76,9 @@ def _gradient(pixels: LabelledPixels, density: NDArray[np.float32]) -> Floats:
     """Return the length of Sobel's gradient at every pixel of a nucleus, per unit of length."""
     square = np.zeros(len(pixels.place))  # not by cv2.magnitude, whose last bit depends on where arrays lie in memory
     for dx, dy, length in ((1, 0, pixels.spacing[0]), (0, 1, pixels.spacing[1])):
-        slope = cv2.Sobel(density, cv2.CV_32F, dx, dy, borderType=cv2.BORDER_REFLECT).reshape(-1)[pixels.place]
-        square += (slope / (8 * length)) ** 2
-    return np.sqrt(square)
+        slope = np.asarray(cv2.Sobel(density, cv2.CV_32F, dx, dy, borderType=cv2.BORDER_REFLECT), np.float32)
+        square += (slope.reshape(-1)[pixels.place] / (8 * length)) ** 2
+    return np.asarray(np.sqrt(square))
 
 
 def _granularity(pixels: LabelledPixels, density: NDArray[np.float32]) -> Floats:

@@ -90,6 +90,7 @@ def test_geojson_has_the_names_of_qupath(tmp_path):
     io.write_geojson(table, tmp_path / "a.geojson")
     first, second = json.loads((tmp_path / "a.geojson").read_text())["features"]
     assert list(first["properties"]["measurements"]) == [
+        "Nucleus: Label",
         "Type probability",
         "Area px^2",
         "Nucleus: Area µm^2",
@@ -98,7 +99,7 @@ def test_geojson_has_the_names_of_qupath(tmp_path):
     assert second["properties"]["measurements"]["Nucleus: Solidity"] == pytest.approx(table.measurements["solidity"][1])
     io.write_geojson(table, tmp_path / "points.geojson", points=True)
     (first, _) = json.loads((tmp_path / "points.geojson").read_text())["features"]
-    assert list(first["properties"]["measurements"]) == ["Type probability"]
+    assert list(first["properties"]["measurements"]) == ["Nucleus: Label", "Type probability"]
 
 
 floats = st.floats(width=32, allow_nan=True, allow_infinity=False)

@@ -6,7 +6,7 @@ the area that one encloses is the number of pixels of its nucleus, holes filled.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict, overload
@@ -39,6 +39,9 @@ PIXEL_CORNERS = "pixel-corners"
 
 UNKNOWN_TYPE = -1
 """Type of a nucleus that its data set does not state; left out of the type losses."""
+
+Measurements = Mapping[str, NDArray[np.floating[Any]]]
+"""Numbers ``(N,)`` by name; names end in their unit, such as ``area_um2``. NaN is a value that is not known."""
 
 IntMap = NDArray[np.int32]
 FloatMap = NDArray[np.float32]
@@ -96,6 +99,7 @@ class Nucleus:
         bbox: ``(4,)`` float64, ``(xmin, ymin, xmax, ymax)``, half-open.
         contour: ``(K, 2)`` float64, ``(x, y)``, open ring along the outer edges of pixels.
         embedding: ``(D,)`` float32, or None.
+        measurements: What was measured of it, by name.
     """
 
     label: int
@@ -106,6 +110,7 @@ class Nucleus:
     bbox: NDArray[np.float64]
     contour: NDArray[np.float64] = field(repr=False)
     embedding: NDArray[np.float32] | None = field(default=None, repr=False)
+    measurements: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,6 +131,8 @@ class Nuclei:
         embedding: ``(N, D)`` float32, or None where the model gave no tokens.
         label: ``(N,)`` int32, the nucleus's id in the instance map it came from.
         classes: Names and colours of the types, or None if unnamed.
+        measurements: What was measured, ``(N,)`` float32 by name, NaN where not known; empty if nothing was. They
+            belong to the pixels that were measured: :meth:`transform` leaves them as they are.
 
     Example:
         >>> from cellvit.classes import PANNUKE
@@ -154,6 +161,7 @@ class Nuclei:
     label: NDArray[np.int32]
     embedding: NDArray[np.float32] | None = None
     classes: NucleiClasses | None = None
+    measurements: Measurements = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.type)
@@ -162,6 +170,7 @@ class Nuclei:
         rows = {len(c) for c in (self.centroid, self.bbox, self.type, self.type_prob, self.label)}
         rows |= {len(self.contour_offsets) - 1}
         rows |= set() if self.embedding is None else {len(self.embedding)}
+        rows |= {len(values) for values in self.measurements.values()}
         if len(rows) != 1:
             raise DataError(f"columns of different lengths {sorted(rows)}; every column needs one row per nucleus")
         first, last = int(self.contour_offsets[0]), int(self.contour_offsets[-1])
@@ -172,12 +181,19 @@ class Nuclei:
             )
 
     @classmethod
-    def empty(cls, *, embedding_dim: int | None = None, classes: NucleiClasses | None = None) -> "Nuclei":
+    def empty(
+        cls,
+        *,
+        embedding_dim: int | None = None,
+        classes: NucleiClasses | None = None,
+        measurements: Iterable[str] = (),
+    ) -> "Nuclei":
         """Return zero nuclei with all columns present.
 
         Args:
             embedding_dim: Width of the embedding column; None leaves it out.
             classes: Names and colours of the types.
+            measurements: Names of what is measured.
         """
         return cls(
             centroid=np.zeros((0, 2)),
@@ -189,6 +205,7 @@ class Nuclei:
             label=np.zeros(0, np.int32),
             embedding=None if embedding_dim is None else np.zeros((0, embedding_dim), np.float32),
             classes=classes,
+            measurements={name: np.zeros(0, np.float32) for name in measurements},
         )
 
     @classmethod
@@ -199,7 +216,7 @@ class Nuclei:
             parts: At least one table; all that name their types name them alike.
 
         Returns:
-            The table; its embedding is None if any part that has nuclei lacks one.
+            The table; its embedding is None if any part that has nuclei lacks one, and so is a measurement left out.
 
         Raises:
             DataError: If there is no part, or two parts name their types differently.
@@ -219,6 +236,7 @@ class Nuclei:
             contour_points=np.concatenate([p.contour_points for p in parts]),
             embedding=np.concatenate(embeddings) if complete else None,
             classes=named[0] if named else None,
+            measurements=_joined_measurements(parts),
         )
 
     @overload
@@ -310,6 +328,7 @@ class Nuclei:
             contour_offsets=offsets,
             contour_points=points,
             embedding=None if self.embedding is None else self.embedding[rows],
+            measurements={name: values[rows] for name, values in self.measurements.items()},
         )
 
     def _cut(self, start: int, stop: int, step: int) -> "Nuclei":
@@ -337,6 +356,7 @@ class Nuclei:
             bbox=self.bbox[index],
             contour=self.contour(index),
             embedding=None if self.embedding is None else self.embedding[index],
+            measurements={name: float(values[index]) for name, values in self.measurements.items()},
         )
 
     def _is_of(self, name: str) -> NDArray[np.bool_]:
@@ -358,6 +378,13 @@ class Nuclei:
             bbox=self.bbox * np.tile(factor, 2) + np.tile(offset, 2),
             contour_points=self.contour_points * factor + offset,
         )
+
+
+def _joined_measurements(parts: Sequence[Nuclei]) -> dict[str, NDArray[np.floating[Any]]]:
+    """Return what was measured of the nuclei of all parts: what every part that has nuclei knows."""
+    known = [part.measurements for part in parts if len(part)] or [part.measurements for part in parts]
+    names = [name for name in known[0] if all(name in measured for measured in known)]
+    return {name: np.concatenate([measured[name] for measured in known]) for name in names}
 
 
 def _html_table(heading: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

@@ -43,6 +43,7 @@ PLACES = {
     "cellvit.data": (3, "data"),
     "cellvit.postprocess": (3, "postprocess"),
     "cellvit.metrics": (3, "metrics"),
+    "cellvit.measurement": (3, "measurement"),
     "cellvit.plotting": (3, "plotting"),
     "cellvit.heads": (4, "heads"),
     "cellvit.model": (5, "model"),

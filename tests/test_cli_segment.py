@@ -27,10 +27,12 @@ def images(tmp_path):
 
 def test_all_files_are_written_and_agree(images, model, tmp_path, capsys):
     out = tmp_path / "new" / "results"
-    assert main([str(images / "a.png"), "--out", str(out), "--model", model, "--device", "cpu"]) == 0
+    arguments = [str(images / "a.png"), "--out", str(out), "--model", model, "--device", "cpu", "--no-measurements"]
+    assert main(arguments) == 0
     assert sorted(p.name for p in out.iterdir()) == ["a.geojson", "a.json", "a.parquet", "a.png"]
     nuclei = io.read_parquet(out / "a.parquet")
     assert len(nuclei) > 0
+    assert nuclei.measurements == {}
     assert nuclei.embedding.shape == (len(nuclei), 24)
     for other in (io.read_json(out / "a.json"), io.read_geojson(out / "a.geojson")):
         np.testing.assert_array_equal(other.bbox, nuclei.bbox)
@@ -53,7 +55,7 @@ def test_a_bad_file_does_not_stop_the_others(images, model, tmp_path, capsys):
     (images / "notes.jpg").write_text("hello")
     out = tmp_path / "out"
     arguments = [str(images), str(images / "other"), "gone.png", "--out", str(out), "--model", model]
-    assert main([*arguments, "--device", "cpu", "--formats", "geojson"]) == 1
+    assert main([*arguments, "--device", "cpu", "--formats", "geojson", "--no-measurements"]) == 1
     assert sorted(p.name for p in out.iterdir()) == ["grey [x].v2.geojson", "images_a.geojson", "other_a.geojson"]
     printed = capsys.readouterr()
     lines = printed.err.strip().splitlines()
@@ -74,6 +76,7 @@ def test_a_fault_of_ours_is_one_line_too(images, model, tmp_path, capsys, monkey
 
     monkeypatch.setattr(cli_images, "segment_image", faulty)
     arguments = [str(images), "--out", str(tmp_path / "out"), "--model", model, "--device", "cpu"]
+    arguments.append("--no-measurements")
     assert main(arguments) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1

@@ -54,6 +54,7 @@ _ROWS = (
     Verb("plugins", _MODELS, "list encoders, decoders, heads, post-processors and metrics, and who brings them"),
     Verb("verify", _RESULTS, "tell whether result folders still hold what was written: cellvit verify DIR..."),
     Verb("evaluate", _RESULTS, "score instance maps or GeoJSON, also of other tools, against a ground truth"),
+    Verb("measure", _RESULTS, "measure nuclei, also of other tools: size, form, stain, texture, neighbours"),
     Verb("card", _RESULTS, "measure a model for its model card: scores with intervals, calibration, failures"),
     Verb("doctor", _HERE, "check packages, devices, readers, models and workers, and say what to repair"),
     Verb("demo", _HERE, "find the nuclei of a real tissue image, with the model that ships with the package"),

@@ -78,7 +78,7 @@ def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dic
     named = {field.name for field in fields(SlideSettings)}
     values = {name: value for name, value in vars(options).items() if name in named}
     values |= {"tissue_filter": not options.no_tissue_filter, "embeddings": not options.no_embeddings}
-    values |= {"formats": formats}
+    values |= {"measurements": not options.no_measurements, "formats": formats}
     SlideSettings(**values)
     if options.mpp and options.magnification:
         from cellvit.slide.resolution import given_resolution

@@ -67,6 +67,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive(int), metavar="N", help="tiles at once (default: 1, or as it was begun)")
     add("--tile-size", default=1024, type=positive(int), metavar="PX", help="side of a tile (default: 1024)")
     add("--overlap", default=64, type=int, metavar="PX", help="overlap of tiles (default: 64)")
+    add("--no-measurements", action="store_true", help="do not measure size, form, stain and neighbours of nuclei")
 
 
 def add_slide_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

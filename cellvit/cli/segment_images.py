@@ -23,6 +23,7 @@ from cellvit.inference.protocol import NucleiModel, load_model
 from cellvit.inference.tta import with_tta
 from cellvit.io.images import image_with_remarks
 from cellvit.io.tables import console_text
+from cellvit.measurement.stains import image_stains
 from cellvit.slide.appearance import appearance_remarks
 from cellvit.slide.naming import output_names
 from cellvit.slide.resolution import image_resolution
@@ -119,6 +120,7 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
     warnings = [*told[: len(remarks)], *doubts, *told[len(remarks) :]]
     for text in warnings:
         job.output.note(text, "warning")
+    stains = None if options.no_measurements else image_stains(image)
     nuclei = segment_image(
         image,
         model=job.model,
@@ -127,8 +129,13 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         overlap=options.overlap,
         batch_size=options.batch_size or 1,
         precision=options.precision,
+        measurements=not options.no_measurements,
+        stains=stains,
         progress=report,
     )
+    if stains is not None and stains.doubt and len(nuclei):
+        warnings.append(f"image {path.name!r}: {stains.doubt}")
+        job.output.note(warnings[-1], "warning")
     metadata = {
         "image": path.name,
         "width": image.shape[1],
@@ -142,6 +149,7 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         "precision": options.precision,
         "tta": options.tta,
         "cellvit_version": version("cellvit-lightning"),
+        **({} if stains is None else {"stains": stains.facts()}),
         **({"warnings": warnings} if warnings else {}),
     }
     _write(targets, image, nuclei, metadata, simplify=options.simplify / outcome.mpp)

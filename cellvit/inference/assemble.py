@@ -12,6 +12,9 @@ from cellvit.geometry.regions import Region
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import Origin
 from cellvit.io.stream import Patches
+from cellvit.measurement.base import Columns
+from cellvit.measurement.measure import TileMeasurement, measure_missing, measured_names
+from cellvit.measurement.neighbors import measure_neighbors, neighbor_columns
 from cellvit.slide.stitching import StreamingStitcher, TileNuclei
 from cellvit.slide.tiling import TileGrid
 from cellvit.slide.tissue import TissueMask
@@ -37,6 +40,7 @@ class SlideTable:
             tissue by its area; None keeps all. Parts on the disk hold them, so a resumed run leaves out the same.
         region: Nuclei whose centroid lies outside are left out; None keeps all.
         origin: ``"slide"`` or ``"bounds"``: where coordinates count from.
+        measure: What measured the nuclei of the tiles; None for nuclei that were not.
         counts: ``(C,)`` nuclei per type, filled while it is iterated.
         off_tissue: Nuclei of the region that were left out as they lie off the tissue, filled while it is iterated.
         unreadable: Numbers of the tiles that could not be read, filled while it is iterated.
@@ -52,6 +56,7 @@ class SlideTable:
     tissue: TissueMask | None = None
     region: Region | None = None
     origin: Origin = "slide"
+    measure: TileMeasurement | None = None
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     off_tissue: int = 0
     unreadable: list[int] = field(default_factory=list)
@@ -68,27 +73,57 @@ class SlideTable:
                 break
         return width
 
+    @property
+    def measured_names(self) -> tuple[str, ...]:
+        """Return the names of what is measured, in the order of the columns."""
+        return () if self.measure is None else (*measured_names(), *neighbor_columns(self.classes))
+
     def nuclei(self, resume: ResumeFolder) -> Iterator[Nuclei]:
-        """Yield the nuclei in chunks: each once, labelled 1..N, in level-0 pixels.
+        """Yield the nuclei in chunks: each once, labelled 1..N, in level-0 pixels, with what was measured.
+
+        Neighbours may lie anywhere, so the parts are read twice if nuclei are measured, first for all centres.
 
         Args:
             resume: Holds the finished parts.
         """
-        stitcher, label = StreamingStitcher(self.grid), 0
+        neighbors, label = self._neighbors(resume), 0
+        for placed in self._finals(resume, measure=self.measure):
+            rows = slice(label, label + len(placed))
+            measured = {**placed.measurements, **{name: values[rows] for name, values in neighbors.items()}}
+            numbers = np.arange(rows.start + 1, rows.stop + 1, dtype=np.int32)
+            yield replace(placed, label=numbers, measurements=measured)
+            label = rows.stop
+
+    def _neighbors(self, resume: ResumeFolder) -> Columns:
+        if self.measure is None:
+            return {}
+        centroid, kind = [np.zeros((0, 2))], [np.zeros(0, np.int32)]
+        for final in self._finals(resume, measure=None):
+            centroid.append(final.centroid)
+            kind.append(final.type)
+        across, down = (mpp * scale for mpp, scale in zip(self.measure.mpp, self.view.scale, strict=True))
+        places, types = np.concatenate(centroid), np.concatenate(kind)
+        return measure_neighbors(places, types, classes=self.classes, mpp=(across, down))
+
+    def _finals(self, resume: ResumeFolder, *, measure: TileMeasurement | None) -> Iterator[Nuclei]:
+        """Yield the nuclei of the slide, each once, in level-0 pixels; measured only with ``measure``."""
+        stitcher = StreamingStitcher(self.grid)
         self.counts, self.unreadable = np.zeros(len(self.classes), np.int64), []
         self.off_tissue, self.seconds, self.made_on = 0, Counter(), []
         for number in range(self.parts):
             chunk = resume.read_part(number)
+            found = chunk.nuclei
+            if self.measure is not None and measure is None:
+                found = replace(found, embedding=None, measurements={})
             self.unreadable += chunk.unreadable
             self.seconds.update(chunk.seconds)
             self.made_on += [chunk.made_on] if chunk.made_on and chunk.made_on not in self.made_on else []
             last = number + 1 == self.parts
             done = len(self.grid) if last else int(self.part(number + 1)[0])
-            final = stitcher.add(self._place(chunk.tile, chunk.nuclei), done=done)
-            placed = self._on_slide(replace(final, classes=self.classes))
+            final = stitcher.add(self._place(chunk.tile, found), done=done)
+            placed = self._on_slide(replace(final, classes=self.classes), measure)
             self.counts += np.bincount(placed.type, minlength=len(self.classes))
-            yield replace(placed, label=np.arange(label + 1, label + len(placed) + 1, dtype=np.int32))
-            label += len(placed)
+            yield placed
 
     def _place(self, tile: NDArray[np.int64], found: Nuclei) -> TileNuclei:
         """Return the nuclei of a part in pixels of the view."""
@@ -96,8 +131,8 @@ class SlideTable:
         runs = [(int(tile[a]), np.arange(a, b)) for a, b in pairwise(limits)] or [(0, tile)]
         return TileNuclei.concatenate([TileNuclei.place(self.grid, index, found.select(rows)) for index, rows in runs])
 
-    def _on_slide(self, nuclei: Nuclei) -> Nuclei:
-        """Return nuclei of the view in level-0 pixels, those of the tissue and the region only.
+    def _on_slide(self, nuclei: Nuclei, measure: TileMeasurement | None) -> Nuclei:
+        """Return nuclei of the view in level-0 pixels, those of the tissue and the region only, all of them measured.
 
         Outlines of a resampled slide are rounded to 0.01 pixels: all digits would nearly double the text files.
         """
@@ -109,6 +144,9 @@ class SlideTable:
             self.off_tissue += int(off.sum())
             kept &= ~off
         placed = placed.select(kept)
+        if measure is not None:  # those that no tile holds whole are measured now
+            whole = measure_missing(self.view, nuclei.select(kept), mpp=measure.mpp, stains=measure.stains)
+            placed = replace(placed, measurements=whole.measurements)
         x, y = self.view.slide.bounds[:2] if self.origin == "bounds" else (0, 0)
         return placed.transform(shift=(-x, -y)) if (x, y) != (0, 0) else placed
 

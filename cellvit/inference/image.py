@@ -1,5 +1,6 @@
 """Finding the nuclei of one image of any size: resample, tile, predict, post-process, join at the seams."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from cellvit.inference.protocol import (
 from cellvit.inference.resources import memory_advice
 from cellvit.inference.tta import unwrap_tta, with_tta
 from cellvit.io.images import to_rgb
+from cellvit.measurement.measure import TileMeasurement, measure_missing
+from cellvit.measurement.neighbors import with_neighbors
+from cellvit.measurement.stains import Stains, image_stains
 from cellvit.model.build import image_arrays
 from cellvit.slide.stitching import merge_tiles
 from cellvit.slide.tiling import TileGrid
@@ -42,6 +46,8 @@ def segment_image(
     device: str = "auto",
     precision: str = "32-true",
     tta: int = 1,
+    measurements: bool = True,
+    stains: Stains | None = None,
     progress: Progress | None = None,
     trust: Sequence[str] = (),
 ) -> Nuclei:
@@ -64,6 +70,9 @@ def segment_image(
         precision: ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
         tta: Average the maps over 2, 4 or 8 mirrored and turned views, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
+        measurements: Measure every nucleus: shape, stain, texture, neighbours; see :mod:`cellvit.measurement`.
+        stains: How the stains absorb; None estimates it from the image. Where that fails and there are nuclei, a
+            warning (:class:`UserWarning`) says so.
         progress: Called after every batch with the number of tiles done and of all tiles.
         trust: Packages whose classes the model's file may name, see :func:`cellvit.model.checkpoint.load`.
 
@@ -88,6 +97,10 @@ def segment_image(
     autocast = autocast_context(precision, network.device)
     view = SlideView(ArrayImage(pixels), mpp=axes, target_mpp=network.mpp)
     grid = tile_grid(view.width, view.height, tile_size=tile_size, overlap=overlap)
+    measure = None
+    if measurements:
+        across, down = (axis / scale for axis, scale in zip(axes, view.scale, strict=True))
+        measure = TileMeasurement(grid, (across, down), image_stains(pixels) if stains is None else stains)
     found: list[tuple[int, Nuclei]] = []
     with evaluation_mode(network), memory_advice(tile_size=tile_size, batch_size=batch_size):
         for first in range(0, len(grid), batch_size):
@@ -95,10 +108,18 @@ def segment_image(
             tiles = np.stack([view.read(t.x, t.y, t.width, t.height) for t in map(grid.tile, indices)])
             with autocast:
                 maps = _predict(predictor, tiles)
-            found += [(index, network.postprocess(item).nuclei) for index, item in zip(indices, maps, strict=True)]
+            for index, tile, item in zip(indices, tiles, maps, strict=True):
+                whole = network.postprocess(item)
+                found.append((index, whole.nuclei if measure is None else measure(index, tile, whole)))
             if progress is not None:
                 progress(len(found), len(grid))
-    return view.to_level0(replace(merge_tiles(grid, found), classes=network.classes))
+    nuclei = replace(merge_tiles(grid, found), classes=network.classes)
+    if measure is None:
+        return view.to_level0(nuclei)
+    if measure.stains.doubt and stains is None and len(nuclei):
+        warnings.warn(measure.stains.doubt, stacklevel=2)
+    nuclei = measure_missing(view, nuclei, mpp=measure.mpp, stains=measure.stains)
+    return with_neighbors(view.to_level0(nuclei), mpp=axes)
 
 
 @dataclass(frozen=True)

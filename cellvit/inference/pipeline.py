@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import reading_threads
 from cellvit.inference.workers import PostprocessPool, nuclei_of
 from cellvit.model.build import start_transfer
-from cellvit.types import EMBEDDING_MAP, Nuclei
+from cellvit.types import EMBEDDING_MAP, Nuclei, NucleiPrediction
 
 Arrays = list[dict[str, NDArray[Any]]]
 
@@ -59,6 +60,7 @@ class TileStream:
         batch_size: Tiles that go through the network together, at most those of one part.
         autocast: Makes the context in which the network runs.
         embeddings: Whether nuclei get an embedding.
+        measure: Makes the table of a tile from its number, its pixels and what is found; None takes that as it is.
         clock: When the run began, in seconds of ``time.perf_counter``.
         seconds: Filled while it runs.
         noted: Seconds by stage, and ``total`` since ``clock``, that the parts which were written so far note.
@@ -71,6 +73,7 @@ class TileStream:
     batch_size: int
     autocast: Callable[[], AbstractContextManager[Any]]
     embeddings: bool
+    measure: Callable[[int, NDArray[np.uint8], NucleiPrediction], Nuclei] | None = None
     clock: float = field(default_factory=time.perf_counter)
     seconds: StageSeconds = field(default_factory=StageSeconds)
     noted: dict[str, float] = field(default_factory=dict)
@@ -105,9 +108,10 @@ class TileStream:
         with memory_advice(tile_size=size, batch_size=self.batch_size), PostprocessPool(self.model, workers) as pool:
             under_way: deque[tuple[int, int, Future[Nuclei]]] = deque()
             collected = _Parts(self, journal)
-            for number, indices, maps in self._predicted(missing):
-                for index, arrays in zip(indices, maps, strict=True):
-                    under_way.append((number, index, pool.submit(arrays)))
+            for number, indices, images, maps in self._predicted(missing):
+                for index, image, arrays in zip(indices, images, maps, strict=True):
+                    finish = None if self.measure is None else partial(self.measure, index, image)
+                    under_way.append((number, index, pool.submit(arrays, finish)))
                 while len(under_way) > pool.capacity or (under_way and under_way[0][2].done()):
                     collected.add(*under_way.popleft())
                     report(done + collected.tiles, len(self.prepared.tiles))
@@ -126,15 +130,15 @@ class TileStream:
         self.noted = spent
         return {"seconds": seconds, "made_on": f"{self.model.device.type}, torch {torch.__version__}"}
 
-    def _predicted(self, missing: Sequence[int]) -> Iterator[tuple[int, list[int], Arrays]]:
-        """Yield the part, the tiles and the maps of each batch; the next batch is launched before maps are awaited."""
-        launched: tuple[int, list[int], Callable[[], Arrays]] | None = None
+    def _predicted(self, missing: Sequence[int]) -> Iterator[tuple[int, list[int], NDArray[np.uint8], Arrays]]:
+        """Yield part, tiles, pixels and maps of each batch; the next batch is launched before maps are awaited."""
+        launched: tuple[int, list[int], NDArray[np.uint8], Callable[[], Arrays]] | None = None
         for number, indices, images in self._batches(missing):
             with self._timed("forward"):
                 transfer = self._launch(images)
             if launched is not None:
                 yield self._arrived(*launched)
-            launched = (number, indices, transfer)
+            launched = (number, indices, images, transfer)
         if launched is not None:
             yield self._arrived(*launched)
 
@@ -149,10 +153,10 @@ class TileStream:
         return start_transfer(maps, self._postprocessor)
 
     def _arrived(
-        self, number: int, indices: list[int], transfer: Callable[[], Arrays]
-    ) -> tuple[int, list[int], Arrays]:
+        self, number: int, indices: list[int], images: NDArray[np.uint8], transfer: Callable[[], Arrays]
+    ) -> tuple[int, list[int], NDArray[np.uint8], Arrays]:
         with self._timed("forward"):
-            return number, indices, transfer()
+            return number, indices, images, transfer()
 
     def _batches(self, missing: Sequence[int]) -> Iterator[tuple[int, list[int], NDArray[np.uint8]]]:
         """Yield batches of tiles, read ahead by threads; a batch never crosses the border of a part."""

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -17,6 +18,7 @@ from cellvit.inference.resume import TILES_PER_CHUNK
 from cellvit.inference.settings import SlideSettings
 from cellvit.io.images import Rgb8
 from cellvit.io.regions import read_region
+from cellvit.measurement.measure import TileMeasurement, stains_at
 from cellvit.slide.appearance import appearance_remarks
 from cellvit.slide.open import Slide
 from cellvit.slide.resolution import Resolution, slide_resolution
@@ -87,6 +89,15 @@ class PreparedSlide:
     def part(self, number: int) -> NDArray[np.int64]:
         """Return the tiles of a part."""
         return self.tiles[number * TILES_PER_CHUNK : (number + 1) * TILES_PER_CHUNK]
+
+    @cached_property
+    def measurement(self) -> TileMeasurement:
+        """What measures the nuclei of tiles; the stains are estimated from the tissue when it is first asked for."""
+        rows, columns = np.nonzero(self.tissue.mask)
+        height, width = self.tissue.mask.shape
+        places = (np.stack([columns, rows], axis=1) + 0.5) * (self.view.width / width, self.view.height / height)
+        across, down = (mpp / scale for mpp, scale in zip(self.resolution.mpp, self.view.scale, strict=True))
+        return TileMeasurement(self.grid, (across, down), stains_at(self.view, places))
 
     @property
     def mpp(self) -> float:

@@ -153,6 +153,7 @@ class SlideRun:
             batch_size=begun["batch_size"],
             autocast=lambda: autocast_context(settings.precision, self.model.device),
             embeddings=settings.embeddings,
+            measure=self._facts.measurement,
             clock=clock,
         )
         workers = default_workers(self.model.device.type) if settings.workers is None else settings.workers
@@ -165,6 +166,7 @@ class SlideRun:
             self.out / TABLE,
             classes=self.model.classes,
             embedding_dim=table.embedding_dim(resume),
+            measurements=table.measured_names,
             metadata=self._facts.metadata(),
         )
         if table.unreadable and len(table.unreadable) == len(self.prepared.tiles):
@@ -236,6 +238,7 @@ class SlideRun:
             tissue=prepared.only_on,
             region=prepared.region,
             origin=self.settings.origin,
+            measure=self._facts.measurement,
         )
 
     def _context(self, table: SlideTable) -> OutputContext:

@@ -54,6 +54,7 @@ class SlideSettings:
     tissue_filter: bool = True
     roi: str | Path | None = None
     embeddings: bool = True
+    measurements: bool = True
     formats: tuple[str, ...] = DEFAULT_FORMATS
     origin: Origin = "slide"
     simplify: float = 0.0
@@ -88,7 +89,7 @@ class SlideSettings:
     @property
     def affects_result(self) -> dict[str, Any]:
         """Return the settings on which the nuclei depend; resuming with others is refused."""
-        names = ("tile_size", "overlap", "precision", "tta", "tissue_filter", "embeddings", "origin")
+        names = ("tile_size", "overlap", "precision", "tta", "tissue_filter", "embeddings", "measurements", "origin")
         return {name: getattr(self, name) for name in names}
 
 

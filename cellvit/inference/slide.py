@@ -69,6 +69,7 @@ def segment_slide(
     tissue_filter: bool = True,
     roi: str | Path | None = None,
     embeddings: bool = True,
+    measurements: bool = True,
     formats: tuple[str, ...] = DEFAULT_FORMATS,
     origin: Origin = "slide",
     simplify: float = 0.0,
@@ -110,6 +111,7 @@ def segment_slide(
         roi: GeoJSON file; only nuclei with their centroid in its polygons are kept. With ``tissue_filter=False`` it
             replaces the tissue, else both must agree.
         embeddings: Store the embedding of every nucleus.
+        measurements: Measure every nucleus: shape, stain, texture, neighbours; see :mod:`cellvit.measurement`.
         formats: Files beside the table, keys of :data:`cellvit.inference.settings.FORMATS`.
         origin: ``"slide"``: coordinates are level-0 pixels of the file; ``"bounds"``: of its scanned part.
         simplify: Microns by which outlines in GeoJSON may deviate to have fewer points; areas stay the same. 0 is off.
@@ -146,6 +148,7 @@ def segment_slide(
             tissue_filter=tissue_filter,
             roi=roi,
             embeddings=embeddings,
+            measurements=measurements,
             formats=formats,
             origin=origin,
             simplify=simplify,

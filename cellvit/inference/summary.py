@@ -16,6 +16,7 @@ from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, about_of
 from cellvit.inference.resources import peak_memory
 from cellvit.inference.settings import FORMATS, SlideSettings
+from cellvit.measurement.measure import TileMeasurement
 
 SUMMARY_SCHEMA = 1
 MANY_UNTYPED = 0.2
@@ -48,6 +49,11 @@ class SlideFacts:
         # a loaded model and one in training differ in class, not in what they find
         return type(self.model).__name__.removesuffix("Network") if self.model_name is None else str(self.model_name)
 
+    @property
+    def measurement(self) -> TileMeasurement | None:
+        """Return what measures the nuclei, or None."""
+        return self.prepared.measurement if self.settings.measurements else None
+
     def metadata(self) -> dict[str, Any]:
         """Return the facts that go into the heads of files; nothing that differs between two runs."""
         prepared, settings = self.prepared, self.settings
@@ -67,6 +73,7 @@ class SlideFacts:
             "precision": settings.precision,
             "tta": settings.tta,
             "cellvit_version": version("cellvit-lightning"),
+            **self._stains(),
         }
 
     def summary(
@@ -102,6 +109,7 @@ class SlideFacts:
                 "licence": about_of(self.model).get("licence"),
             },
             "settings": settings,
+            **self._stains(),
             "device": str(self.model.device),
             "fingerprints": self.fingerprints,
             "versions": {"python": platform.python_version(), **_versions()},
@@ -118,11 +126,24 @@ class SlideFacts:
                 "off_tissue": table.off_tissue,
             },
             "files": {"parquet": TABLE, "tissue": TISSUE, **{n: FORMATS[n] for n in self.settings.formats}},
-            "warnings": [*self.prepared.warnings, *notes, *self._unreadable(table), *_untyped(counts)],
+            "warnings": [
+                *self.prepared.warnings,
+                *notes,
+                *self._unreadable(table),
+                *_untyped(counts),
+                *self._doubts(total),
+            ],
             "peak_memory_mb": round(peak_memory() / 1e6, 1),
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+    def _stains(self) -> dict[str, Any]:
+        return {} if self.measurement is None else {"stains": self.measurement.stains.facts()}
+
+    def _doubts(self, nuclei: int) -> list[str]:
+        doubt = "" if self.measurement is None else self.measurement.stains.doubt
+        return [doubt] if doubt and nuclei else []
 
     def _place(self, index: int) -> list[int]:
         """Return the box of a tile, x, y, width, height in level-0 pixels."""

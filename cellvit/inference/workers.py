@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from cellvit.errors import OutputError
 from cellvit.inference.protocol import NucleiModel, postprocessor_of
 from cellvit.postprocess.base import Postprocessor
-from cellvit.types import Nuclei
+from cellvit.types import Nuclei, NucleiPrediction
 
 Maps = Mapping[str, NDArray[Any]]
+Finish = Callable[[NucleiPrediction], Nuclei]
 Result = TypeVar("Result")
 
 _hiding = threading.Lock()
@@ -78,23 +79,24 @@ class PostprocessPool:
     def __exit__(self, *stop: object) -> None:
         self._open.close()
 
-    def submit(self, maps: Maps) -> "Future[Nuclei]":
+    def submit(self, maps: Maps, finish: Finish | None = None) -> "Future[Nuclei]":
         """Start to find the nuclei of one tile.
 
         Args:
             maps: Maps of the tile, as :meth:`cellvit.postprocess.base.Postprocessor.__call__` takes them.
+            finish: Makes the table of the tile from what is found; None takes that as it is. It can be pickled.
 
         Returns:
             A future of the nuclei in pixels of the tile, without class names; :func:`nuclei_of` waits for it.
         """
         if self.kind == "processes":
             try:
-                return submit(self._processes, _find, maps)
+                return submit(self._processes, _find, maps, finish)
             except BrokenProcessPool as error:
                 raise _worker_died() from error
             except NO_PROCESS as error:  # what processes that did start have in work stays theirs
                 self._do_without(error)
-        return self._threads.submit(_find_here, self._local, maps)
+        return self._threads.submit(_find_here, self._local, maps, finish)
 
     def _do_without(self, error: BaseException) -> None:
         self.kind = "threads"
@@ -127,16 +129,16 @@ def _worker_died() -> OutputError:
     )
 
 
-def _find_here(postprocess: Callable[[Maps], Any], maps: Maps) -> Nuclei:
-    nuclei: Nuclei = postprocess(maps).nuclei
-    return nuclei
+def _find_here(postprocess: Callable[[Maps], Any], maps: Maps, finish: Finish | None) -> Nuclei:
+    found: NucleiPrediction = postprocess(maps)
+    return found.nuclei if finish is None else finish(found)
 
 
-def _find(maps: Maps) -> Nuclei:
+def _find(maps: Maps, finish: Finish | None) -> Nuclei:
     global _postprocess
     if _postprocess is None:  # here, not at the start, so that an error reaches the user
         _postprocess = pickle.loads(_pickled)  # from our own parent
-    return _find_here(_postprocess, maps)
+    return _find_here(_postprocess, maps, finish)
 
 
 def _keep(pickled: bytes) -> None:

@@ -30,12 +30,12 @@ def write_anndata(
 ) -> None:
     """Write nuclei as AnnData: one observation per nucleus, no variables.
 
-    ``obs`` holds ``label``, ``type`` (categorical, missing where no type is known), ``type_id``, ``type_prob`` and
-    ``area_px``; ``obsm`` holds ``spatial`` (centroids, ``(x, y)``), ``bbox`` and, where there is one, ``embedding``;
-    ``uns`` holds ``type_colors`` (one per category, as scanpy has it) and ``cellvit``: the version of this layout, the
-    frame of coordinates (see :mod:`cellvit.types`), and classes and metadata as JSON text. Embeddings are written block
-    by block; of all nuclei only the small columns are held in memory, about 200 bytes each. The same nuclei give the
-    same bytes.
+    ``obs`` holds ``label``, ``type`` (categorical, missing where no type is known), ``type_id``, ``type_prob``,
+    ``area_px`` and the measurements; ``obsm`` holds ``spatial`` (centroids, ``(x, y)``), ``bbox`` and, where there is
+    one, ``embedding``; ``uns`` holds ``type_colors`` (one per category, as scanpy has it) and ``cellvit``: the version
+    of this layout, the frame of coordinates (see :mod:`cellvit.types`), and classes, names of measurements and metadata
+    as JSON text. Embeddings are written block by block; of all nuclei only the small columns are held in memory, about
+    200 bytes each. The same nuclei give the same bytes.
 
     Args:
         stream: The nuclei, iterated once; or a table.
@@ -123,6 +123,11 @@ def read_anndata(path: str | Path) -> Nuclei:
             label=_array(obs["label"], np.int32),
             embedding=_array(obsm["embedding"], np.float32) if "embedding" in obsm else None,
             classes=classes_from_list(json.loads(about["classes"]), source=str(path)),
+            measurements={
+                name: _array(obs[name], np.float32)
+                for name in json.loads(about.get("measurements", "[]"))
+                if name in obs
+            },
         )
         return from_frame(nuclei, stated_frame(about, str(path)))
     except DataError:

@@ -14,10 +14,12 @@ from cellvit.errors import DataError
 from cellvit.io.frames import from_frame, stated_frame
 from cellvit.io.qupath import StatedClass
 from cellvit.io.stated_types import StatedTypes
-from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
+from cellvit.types import PIXEL_CORNERS, Nuclei
 
 SCHEMA_VERSION = 2
 _KEY = b"cellvit"
+_PLAIN = {"label", "type", "classification", "type_prob", "centroid", "bbox", "contour", "embedding"}
+_COLUMNS = _PLAIN | {"geometry", "tile"}
 
 
 def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa.Table:
@@ -25,8 +27,9 @@ def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa
 
     Columns: ``label`` int32, ``type`` int32, ``classification`` (name of the type, missing where none is known),
     ``type_prob`` float32, ``centroid`` 2 doubles ``(x, y)``, ``bbox`` 4 doubles ``(xmin, ymin, xmax, ymax)``,
-    ``contour`` list of 2 doubles, and, where there is one, ``embedding`` D floats. The schema metadata hold under
-    ``cellvit`` a JSON object with ``version``, ``frame`` (of coordinates; see :mod:`cellvit.types`), ``classes`` and
+    ``contour`` list of 2 doubles, and, where there is one, ``embedding`` D floats; then one float32 for every
+    measurement, under its name. The schema metadata hold under ``cellvit`` a JSON object with ``version``, ``frame``
+    (of coordinates; see :mod:`cellvit.types`), ``classes``, ``measurements`` (the names of those columns) and
     ``metadata``.
 
     Args:
@@ -37,8 +40,11 @@ def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa
         One row per nucleus.
 
     Raises:
-        DataError: If the metadata are not plain data.
+        DataError: If the metadata are not plain data, or a measurement has the name of another column.
     """
+    taken = sorted(_COLUMNS & set(nuclei.measurements))
+    if taken:
+        raise DataError(f"measurements {taken} have names of other columns of the table; rename them")
     columns = {
         "label": pa.array(np.ascontiguousarray(nuclei.label, np.int32)),
         "type": pa.array(np.ascontiguousarray(nuclei.type, np.int32)),
@@ -52,7 +58,8 @@ def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa
     }
     if nuclei.embedding is not None:
         columns["embedding"] = _fixed(nuclei.embedding, np.float32)
-    return pa.table(columns).replace_schema_metadata({_KEY: _facts_text(nuclei.classes, metadata)})
+    columns |= {name: pa.array(np.ascontiguousarray(v, np.float32)) for name, v in nuclei.measurements.items()}
+    return pa.table(columns).replace_schema_metadata({_KEY: _facts_text(nuclei, metadata)})
 
 
 def _names(nuclei: Nuclei) -> pa.Array:
@@ -64,14 +71,16 @@ def _names(nuclei: Nuclei) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(names, pa.string()))
 
 
-def _facts_text(classes: NucleiClasses | None, metadata: Mapping[str, Any] | None) -> bytes:
+def _facts_text(nuclei: Nuclei, metadata: Mapping[str, Any] | None) -> bytes:
     """Return what :func:`read_facts` reads."""
-    facts = {
+    facts: dict[str, Any] = {
         "version": SCHEMA_VERSION,
         "frame": PIXEL_CORNERS,
-        "classes": classes_to_list(classes),
+        "classes": classes_to_list(nuclei.classes),
         "metadata": dict(metadata or {}),
     }
+    if nuclei.measurements:
+        facts["measurements"] = list(nuclei.measurements)
     try:
         return json.dumps(facts).encode()
     except (TypeError, ValueError) as error:
@@ -109,6 +118,11 @@ def from_arrow(table: pa.Table) -> Nuclei:
             label=_vector(table["label"], np.int32),
             embedding=_matrix(table["embedding"], np.float32) if "embedding" in table.column_names else None,
             classes=classes_from_list(facts["classes"], source="the table"),
+            measurements={
+                name: _vector(table[name], np.float32)
+                for name in facts.get("measurements", ())
+                if name in table.column_names
+            },
         )
         nuclei = from_frame(nuclei, stated_frame(facts, "the table"))
         return _corrected(nuclei, table["classification"]) if "classification" in table.column_names else nuclei
@@ -138,7 +152,7 @@ def _corrected(nuclei: Nuclei, names: Any) -> Nuclei:
 
 
 def read_facts(table: pa.Table | pa.Schema) -> dict[str, Any]:
-    """Return the ``version``, ``classes`` and ``metadata`` stored with a table.
+    """Return the ``version``, ``classes``, ``metadata`` and, if there are any, ``measurements`` stored with a table.
 
     Args:
         table: Made by :func:`to_arrow`, or read from Parquet; or the schema of such a table.

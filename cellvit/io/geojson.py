@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_text
 from cellvit.io.frames import PIXEL_CENTRES, stated_frame
 from cellvit.io.limits import MALFORMED, brief
+from cellvit.io.measurement_names import name_from_qupath, qupath_name
 from cellvit.io.qupath import (
     RESULTS,
     QuPathObject,
@@ -25,7 +26,7 @@ from cellvit.io.qupath import (
     has_results,
     listed,
     mapping_of,
-    measurement,
+    measurements_of,
     objects_of,
     parts_of,
     plain,
@@ -66,14 +67,15 @@ def write_geojson(
     """Write nuclei as a GeoJSON FeatureCollection for QuPath; one feature per nucleus, one per line.
 
     Every polygon is closed and valid (see :func:`cellvit.io.valid_polygons.valid_rings`). Ids depend on the nuclei
-    alone, so the same nuclei give the same bytes. Nuclei without a known type have no classification. Coordinates count
-    as QuPath counts them: pixel ``i`` covers ``[i, i + 1)``.
+    alone, so the same nuclei give the same bytes. Nuclei without a known type have no classification. Measurements have
+    the names of QuPath where it has one; a value that is not known is left out. Coordinates count as QuPath counts
+    them: pixel ``i`` covers ``[i, i + 1)``.
 
     Args:
         nuclei: The nuclei, in pixels of the full-resolution image; embeddings are not written.
         path: The file, ``.geojson`` or ``.geojson.gz``.
         object_type: What QuPath makes of a feature.
-        points: The light variant: only a point at each centroid, without box and area.
+        points: The light variant: only a point at each centroid, without box, area and further measurements.
         simplify: Pixels by which an outline may deviate to have fewer points; areas stay the same. 0 writes it exactly.
 
     Raises:
@@ -98,7 +100,7 @@ def write_geojson_stream(
         stream: The nuclei; of embeddings it is best read without. Iterated once.
         path: The file, ``.geojson`` or ``.geojson.gz``.
         object_type: What QuPath makes of a feature.
-        points: The light variant: only a point at each centroid, without box and area.
+        points: The light variant: only a point at each centroid, without box, area and further measurements.
         simplify: Pixels by which an outline may deviate to have fewer points; areas stay the same.
 
     Raises:
@@ -129,6 +131,7 @@ def _features(nuclei: Nuclei, row: int, object_type: str, shapes: Iterator[tuple
     kinds = {kind: _classification_text(nuclei.classes, kind) for kind in np.unique(nuclei.type).tolist()}
     boxes = plain_numbers(nuclei.bbox).tolist()
     probabilities = shortest_floats(nuclei.type_prob)
+    further = [""] * len(nuclei) if shapes is None else _measurement_texts(nuclei)
     columns = zip(nuclei.label.tolist(), nuclei.type.tolist(), nuclei.centroid.tolist(), boxes, strict=True)
     for i, (label, kind, (x, y), (left, top, right, bottom)) in enumerate(columns):
         identity = _identity(f"{row + i} {label} [{x}, {y}] [{left}, {top}, {right}, {bottom}]")
@@ -140,13 +143,27 @@ def _features(nuclei: Nuclei, row: int, object_type: str, shapes: Iterator[tuple
         box, geometry = "", f'"Point","coordinates":[{x},{y}]'
         if shapes is not None:
             ring, area = next(shapes)
-            measured += f',"{AREA}":{area}'
+            measured += f',"{AREA}":{area}{further[i]}'
             exact += f',"centroid":[{x},{y}]'
             box, geometry = f'"bbox":[{left},{top},{right},{bottom}],', f'"Polygon","coordinates":[{ring}]'
         yield (
             f'{{"type":"Feature","id":"{identity}","properties":{{"objectType":"{object_type}",{kinds[kind]}'
             f'"measurements":{{{measured}}},"nucleus":{{{exact}}}}},{box}"geometry":{{"type":{geometry}}}}}'
         )
+
+
+def _measurement_texts(nuclei: Nuclei) -> list[str]:
+    """Return the measurements of every nucleus as members of an object, each behind a comma."""
+    if not nuclei.measurements:
+        return [""] * len(nuclei)
+    import pyarrow as pa  # here: not every reader of GeoJSON needs it
+    import pyarrow.compute as pc
+
+    columns = [pa.array([""] * len(nuclei))]
+    for name, values in nuclei.measurements.items():
+        known = pa.array(values.astype(np.float32), mask=~np.isfinite(values)).cast(pa.string())
+        columns.append(pc.binary_join_element_wise(encode(qupath_name(name)), known, ":"))
+    return cast("list[str]", pc.binary_join_element_wise(*columns, ",", null_handling="skip").to_pylist())
 
 
 def _identity(name: str) -> str:
@@ -212,6 +229,7 @@ def read_geojson(path: str | Path) -> Nuclei:
 
     Returns:
         The nuclei, without embeddings. A file of this package gives back what was written, save repaired outlines.
+        Every number among the measurements of an object is kept, under our name where we have one.
         Elsewhere centroids and boxes come from the outlines, a probability not stated is NaN, and classes are those
         of PanNuke if the file names no others, else numbered in the order of their appearance. The name of a class
         wins over the number of a type.
@@ -290,7 +308,7 @@ def _frame_of(own: Mapping[str, Any] | None, chosen: Sequence[QuPathObject], pat
     """Return the frame of a file of this package, or None: by its head, or what other programs have left of it."""
     if own is not None:
         return stated_frame(own, repr(path))
-    if any(measurement(item.properties, LABEL) is not None or _is_row(item.properties) for item in chosen):
+    if any(LABEL in measurements_of(item.properties) or _is_row(item.properties) for item in chosen):
         return PIXEL_CORNERS
     return PIXEL_CENTRES if any("label" in mapping_of(item.properties, "nucleus") for item in chosen) else None
 
@@ -361,11 +379,13 @@ class _Collector:
         """Append the nuclei of an object: one, save for points and where every polygon is one."""
         polygons, points = self._shapes(item)
         exact = item.properties if _is_row(item.properties) else mapping_of(item.properties, "nucleus")
-        label, prob = measurement(item.properties, LABEL), measurement(item.properties, PROBABILITY)
+        measured = measurements_of(item.properties)
+        label, prob = measured.pop(LABEL, None), measured.pop(PROBABILITY, None)
         label = exact.get("label") if label is None else int(label)
         common: dict[str, Any] = {
             "type": self.types.code(class_of(item.properties), exact.get("type")),
             "type_prob": exact.get("type_prob") if prob is None else prob,
+            "measured": {name_from_qupath(name): value for name, value in measured.items() if name != AREA},
         }
         if len(polygons) + len(points) == 1 and not item.nucleus:
             common |= {"bbox": item.bbox, "label": label, "centroid": _stated_point(exact)}

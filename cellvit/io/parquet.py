@@ -1,7 +1,7 @@
 """Nuclei as Parquet: every column, the embeddings, and polygons for GIS tools; whole or in chunks."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,14 @@ def write_parquet(
         DataError: If the metadata are not plain data, or, with ``geometry``, a coordinate is not finite.
         OutputError: If the file cannot be written.
     """
-    dim = TableStream(nuclei).embedding_dim
     write_parquet_stream(
-        [nuclei], path, classes=nuclei.classes, embedding_dim=dim, metadata=metadata, geometry=geometry
+        [nuclei],
+        path,
+        classes=nuclei.classes,
+        embedding_dim=TableStream(nuclei).embedding_dim,
+        measurements=tuple(nuclei.measurements),
+        metadata=metadata,
+        geometry=geometry,
     )
 
 
@@ -74,6 +79,7 @@ def write_parquet_stream(
     *,
     classes: NucleiClasses | None,
     embedding_dim: int | None = None,
+    measurements: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
     geometry: bool = True,
 ) -> int:
@@ -87,6 +93,7 @@ def write_parquet_stream(
         path: The file.
         classes: Names and colours of the types, as the chunks have them.
         embedding_dim: Width of the embedding column; None leaves embeddings out.
+        measurements: Names of what is measured; all others are left out.
         metadata: Further facts to keep with the table, plain data.
         geometry: Add a column of polygons that GeoPandas, QGIS and DuckDB read.
 
@@ -94,15 +101,16 @@ def write_parquet_stream(
         Number of rows.
 
     Raises:
-        DataError: As :func:`write_parquet`, or if a chunk has other classes or another width of embedding.
+        DataError: As :func:`write_parquet`, or if a chunk has other classes, another width of embedding, or lacks a
+            measurement.
         OutputError: If the file cannot be written.
     """
-    empty = Nuclei.empty(embedding_dim=embedding_dim, classes=classes)
+    empty = Nuclei.empty(embedding_dim=embedding_dim, classes=classes, measurements=measurements)
     first = _table(empty, 0, metadata, geometry)
     size = _ROW_GROUP if not embedding_dim else max(1, min(_ROW_GROUP, _EMBEDDING_BYTES // (4 * embedding_dim)))
     count = 0
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, first.schema, compression="zstd") as writer:
-        for row, block in blocks(chunks, size, classes=classes, embedding_dim=embedding_dim):
+        for row, block in blocks(chunks, size, classes=classes, embedding_dim=embedding_dim, measurements=measurements):
             writer.write_table(_table(block, row, metadata, geometry), row_group_size=size)
             count = row + len(block)
         if not count:
@@ -174,6 +182,7 @@ class ParquetStream:
         path: The file.
         classes: Names and colours of the types, or None if unnamed.
         embedding_dim: Width of the embedding column; None if there is none or it is left out.
+        measurements: Names of what was measured.
         metadata: The facts that were stored with the table.
 
     Raises:
@@ -189,6 +198,7 @@ class ParquetStream:
             none = from_arrow(file.schema_arrow.empty_table().select(self._columns))
         self.classes = classes_from_list(facts["classes"], source=str(path))
         self.embedding_dim = TableStream(none).embedding_dim
+        self.measurements = tuple(none.measurements)
         self.metadata: dict[str, Any] = facts["metadata"]
 
     def __len__(self) -> int:

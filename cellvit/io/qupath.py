@@ -233,13 +233,20 @@ def _color(stated: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return None
 
 
-def measurement(properties: Mapping[str, Any], name: str) -> float | None:
-    """Return a measurement from either form QuPath has used, or None."""
+def measurements_of(properties: Mapping[str, Any]) -> dict[str, float]:
+    """Return the measurements of an object that are numbers, from either form QuPath has used."""
     measurements = plain(properties.get("measurements")) or {}
     if isinstance(measurements, list):
         measurements = {entry["name"]: entry["value"] for entry in measurements}
-    value = measurements.get(name)
-    return None if value is None else float(value)
+    return {name: number for name, value in measurements.items() if (number := _number(value)) is not None}
+
+
+def _number(value: Any) -> float | None:
+    """Return a value as a number, also one that is written as text; None if it is none."""
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def listed(left_out: Mapping[str, int]) -> str:

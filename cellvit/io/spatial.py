@@ -36,9 +36,11 @@ class Annotations:
 
     Attributes:
         columns: Blocks of every column by name.
+        measured: Blocks of every measurement by name: those of the first nuclei.
     """
 
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    measured: dict[str, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         none = Nuclei.empty()
@@ -56,6 +58,9 @@ class Annotations:
         }
         for name, values in block.items():
             self.columns.setdefault(name, []).append(values)
+        self.measured = self.measured or {name: [] for name in nuclei.measurements}
+        for name, blocks in self.measured.items():
+            blocks.append(nuclei.measurements.get(name, np.full(len(nuclei), np.nan, np.float32)))
 
     def column(self, name: str) -> Any:
         """Return a column."""
@@ -69,7 +74,10 @@ class Annotations:
 
         Returns:
             A ``pandas.DataFrame`` with ``label``, ``type`` (categorical, missing for no type), ``type_id``,
-            ``type_prob`` and ``area_px``.
+            ``type_prob``, ``area_px`` and the measurements.
+
+        Raises:
+            DataError: If a measurement has the name of another column.
         """
         pandas = require("pandas")
         kinds = self.column("type")
@@ -86,6 +94,9 @@ class Annotations:
             "type_prob": self.column("type_prob"),
             "area_px": self.column("area"),
         }
+        if taken := columns.keys() & self.measured.keys():
+            raise DataError(f"measurements {sorted(taken)} have names of other columns; rename them")
+        columns |= {name: np.concatenate(blocks) for name, blocks in self.measured.items()}
         index = pandas.Index(np.arange(1, len(kinds) + 1).astype(str).astype(object), dtype=object)
         return pandas.DataFrame(columns, index=index)
 
@@ -121,6 +132,8 @@ class Annotations:
             "classes": json.dumps(classes_to_list(classes)),
             "metadata": metadata_text,
         }
+        if self.measured:
+            about["measurements"] = json.dumps(list(self.measured))
         return {"cellvit": about, "type_colors": self.colors(classes)}
 
 

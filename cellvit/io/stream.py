@@ -1,6 +1,6 @@
 """Nuclei in chunks: what the writers of whole slides read, so that a slide need not fit into memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -14,7 +14,8 @@ from cellvit.types import Nuclei, NucleiClasses
 class NucleiStream(Protocol):
     """Nuclei that come chunk by chunk, as often as asked for.
 
-    Chunks have any size, also none, and the same classes and width of embedding; their order is that of the rows.
+    Chunks have any size, also none, and the same classes, width of embedding and measurements; their order is that of
+    the rows.
     """
 
     def __iter__(self) -> Iterator[Nuclei]:
@@ -83,7 +84,12 @@ def as_stream(nuclei: NucleiStream | Nuclei) -> NucleiStream:
 
 
 def blocks(
-    chunks: Iterable[Nuclei], size: int, *, classes: NucleiClasses | None, embedding_dim: int | None
+    chunks: Iterable[Nuclei],
+    size: int,
+    *,
+    classes: NucleiClasses | None,
+    embedding_dim: int | None,
+    measurements: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, Nuclei]]:
     """Yield the nuclei cut anew, so that what is written does not depend on how the chunks were cut.
 
@@ -92,18 +98,20 @@ def blocks(
         size: Rows of a block; the last may have fewer, none has zero.
         classes: The types that every chunk must name.
         embedding_dim: The width of embedding that every chunk must have; None leaves embeddings out.
+        measurements: The measurements that every chunk must have, in this order; None keeps those that all have.
 
     Yields:
         The number of the block's first row, and the block.
 
     Raises:
-        DataError: If a chunk names its types differently, or its embedding is missing or of another width.
+        DataError: If a chunk names its types differently, its embedding is missing or of another width, or it lacks a
+            measurement.
     """
     held: list[Nuclei] = []
     first, count = 0, 0
     for chunk in chunks:
         start = 0
-        fitting = _checked(chunk, first + count, classes, embedding_dim)
+        fitting = _measured(_checked(chunk, first + count, classes, embedding_dim), first + count, measurements)
         while count + len(fitting) - start >= size:
             stop = start + size - count
             held.append(fitting[start:stop])
@@ -121,6 +129,16 @@ def _join(held: list[Nuclei]) -> Nuclei:
     joined = held[0] if len(held) == 1 else Nuclei.concatenate(held)
     held.clear()
     return joined
+
+
+def _measured(chunk: Nuclei, row: int, names: Sequence[str] | None) -> Nuclei:
+    """Return a chunk with the measurements of its stream; raise if it lacks one."""
+    if names is None or tuple(chunk.measurements) == tuple(names):
+        return chunk
+    missing = [name for name in names if name not in chunk.measurements]
+    if missing and len(chunk):
+        raise DataError(f"the chunk at nucleus {row} lacks the measurements {missing}; measure all or none")
+    return replace(chunk, measurements={n: chunk.measurements.get(n, np.zeros(0, np.float32)) for n in names})
 
 
 def _checked(chunk: Nuclei, row: int, classes: NucleiClasses | None, embedding_dim: int | None) -> Nuclei:

@@ -1,11 +1,12 @@
 """What the text formats share: a check before writing, chunks while writing, and columns after reading."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, pairwise
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import numpy as np
@@ -136,6 +137,7 @@ class Rows:
         type: Class id.
         type_prob: Probability; NaN if the file does not say.
         label: Id in the instance map, or None for the number of the row counted from 1.
+        measured: Measurements by name; those that a row lacks are NaN.
     """
 
     contour: list[Sequence[Sequence[float]]] = field(default_factory=list)
@@ -144,6 +146,7 @@ class Rows:
     type: list[int] = field(default_factory=list)
     type_prob: list[float] = field(default_factory=list)
     label: list[int | None] = field(default_factory=list)
+    measured: list[Mapping[str, float]] = field(default_factory=list)
 
     def add(
         self,
@@ -154,6 +157,7 @@ class Rows:
         type: int = 0,
         type_prob: float | None = None,
         label: int | None = None,
+        measured: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Append one nucleus; see the attributes of the class."""
         if not contour and centroid is None:
@@ -164,6 +168,7 @@ class Rows:
         self.type.append(int(type))
         self.type_prob.append(float("nan") if type_prob is None else float(type_prob))
         self.label.append(None if label is None else int(label))
+        self.measured.append(measured)
 
     def to_nuclei(self, classes: NucleiClasses | None, *, frame: str = PIXEL_CORNERS) -> Nuclei:
         """Return the rows as a table.
@@ -197,6 +202,10 @@ class Rows:
             contour_points=points,
             label=np.asarray(label, np.int32),
             classes=classes,
+            measurements={
+                name: np.array([row.get(name, np.nan) for row in self.measured], np.float32)
+                for name in dict.fromkeys(chain.from_iterable(self.measured))
+            },
         )
 
 

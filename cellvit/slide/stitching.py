@@ -295,4 +295,5 @@ def _join(nuclei: Nuclei, pieces: list[int], overlaps: _Overlaps) -> Nuclei:
         contour_offsets=np.array([0, len(ring)], dtype=np.int64),
         contour_points=ring,
         embedding=embedding,
+        measurements={name: np.full(1, np.nan, np.float32) for name in parts.measurements},  # of the whole: not known
     )

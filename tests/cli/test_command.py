@@ -222,6 +222,7 @@ def images(tmp_path):
 def test_segment_prints_one_object_per_image(images, tiny_model, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["segment", str(images), str(tmp_path / "gone.png"), "--out", str(out), "--model", tiny_model]
+    command.append("--no-measurements")
     assert main([*command, "--device", "cpu", "--formats", "geojson", "--json"]) == 1
     printed = capsys.readouterr()
     gone, first, second, cut = (json.loads(line) for line in printed.out.splitlines())

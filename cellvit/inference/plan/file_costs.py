@@ -53,6 +53,7 @@ def write_costs(
         tissue=sampled.only_on,
         region=sampled.region,
         origin=settings.origin,
+        measure=sampled.measurement if settings.measurements else None,
     )
     context = OutputContext(
         slide=sampled.slide,
@@ -70,7 +71,10 @@ def write_costs(
         out.mkdir()
         started = time.perf_counter()
         path, facts = out / TABLE, dict(metadata)
-        rows = io.write_parquet_stream(nuclei, path, classes=model.classes, embedding_dim=dim, metadata=facts)
+        names = table.measured_names
+        rows = io.write_parquet_stream(
+            nuclei, path, classes=model.classes, embedding_dim=dim, measurements=names, metadata=facts
+        )
         taken[name, "parquet"] = time.perf_counter() - started, path.stat().st_size
         for format_ in settings.formats:
             started = time.perf_counter()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -20,6 +20,8 @@ from cellvit.inference.protocol import NucleiModel, autocast_context, evaluation
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import SlideSettings
 from cellvit.inference.tta import with_tta
+from cellvit.measurement.measure import TileMeasurement
+from cellvit.types import Nuclei, NucleiPrediction
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def measure(
         _cv2_threads(1 if workers else None),
     ):
         folder = Path(temporary)
+        watched.measurement = prepared.measurement if settings.measurements else None
         first_read = _run(prepared, watched, settings, groups[0], folder / "warm").seconds.read
         streams = [
             _run(prepared, watched, settings, group, folder / str(number)) for number, group in enumerate(groups)
@@ -184,9 +187,10 @@ def searched_mm2(prepared: PreparedSlide, tiles: NDArray[np.int64]) -> float:
 
 @dataclass
 class _Watched:
-    """A model that notes how long post-processing takes and how large the maps are."""
+    """A model that notes how long post-processing takes, with measuring, and how large the maps are."""
 
     model: Any
+    measurement: TileMeasurement | None = None
     seconds: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
@@ -200,6 +204,13 @@ class _Watched:
         self.sizes.append(sum(array.nbytes for array in maps.values()))
         return found
 
+    def measure(self, index: int, image: NDArray[np.uint8], found: NucleiPrediction) -> Nuclei:
+        """Measure the nuclei of the tile that was post-processed last."""
+        started = time.perf_counter()
+        nuclei = found.nuclei if self.measurement is None else self.measurement(index, image, found)
+        self.seconds[-1] += time.perf_counter() - started
+        return nuclei
+
     def seconds_of(self, groups: list[int]) -> tuple[float, ...]:
         """Return the mean per tile of each batch, the warm-up left out."""
         times = np.split(np.array(self.seconds[groups[0] :]), np.cumsum(groups)[:-1])
@@ -207,15 +218,16 @@ class _Watched:
 
 
 def _run(
-    prepared: PreparedSlide, model: Any, settings: SlideSettings, tiles: NDArray[np.int64], folder: Path
+    prepared: PreparedSlide, model: _Watched, settings: SlideSettings, tiles: NDArray[np.int64], folder: Path
 ) -> TileStream:
     """Do one batch as the only part of a slide, so that no stage runs beside another."""
     stream = TileStream(
         prepared=_restricted(prepared, [tiles]),
-        model=model,
+        model=cast(NucleiModel, model),
         batch_size=settings.tiles_at_once,
         autocast=lambda: autocast_context(settings.precision, model.device),
         embeddings=settings.embeddings,
+        measure=model.measure,
     )
     chunks = ResumeFolder(folder)
     chunks.folder.mkdir(parents=True)

@@ -1,0 +1,49 @@
+"""What QuPath calls the measurements that both know; QuPath shows other names as they are."""
+
+from collections.abc import Iterator
+
+_SHAPE = {"solidity": "Nucleus: Solidity", "circularity": "Nucleus: Circularity"}
+_LENGTHS = {
+    "perimeter": "Nucleus: Length",
+    "feret_max": "Nucleus: Max diameter",
+    "feret_min": "Nucleus: Min diameter",
+}
+_UNITS = {"um": "µm", "px": "px"}
+_PLACES = {"": "Nucleus", "ring_": "Cytoplasm"}
+_STATISTICS = {"mean": "Mean", "sd": "Std.Dev.", "median": "Median"}
+
+
+def _pairs() -> Iterator[tuple[str, str]]:
+    yield from _SHAPE.items()
+    for unit, shown in _UNITS.items():
+        yield f"area_{unit}2", f"Nucleus: Area {shown}^2"
+        yield from ((f"{ours}_{unit}", f"{theirs} {shown}") for ours, theirs in _LENGTHS.items())
+    for stain in ("hematoxylin", "eosin"):
+        for place, region in _PLACES.items():
+            for ours, theirs in _STATISTICS.items():
+                yield f"{stain}_{place}{ours}", f"{stain.title()}: {region}: {theirs}"
+    yield "delaunay_neighbors", "Delaunay: Num neighbors"
+
+
+_QUPATH = dict(_pairs())
+_OURS = {theirs: ours for ours, theirs in _QUPATH.items()}
+
+
+def qupath_name(name: str) -> str:
+    """Return what QuPath calls a measurement of ours; the same where it has no name of its own.
+
+    Example:
+        >>> qupath_name("area_um2"), qupath_name("eosin_ring_mean"), qupath_name("glcm_contrast")
+        ('Nucleus: Area µm^2', 'Eosin: Cytoplasm: Mean', 'glcm_contrast')
+    """
+    return _QUPATH.get(name, name)
+
+
+def name_from_qupath(name: str) -> str:
+    """Return our name of a measurement of QuPath; the same where we have none.
+
+    Example:
+        >>> name_from_qupath("Nucleus: Length µm"), name_from_qupath("Cell: Area µm^2")
+        ('perimeter_um', 'Cell: Area µm^2')
+    """
+    return _OURS.get(name, name)

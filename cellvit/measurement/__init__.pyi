@@ -1,0 +1,13 @@
+from .base import MEASUREMENTS as MEASUREMENTS
+from .base import Measurement as Measurement
+from .measure import TileMeasurement as TileMeasurement
+from .measure import measure_missing as measure_missing
+from .measure import measure_pixels as measure_pixels
+from .measure import measured_names as measured_names
+from .measure import stains_at as stains_at
+from .neighbors import measure_neighbors as measure_neighbors
+from .pixels import LabelledPixels as LabelledPixels
+from .slides import MeasuredNuclei as MeasuredNuclei
+from .slides import measure_nuclei as measure_nuclei
+from .stains import Stains as Stains
+from .stains import estimate_stains as estimate_stains

@@ -8,6 +8,10 @@ from typing import Any
 
 import lazy_loader
 
+from cellvit.conversions import PROVIDERS
+
+PROVIDERS |= {"tables": "cellvit.io.data_frames", "pictures": "cellvit.plotting.overlay"}
+
 _attribute, _names, _ = lazy_loader.attach_stub(__name__, __file__)
 # `from cellvit import *` gives names to work with; it must not import every package
 _MODULES = {path.stem for path in Path(__file__).parent.iterdir()}

@@ -1,6 +1,7 @@
 from . import callbacks as callbacks
 from . import classes as classes
 from . import cli as cli
+from . import conversions as conversions
 from . import data as data
 from . import decoders as decoders
 from . import doctor as doctor

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from cellvit.classes import NucleiClasses as NucleiClasses
 from cellvit.classes import Rgb as Rgb
 from cellvit.classes import type_label
+from cellvit.conversions import Conversions
 from cellvit.errors import DataError
-from cellvit.geometry.polygons import ring_lengths, ring_offsets, select_rings
+from cellvit.geometry.polygons import polygon_area, ring_lengths, ring_offsets, select_rings
 
 if TYPE_CHECKING:  # whoever reads a table of nuclei needs no torch, which takes a second to import
     from torch import Tensor
@@ -114,7 +115,7 @@ class Nucleus:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Nuclei:
+class Nuclei(Conversions):
     """Nuclei of one image as columns; row ``i`` of every column is nucleus ``i``.
 
     Indexing chooses rows. An integer gives one :class:`Nucleus`; a slice, a mask ``(N,)``, indices ``(K,)`` or the
@@ -133,6 +134,7 @@ class Nuclei:
         classes: Names and colours of the types, or None if unnamed.
         measurements: What was measured, ``(N,)`` float32 by name, NaN where not known; empty if nothing was. They
             belong to the pixels that were measured: :meth:`transform` leaves them as they are.
+        mpp: Microns per pixel of the coordinates; None where not known.
 
     Example:
         >>> from cellvit.classes import PANNUKE
@@ -162,6 +164,7 @@ class Nuclei:
     embedding: NDArray[np.float32] | None = None
     classes: NucleiClasses | None = None
     measurements: Measurements = field(default_factory=dict)
+    mpp: float | None = None
 
     def __len__(self) -> int:
         return len(self.type)
@@ -216,7 +219,8 @@ class Nuclei:
             parts: At least one table; all that name their types name them alike.
 
         Returns:
-            The table; its embedding is None if any part that has nuclei lacks one, and so is a measurement left out.
+            The table. Its embedding is None if any part that has nuclei lacks one, and so is a measurement left out;
+            its resolution is None if the parts differ.
 
         Raises:
             DataError: If there is no part, or two parts name their types differently.
@@ -237,6 +241,7 @@ class Nuclei:
             embedding=np.concatenate(embeddings) if complete else None,
             classes=named[0] if named else None,
             measurements=_joined_measurements(parts),
+            mpp=parts[0].mpp if len({p.mpp for p in parts}) == 1 else None,
         )
 
     @overload
@@ -289,6 +294,26 @@ class Nuclei:
         for kind, count in zip(*np.unique(self.type, return_counts=True), strict=True):
             total[type_label(self.classes, int(kind))] += int(count)
         return dict(total.most_common())
+
+    @property
+    def area(self) -> NDArray[np.float64]:
+        """Area inside of every outline in pixels, ``(N,)``; NaN for a nucleus without an outline."""
+        area = polygon_area(self.contour_points, self.contour_offsets)
+        return np.where(ring_lengths(self.contour_offsets) > 0, area, np.nan)
+
+    @property
+    def area_um2(self) -> NDArray[np.float64]:
+        """Area inside of every outline in µm², ``(N,)``.
+
+        Raises:
+            DataError: If the resolution is not known.
+        """
+        if self.mpp is None:
+            raise DataError(
+                "the resolution of these nuclei is not known; use area for pixels, or state it: "
+                "dataclasses.replace(nuclei, mpp=0.25)"
+            )
+        return self.area * self.mpp**2
 
     def contour(self, index: int) -> NDArray[np.float64]:
         """Return the outline of one nucleus, ``(K, 2)`` ``(x, y)``; a negative index counts from the end.
@@ -377,6 +402,7 @@ class Nuclei:
             centroid=self.centroid * factor + offset,
             bbox=self.bbox * np.tile(factor, 2) + np.tile(offset, 2),
             contour_points=self.contour_points * factor + offset,
+            mpp=None if self.mpp is None else self.mpp / float(np.sqrt(factor.prod())),
         )
 
 

@@ -27,6 +27,7 @@ PLACES = {
     "cellvit.errors": (0, "core"),
     "cellvit.types": (0, "core"),
     "cellvit.classes": (0, "core"),
+    "cellvit.conversions": (0, "core"),
     "cellvit.plugins": (0, "core"),
     "cellvit.geometry": (0, "core"),
     "cellvit.io.atomic": (0, "core"),

@@ -7,10 +7,20 @@ from pathlib import Path
 from cellvit.errors import OutputError
 from cellvit.geometry.symmetry import VIEWS
 from cellvit.inference.settings import DEVICES, PRECISIONS
+from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 
 IMAGE_FORMATS = {"geojson": ".geojson", "json": ".json", "parquet": ".parquet", "overlay": ".png"}
-"""Formats of an image and the suffix of each."""
+"""Formats that an image gets unless others are asked for, and the suffix of each."""
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+def image_suffix(name: str) -> str | None:
+    """Return the suffix of the files of images in a format, or None if it is for slides only."""
+    if name in IMAGE_FORMATS:
+        return IMAGE_FORMATS[name]
+    if name == "geojson-plain" or name not in NUCLEI_FORMATS:  # "geojson" of an image is plain
+        return None
+    return NUCLEI_FORMATS.get(name).suffixes[0]
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:

@@ -1,4 +1,4 @@
-"""``cellvit plugins``: which encoders, decoders, heads, post-processors and metrics there are, and who brings them."""
+"""``cellvit plugins``: parts of models, readers of slides and formats of nuclei, and who brings them."""
 
 import argparse
 import json
@@ -19,8 +19,8 @@ from cellvit.plugins.listing import OURS, REGISTRIES, plugin_rows
 
 EPILOG = """\
 Packages bring plug-ins through entry points of the groups cellvit.encoders, cellvit.decoders, cellvit.heads,
-cellvit.postprocess and cellvit.metrics. One that cannot be imported, is of the wrong kind or claims a name that is
-taken is listed with the reason.
+cellvit.postprocess, cellvit.metrics, cellvit.readers and cellvit.formats. One that cannot be imported, is of the wrong
+kind or claims a name that is taken is listed with the reason.
 
 exit status: 0 all can be used; 1 some cannot; 2 wrong usage.
 """
@@ -38,7 +38,9 @@ def _run(options: argparse.Namespace, output: Output) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
     parser = verb_parser(
-        "plugins", "List the parts of a model that configurations can name, and which package brings each.", EPILOG
+        "plugins",
+        "List the parts of models, readers of slides and formats of nuclei, and which package brings each.",
+        EPILOG,
     )
     parser.add_argument(
         "kind", nargs="?", choices=tuple(REGISTRIES), metavar="KIND", help=f"one of {', '.join(REGISTRIES)}"

@@ -7,10 +7,17 @@ from tempfile import TemporaryFile
 
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import Inputs, check_network, not_there, slide_settings, sort_inputs
-from cellvit.cli.options import IMAGE_FORMATS, add_network_options, add_slide_options, check_out_is_no_input
+from cellvit.cli.options import (
+    IMAGE_FORMATS,
+    add_network_options,
+    add_slide_options,
+    check_out_is_no_input,
+    image_suffix,
+)
 from cellvit.cli.verb import add_output_options, command, verb_parser
 from cellvit.errors import ConfigError, ImageError, OutputError
 from cellvit.inference.settings import DEFAULT_FORMATS, FORMATS
+from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 from cellvit.weights.locate import model_path
 
 EPILOG = f"""\
@@ -21,8 +28,9 @@ states; without any of these it is refused. Stopped or killed, the same command 
 summary.csv and report.html for the slides of the call.
 
 An image named a.png gives a.geojson (QuPath), a.json (layout of the released tools), a.parquet (all columns, with
-embeddings) and a.png (the image with outlines). Two images of one name get longer names. The resolution is --mpp or
---magnification, else what the file states, else 0.25 microns per pixel.
+embeddings) and a.png (the image with outlines); other formats, such as csv or imagej, where --formats names them. Two
+images of one name get longer names. The resolution is --mpp or --magnification, else what the file states, else 0.25
+microns per pixel.
 
 A CSV file lists slides, one per line: column path, and optionally mpp, magnification, roi, scene.
 Of several images in a TIFF the largest is read; of several large ones (scenes) --scene says which.
@@ -74,7 +82,8 @@ def _run(options: argparse.Namespace, output: Output) -> int:
     if inputs.images:
         from cellvit.cli.segment_images import segment_images
 
-        chosen = tuple(name for name in formats if name in IMAGE_FORMATS)
+        wanted = formats if options.formats else IMAGE_FORMATS
+        chosen = tuple(name for name in wanted if image_suffix(name) is not None)
         failed |= segment_images(inputs, options, chosen, device=devices[0], output=output)
     if inputs.slides:
         from cellvit.cli.segment_slides import segment_slides
@@ -129,11 +138,13 @@ def _parse_formats(text: str | None, inputs: Inputs) -> tuple[str, ...]:
         raise ConfigError(
             f"--formats {text!r}: {unknown or 'nothing'} cannot be written; choose from {','.join(known)}"
         )
-    if inputs.images and not set(formats) & set(IMAGE_FORMATS):
+    if inputs.images and not any(map(image_suffix, formats)):
         raise ConfigError(
             f"--formats {text!r}: none of these is written for images such as {str(inputs.images[0])!r}; add one of "
-            f"{','.join(IMAGE_FORMATS)}, or treat them as slides with --as slide"
+            f"{','.join(name for name in known if image_suffix(name))}, or treat them as slides with --as slide"
         )
+    for name in (name for name in formats if inputs.images and name in NUCLEI_FORMATS):
+        NUCLEI_FORMATS.get(name)().check_packages()
     return formats
 
 

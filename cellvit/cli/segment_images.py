@@ -16,18 +16,18 @@ from rich.table import Table
 
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import Inputs, failure_text
-from cellvit.cli.options import IMAGE_FORMATS
+from cellvit.cli.options import image_suffix
 from cellvit.errors import OutputError
 from cellvit.inference.image import segment_image
 from cellvit.inference.protocol import NucleiModel, load_model
 from cellvit.inference.tta import with_tta
+from cellvit.io.formats.base import FORMATS, ImageFacts
 from cellvit.io.images import image_with_remarks
 from cellvit.io.tables import console_text
 from cellvit.measurement.stains import image_stains
 from cellvit.slide.appearance import appearance_remarks
 from cellvit.slide.naming import output_names
 from cellvit.slide.resolution import image_resolution
-from cellvit.types import Nuclei
 
 
 @dataclass
@@ -69,11 +69,11 @@ def segment_images(
     Args:
         inputs: Of the command line, at least one image.
         options: Of the command line.
-        formats: Keys of :data:`cellvit.cli.options.IMAGE_FORMATS`.
+        formats: Those that :func:`cellvit.cli.options.image_suffix` knows.
         device: Name of one device.
         output: Where results and errors are printed.
     """
-    names = output_names(inputs.images, options.out, suffixes=[IMAGE_FORMATS[name] for name in formats])
+    names = output_names(inputs.images, options.out, suffixes=[str(image_suffix(name)) for name in formats])
     with output.bars() as progress:
         starting = progress.add_task("loading the model", total=None)
         model = load_model(options.model, device=device, trust=options.trust)
@@ -108,8 +108,10 @@ def _segment_one(job: Job, path: Path, name: str, progress: Progress) -> Outcome
 
 
 def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int], None]) -> None:
+    from cellvit import plotting
+
     options, path = job.options, outcome.path
-    targets = {format_: options.out / f"{name}{IMAGE_FORMATS[format_]}" for format_ in job.formats}
+    targets = {format_: options.out / f"{name}{image_suffix(format_)}" for format_ in job.formats}
     existing = [str(target) for target in targets.values() if target.exists()]
     if existing and not options.overwrite:
         raise OutputError(f"{existing[0]!r} exists; pass --overwrite to replace it, or another --out")
@@ -152,29 +154,15 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         **({} if stains is None else {"stains": stains.facts()}),
         **({"warnings": warnings} if warnings else {}),
     }
-    _write(targets, image, nuclei, metadata, simplify=options.simplify / outcome.mpp)
+    simplify = options.simplify / outcome.mpp
+    facts = ImageFacts(outcome.mpp, (image.shape[1], image.shape[0]), path, metadata, simplify=simplify)
+    for format_, target in targets.items():
+        if format_ == "overlay":
+            plotting.write_overlay(image, nuclei, target, mpp=outcome.mpp)
+        else:
+            FORMATS.get(format_)().write(nuclei, target, facts)
     outcome.files = targets
     outcome.counts = np.bincount(nuclei.type, minlength=len(job.model.classes))
-
-
-def _write(
-    targets: dict[str, Path],
-    image: NDArray[np.uint8],
-    nuclei: Nuclei,
-    metadata: dict[str, Any],
-    *,
-    simplify: float,
-) -> None:
-    from cellvit import io, plotting
-
-    writers: dict[str, Callable[[Path], None]] = {
-        "geojson": lambda path: io.write_geojson(nuclei, path, simplify=simplify),
-        "json": lambda path: io.write_json(nuclei, path, metadata=metadata),
-        "parquet": lambda path: io.write_parquet(nuclei, path, metadata=metadata),
-        "overlay": lambda path: plotting.write_overlay(image, nuclei, path, mpp=metadata["base_mpp"]),
-    }
-    for format_, target in targets.items():
-        writers[format_](target)
 
 
 def _resolution(job: Job, path: Path) -> tuple[tuple[float, float], str, list[str]]:

@@ -115,11 +115,11 @@ def segment_image(
                 progress(len(found), len(grid))
     nuclei = replace(merge_tiles(grid, found), classes=network.classes)
     if measure is None:
-        return view.to_level0(nuclei)
+        return replace(view.to_level0(nuclei), mpp=float(np.mean(axes)))
     if measure.stains.doubt and stains is None and len(nuclei):
         warnings.warn(measure.stains.doubt, stacklevel=2)
     nuclei = measure_missing(view, nuclei, mpp=measure.mpp, stains=measure.stains)
-    return with_neighbors(view.to_level0(nuclei), mpp=axes)
+    return replace(with_neighbors(view.to_level0(nuclei), mpp=axes), mpp=float(np.mean(axes)))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from cellvit.errors import OutputError
 from cellvit.inference.assemble import TABLE, PatchLayout
 from cellvit.inference.settings import FORMATS, Origin, available_cores
 from cellvit.inference.workers import NO_PROCESS, may_have_children, process_pool, submit
+from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
+from cellvit.io.formats.base import ImageFacts
 from cellvit.io.images import Rgb8
 from cellvit.io.stream import NucleiStream
 from cellvit.slide.open import Slide
@@ -24,7 +26,10 @@ PARALLEL_EXPORT_MIN_NUCLEI = 50_000
 
 _PROCESSES = 2  # each takes 0.4 GB
 
-_SLOW_FORMATS = ("geojson", "json", "geojson-plain", "h5ad", "points")  # longest first
+_SLOW_FORMATS = (  # longest first
+    *("ome-tiff", "ome-zarr", "ome-xml", "geojson", "json", "geojson-plain", "coco", "coco-rle", "csv", "h5ad"),
+    "points",
+)
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,25 @@ class OutputContext:
     simplify: float = 0.0
 
     @property
-    def simplify_px(self) -> float:
-        """Return by how many pixels outlines in GeoJSON may deviate."""
-        return self.simplify / self.mpp
-
-    @property
     def bounds(self) -> tuple[int, int, int, int]:
         """Return the box of the thumbnail in the coordinates of the files."""
         x, y, width, height = self.slide.bounds
         return (x, y, width, height) if self.origin == "slide" else (0, 0, width, height)
+
+    @property
+    def image(self) -> ImageFacts:
+        """Return what the formats of nuclei are told."""
+        return ImageFacts(
+            mpp=self.mpp,
+            size=self.slide.level_sizes[0] if self.origin == "slide" else self.slide.bounds[2:],
+            path=self.slide.path if self.origin == "slide" else None,
+            metadata=dict(self.metadata),
+            patches=self.patches,
+            pixel=self.patches.pixel,
+            simplify=self.simplify / self.mpp,
+            picture=self.thumbnail,
+            bounds=self.bounds,
+        )
 
 
 class _Where(TypedDict):
@@ -95,10 +110,7 @@ def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -
     with ExitStack() as stack:
         try:
             pool = stack.enter_context(process_pool(min(len(separate), _PROCESSES)))
-            started = [
-                submit(pool, _write_table, name, out, context.metadata, context.patches, context.simplify_px)
-                for name in separate
-            ]
+            started = [submit(pool, _write_table, name, out, context.image) for name in separate]
         except NO_PROCESS:  # only slower; the post-processing, which met it first, has told
             _write_here(out, list(formats), context)
             return
@@ -115,32 +127,24 @@ def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -
 
 def _write_here(out: Path, formats: list[str], context: OutputContext) -> None:
     light: NucleiStream = io.ParquetStream(out / TABLE, embedding=False)
-    full: NucleiStream = io.ParquetStream(out / TABLE)
-    facts, bounds, picture = dict(context.metadata), context.bounds, context.thumbnail
-    where = _Where(bounds=bounds, mpp=context.mpp, tissue=context.tissue)
-    writers: dict[str, Callable[[Path], object]] = {
-        "spatialdata": lambda path: io.write_spatialdata(full, path, metadata=facts, image=picture, bounds=bounds),
+    picture = context.thumbnail
+    where = _Where(bounds=context.bounds, mpp=context.mpp, tissue=context.tissue)
+    pictures: dict[str, Callable[[Path], object]] = {
         "overlay": lambda path: plotting.write_slide_overlay(light, picture, path, **where),
         "density": lambda path: plotting.write_density(light, picture, path, **where),
         "closeups": lambda path: plotting.write_closeups(light, _ShiftedSlide(context), path, mpp=context.mpp),
     }
     for name in formats:
-        if name in writers:
-            writers[name](out / FORMATS[name])
+        if name in pictures:
+            pictures[name](out / FORMATS[name])
         else:
-            _write_table(name, out, facts, context.patches, context.simplify_px)
+            _write_table(name, out, context.image)
 
 
-def _write_table(name: str, out: Path, metadata: Mapping[str, Any], patches: PatchLayout, simplify_px: float) -> None:
-    """Write a file that needs nothing but the table; in any process."""
-    light: NucleiStream = io.ParquetStream(out / TABLE, embedding=False)
-    path = out / FORMATS[name]
-    if name == "json":
-        io.write_json_stream(light, path, metadata=metadata, patches=patches, pixel=patches.pixel)
-    elif name == "h5ad":
-        io.write_anndata(io.ParquetStream(out / TABLE), path, metadata=metadata)
-    else:
-        io.write_geojson_stream(light, path, points=name == "points", simplify=simplify_px)
+def _write_table(name: str, out: Path, image: ImageFacts) -> None:
+    """Write a file of nuclei from the table; in any process."""
+    format_ = NUCLEI_FORMATS.get(name)()
+    format_.write(io.ParquetStream(out / TABLE, embedding=format_.embeddings), out / format_.file, image)
 
 
 class _ShiftedSlide:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,28 +10,39 @@ from typing import Any, Literal
 
 from cellvit.errors import ConfigError
 from cellvit.geometry.symmetry import symmetries
+from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 Origin = Literal["slide", "bounds"]
 
-FORMATS: Mapping[str, str] = {
-    "geojson": "nuclei.geojson.gz",
-    "geojson-plain": "nuclei.geojson",
-    "points": "points.geojson.gz",
-    "json": "cells.json.gz",
-    "h5ad": "nuclei.h5ad",
-    "spatialdata": "nuclei.zarr",
-    "overlay": "overlay.png",
-    "density": "density.png",
-    "closeups": "closeups.png",
-}
+PICTURES: Mapping[str, str] = {"overlay": "overlay.png", "density": "density.png", "closeups": "closeups.png"}
+"""Pictures of a slide, and the file of each."""
+
+
+class _Files(Mapping[str, str]):
+    """The file of every format, those of other packages too; asked when it is needed."""
+
+    def __getitem__(self, name: str) -> str:
+        if name in PICTURES:
+            return PICTURES[name]
+        if name == "parquet" or name not in NUCLEI_FORMATS:
+            raise KeyError(name)
+        return NUCLEI_FORMATS.get(name).file
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (name for name in NUCLEI_FORMATS if name != "parquet")
+        yield from PICTURES
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+FORMATS: Mapping[str, str] = _Files()
 """Formats beside the table ``nuclei.parquet``, which is always written, and the file of each."""
 
 DEFAULT_FORMATS = ("geojson", "points", "json", "overlay", "density", "closeups")
-
-_PACKAGES = {"h5ad": ("anndata", "h5py"), "spatialdata": ("anndata", "spatialdata", "geopandas")}
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,8 @@ def _check_formats(formats: tuple[str, ...]) -> None:
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ConfigError(f"formats {unknown} cannot be written; choose from {', '.join(FORMATS)}")
-    for name in formats:
-        missing = [package for package in _PACKAGES.get(name, ()) if find_spec(package) is None]
+    for name in (name for name in formats if name not in PICTURES):
+        chosen = NUCLEI_FORMATS.get(name)
+        missing = [package for package in chosen.packages if find_spec(package) is None]
         if missing:
-            raise ConfigError(f"format {name!r} needs {', '.join(missing)}; from a checkout: pip install '.[spatial]'")
+            raise ConfigError(f"format {name!r} needs {', '.join(missing)}; {chosen.cure()}")

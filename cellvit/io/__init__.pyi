@@ -5,6 +5,7 @@ from .atomic import atomic_text as atomic_text
 from .cells_json import read_json as read_json
 from .cells_json import write_json as write_json
 from .cells_json import write_json_stream as write_json_stream
+from .convert import convert_nuclei as convert_nuclei
 from .geojson import read_geojson as read_geojson
 from .geojson import write_geojson as write_geojson
 from .geojson import write_geojson_stream as write_geojson_stream

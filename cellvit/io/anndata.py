@@ -16,6 +16,7 @@ from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_path
 from cellvit.io.frames import from_frame, stated_frame
 from cellvit.io.limits import check_datasets
+from cellvit.io.provenance import mpp_of, with_mpp
 from cellvit.io.spatial import SCHEMA_VERSION, Annotations, as_text, require
 from cellvit.io.stream import NucleiStream, as_stream, blocks
 from cellvit.io.valid_polygons import valid_rings
@@ -49,7 +50,8 @@ def write_anndata(
         OutputError: If the file cannot be written.
     """
     h5py, write_elem = require("h5py"), require("anndata.io").write_elem
-    stream, text = as_stream(stream), as_text(metadata)
+    text = as_text(with_mpp(metadata, stream.mpp if isinstance(stream, Nuclei) else None))
+    stream = as_stream(stream)
     with atomic_path(path) as temporary:
         try:
             with h5py.File(temporary, "w") as file:
@@ -110,9 +112,26 @@ def read_anndata(path: str | Path) -> Nuclei:
         with require("h5py").File(path, "r") as file:
             check_datasets(file, repr(str(path)), packed=Path(path).stat().st_size)
         data = anndata.read_h5ad(path)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        message = f"{str(path)!r} is not AnnData of nuclei ({type(error).__name__}: {error}); write it again"
+        raise DataError(message) from error
+    return nuclei_of_anndata(data, str(path))
+
+
+def nuclei_of_anndata(data: Any, source: str) -> Nuclei:
+    """Return the nuclei of AnnData as :func:`read_anndata` does.
+
+    Args:
+        data: An ``anndata.AnnData``.
+        source: The file it is from, or what it is; named in errors.
+
+    Raises:
+        DataError: If it is not of nuclei.
+    """
+    try:
         about, obs, obsm = data.uns["cellvit"], data.obs, data.obsm
         if int(about["version"]) > SCHEMA_VERSION:
-            raise DataError(f"{str(path)!r} is of a newer version {about['version']}; update cellvit")
+            raise DataError(f"{source!r} is of a newer version {about['version']}; update cellvit")
         nuclei = Nuclei(
             centroid=_array(obsm["spatial"], np.float64),
             bbox=_array(obsm["bbox"], np.float64),
@@ -122,19 +141,37 @@ def read_anndata(path: str | Path) -> Nuclei:
             contour_points=np.zeros((0, 2)),
             label=_array(obs["label"], np.int32),
             embedding=_array(obsm["embedding"], np.float32) if "embedding" in obsm else None,
-            classes=classes_from_list(json.loads(about["classes"]), source=str(path)),
+            classes=classes_from_list(json.loads(about["classes"]), source=source),
             measurements={
                 name: _array(obs[name], np.float32)
                 for name in json.loads(about.get("measurements", "[]"))
                 if name in obs
             },
+            mpp=mpp_of(json.loads(about["metadata"])),
         )
-        return from_frame(nuclei, stated_frame(about, str(path)))
+        return from_frame(nuclei, stated_frame(about, source))
     except DataError:
         raise
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        message = f"{str(path)!r} is not AnnData of nuclei ({type(error).__name__}: {error}); write it again"
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        message = f"{source!r} is not AnnData of nuclei ({type(error).__name__}: {error}); write it again"
         raise DataError(message) from error
+
+
+def anndata_of(nuclei: Nuclei) -> Any:
+    """Return nuclei as ``anndata.AnnData``, with the content of a file of :func:`write_anndata`.
+
+    Raises:
+        ConfigError: If the extra ``spatial`` is not installed.
+        DataError: If a coordinate is not finite.
+    """
+    tables.check_finite(nuclei)
+    found = Annotations()
+    found.add(nuclei, *valid_rings(nuclei))
+    obsm = {"spatial": found.column("centroid"), "bbox": found.column("bbox")}
+    if nuclei.embedding is not None:
+        obsm["embedding"] = nuclei.embedding
+    facts = found.facts(nuclei.classes, as_text(with_mpp(None, nuclei.mpp)))
+    return require("anndata").AnnData(obs=found.frame(nuclei.classes), obsm=obsm, uns=facts)
 
 
 def _array(values: Any, dtype: Any) -> NDArray[Any]:

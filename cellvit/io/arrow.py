@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cellvit.classes import classes_from_list, classes_to_list, type_name
 from cellvit.errors import DataError
 from cellvit.io.frames import from_frame, stated_frame
+from cellvit.io.provenance import mpp_of, with_mpp
 from cellvit.io.qupath import StatedClass
 from cellvit.io.stated_types import StatedTypes
 from cellvit.types import PIXEL_CORNERS, Nuclei
@@ -59,7 +60,8 @@ def to_arrow(nuclei: Nuclei, *, metadata: Mapping[str, Any] | None = None) -> pa
     if nuclei.embedding is not None:
         columns["embedding"] = _fixed(nuclei.embedding, np.float32)
     columns |= {name: pa.array(np.ascontiguousarray(v, np.float32)) for name, v in nuclei.measurements.items()}
-    return pa.table(columns).replace_schema_metadata({_KEY: _facts_text(nuclei, metadata)})
+    facts = _facts_text(nuclei, with_mpp(metadata, nuclei.mpp))
+    return pa.table(columns).replace_schema_metadata({_KEY: facts})
 
 
 def _names(nuclei: Nuclei) -> pa.Array:
@@ -123,6 +125,7 @@ def from_arrow(table: pa.Table) -> Nuclei:
                 for name in facts.get("measurements", ())
                 if name in table.column_names
             },
+            mpp=mpp_of(facts["metadata"]),
         )
         nuclei = from_frame(nuclei, stated_frame(facts, "the table"))
         return _corrected(nuclei, table["classification"]) if "classification" in table.column_names else nuclei

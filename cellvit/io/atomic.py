@@ -100,6 +100,37 @@ def atomic_text(path: str | Path) -> Iterator[TextIO]:
                 yield stream
 
 
+@contextmanager
+def atomic_store(path: Path) -> Iterator[Path]:
+    """Return a context that yields the name for a new Zarr store, which takes the place of ``path`` at the end.
+
+    Args:
+        path: The folder; a store that is there is replaced, anything else is not.
+
+    Yields:
+        The temporary path, where nothing is yet.
+
+    Raises:
+        OutputError: If the store cannot be written, or something else of that name exists.
+    """
+    target = Path(os.path.realpath(path))
+    temporary, old = temporary_path(target), temporary_path(target)
+    try:
+        _check_place(target)
+        yield temporary
+        with suppress(FileNotFoundError):
+            target.rename(old)
+        temporary.rename(target)
+    except CellViTError:
+        raise
+    except OSError as error:
+        message = f"cannot write {str(path)!r}: {error.strerror or error}; check the folder and the disk"
+        raise OutputError(message) from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, where they are missing.
 
@@ -184,3 +215,11 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_place(target: Path) -> None:
+    """Raise where a store cannot be, or would replace what is not one."""
+    if not target.parent.is_dir():
+        raise OutputError(f"cannot write {str(target)!r}: its folder does not exist; create it first")
+    if target.exists() and not is_store(target):
+        raise OutputError(f"cannot write {str(target)!r}: it exists and is no Zarr store; choose another name")

@@ -1,6 +1,7 @@
 """Nuclei as JSON in the layout of the released tools (``cells.json``)."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_text
 from cellvit.io.frames import PIXEL_CENTRES
 from cellvit.io.limits import MALFORMED, MAX_TYPE, brief
+from cellvit.io.provenance import mpp_of, with_mpp
 from cellvit.io.schema import load_json
 from cellvit.io.stream import NucleiStream, Patches, TableStream, blocks
 from cellvit.io.text import (
@@ -46,7 +48,7 @@ def write_json(nuclei: Nuclei, path: str | Path, *, metadata: Mapping[str, Any] 
         DataError: If a coordinate is not finite, or the metadata are not plain data.
         OutputError: If the file cannot be written.
     """
-    write_json_stream(TableStream(nuclei), path, metadata=metadata)
+    write_json_stream(TableStream(nuclei), path, metadata=with_mpp(metadata, nuclei.mpp))
 
 
 def write_json_stream(
@@ -160,7 +162,8 @@ def nuclei_of_cells(data: Any, path: str | Path) -> Nuclei:
             )
         corners = np.asarray(rows.bbox, np.float64).reshape(-1, 2, 2)
         rows.bbox = list(bbox_rowcol_to_xyxy(corners))
-        return rows.to_nuclei(classes, frame=PIXEL_CENTRES)
+        nuclei = rows.to_nuclei(classes, frame=PIXEL_CENTRES)
+        return replace(nuclei, mpp=mpp_of(data.get("wsi_metadata")))
     except DataError:
         raise
     except MALFORMED as error:

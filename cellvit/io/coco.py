@@ -115,11 +115,11 @@ def decoded_runs(mask: Mapping[str, Any]) -> tuple[NDArray[np.intp], tuple[int, 
     height, width = (int(n) for n in mask["size"])
     counts = mask["counts"]
     runs = _unpacked(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
-    check_expanded(height * width * _BYTES_OF_A_PIXEL, f"a mask of {height}x{width}")
     if ((runs < 0) | (runs > height * width)).any() or int(runs.sum()) != height * width:
         raise ValueError(f"runs of {runs.sum()} pixels in a mask of {height}x{width}")
     ends = np.cumsum(runs)[1::2]
     lengths = runs[1::2]
+    check_expanded(int(lengths.sum()) * _BYTES_OF_A_PIXEL, f"a mask of {height}x{width}")
     first = np.repeat(ends - np.cumsum(lengths), lengths)
     return first + np.arange(int(lengths.sum())), (height, width)
 

@@ -19,6 +19,7 @@ from cellvit.io.atomic import atomic_text
 from cellvit.io.frames import PIXEL_CENTRES, stated_frame
 from cellvit.io.limits import MALFORMED, brief
 from cellvit.io.measurement_names import name_from_qupath, qupath_name
+from cellvit.io.provenance import mpp_of, with_mpp
 from cellvit.io.qupath import (
     RESULTS,
     QuPathObject,
@@ -83,7 +84,9 @@ def write_geojson(
         DataError: If a coordinate is not finite.
         OutputError: If the file cannot be written.
     """
-    write_geojson_stream(TableStream(nuclei), path, object_type=object_type, points=points, simplify=simplify)
+    write_geojson_stream(
+        TableStream(nuclei), path, object_type=object_type, points=points, simplify=simplify, mpp=nuclei.mpp
+    )
 
 
 def write_geojson_stream(
@@ -93,6 +96,7 @@ def write_geojson_stream(
     object_type: ObjectType = "detection",
     points: bool = False,
     simplify: float = 0.0,
+    mpp: float | None = None,
 ) -> None:
     """Write nuclei that come in chunks as :func:`write_geojson` does: the same nuclei give the same bytes.
 
@@ -102,6 +106,7 @@ def write_geojson_stream(
         object_type: What QuPath makes of a feature.
         points: The light variant: only a point at each centroid, without box, area and further measurements.
         simplify: Pixels by which an outline may deviate to have fewer points; areas stay the same.
+        mpp: Microns per pixel, which the head of the file states; None where not known.
 
     Raises:
         ConfigError: If the object type is unknown, or ``simplify`` is below 0.
@@ -112,7 +117,8 @@ def write_geojson_stream(
         raise ConfigError(f"simplify {simplify} is no distance; give 0 or more")
     if object_type not in get_args(ObjectType):
         raise ConfigError(f"object_type {object_type!r} is unknown to QuPath; choose from {get_args(ObjectType)}")
-    head = encode({"version": 2, "frame": PIXEL_CORNERS, "classes": classes_to_list(stream.classes)})
+    facts = {"version": 2, "frame": PIXEL_CORNERS, "classes": classes_to_list(stream.classes)}
+    head = encode(with_mpp(facts, mpp))
     with atomic_text(path) as file:
         file.write(f'{{"type":"FeatureCollection","cellvit":{head},"features":[')
         write_lines(file, _entries(stream, object_type, points=points, simplify=simplify))
@@ -300,7 +306,7 @@ def _found(data: Any, path: str) -> FoundNuclei:
     notes += _cells_without_nuclei(chosen)
     if left_out:
         notes.append(f"{left_out.total():,} of {len(objects):,} objects are no nuclei and left out: {listed(left_out)}")
-    nuclei = replace(nuclei, type=ids, classes=classes)
+    nuclei = replace(nuclei, type=ids, classes=classes, mpp=mpp_of(own))
     return FoundNuclei(nuclei, collector.further(), tuple(notes), framed=frame is not None)
 
 

@@ -43,7 +43,7 @@ def read_regions(path: Path) -> list[Region]:
             numbers.
     """
     try:
-        tree = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDocumentType()))
+        tree = ElementTree.parse(path, ElementTree.XMLParser(target=NoDocumentType()))
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise DataError(f"outlines '{path}' cannot be read ({error}); replace the file") from error
     annotations = list(tree.getroot().iter("Annotation"))
@@ -96,8 +96,9 @@ def _layer_name(annotation: ElementTree.Element) -> str | None:
     return next((text.strip() for text in texts if text.strip().lower() not in _NO_NAMES), None)
 
 
-class _NoDocumentType(ElementTree.TreeBuilder):
+class NoDocumentType(ElementTree.TreeBuilder):
     """Builds a tree, and refuses a document type, with which a small file can become a huge one."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        """Refuse it."""
         raise ValueError(f"it declares the document type {name!r}, which is not allowed")

@@ -17,6 +17,7 @@ from cellvit.io.arrow import from_arrow, read_facts, to_arrow
 from cellvit.io.atomic import atomic_path
 from cellvit.io.geojson import nuclei_of_geojson
 from cellvit.io.limits import check_expanded
+from cellvit.io.provenance import with_mpp
 from cellvit.io.stream import TableStream, blocks
 from cellvit.io.valid_polygons import polygons_from_rings, valid_rings
 from cellvit.types import Nuclei, NucleiClasses
@@ -68,7 +69,7 @@ def write_parquet(
         classes=nuclei.classes,
         embedding_dim=TableStream(nuclei).embedding_dim,
         measurements=tuple(nuclei.measurements),
-        metadata=metadata,
+        metadata=with_mpp(metadata, nuclei.mpp),
         geometry=geometry,
     )
 

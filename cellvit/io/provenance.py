@@ -12,6 +12,22 @@ from cellvit.io.format import write_json
 _TEXT, _LIST = 40, 200  # longest values that are shown whole
 
 
+MPP = "base_mpp"
+"""Name of the resolution of the coordinates in metadata of files of nuclei, in microns per pixel."""
+
+
+def with_mpp(metadata: Mapping[str, Any] | None, mpp: float | None) -> dict[str, Any]:
+    """Return metadata of a file of nuclei with their resolution, where they do not state one and it is known."""
+    facts = dict(metadata or {})
+    return facts if mpp is None else {**facts, MPP: facts.get(MPP, mpp)}
+
+
+def mpp_of(metadata: Any) -> float | None:
+    """Return the resolution that metadata of a file of nuclei state, or None."""
+    value = metadata.get(MPP) if isinstance(metadata, Mapping) else None
+    return float(value) if isinstance(value, int | float) and 0 < value < float("inf") else None
+
+
 def file_state(path: Path) -> dict[str, int]:
     """Return size and time of a file, which change when it is replaced.
 

@@ -16,8 +16,12 @@ from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 SCHEMA_VERSION = 2
 
 
-def require(module: str) -> Any:
-    """Return a module of the extra ``spatial``.
+def require(module: str, *, extra: str = "spatial") -> Any:
+    """Return a module that an extra of the project brings.
+
+    Args:
+        module: Dotted name.
+        extra: The extra.
 
     Raises:
         ConfigError: If it is not installed.
@@ -26,7 +30,7 @@ def require(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        message = f"this needs the package {package!r} ({error}); from a checkout: pip install '.[spatial]'"
+        message = f"this needs the package {package!r} ({error}); from a checkout: pip install '.[{extra}]'"
         raise ConfigError(message) from error
 
 

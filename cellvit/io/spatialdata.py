@@ -1,22 +1,22 @@
 """Nuclei as SpatialData: a Zarr store of polygons, and a table that annotates them."""
 
-import os
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.errors import CellViTError, ConfigError, OutputError
+from cellvit.errors import ConfigError, DataError
 from cellvit.io import text as tables
-from cellvit.io.atomic import is_store, temporary_path
+from cellvit.io.anndata import nuclei_of_anndata
+from cellvit.io.atomic import atomic_store as _atomic_store
+from cellvit.io.provenance import with_mpp
 from cellvit.io.spatial import Annotations, as_text, require
 from cellvit.io.stream import NucleiStream, as_stream, blocks
-from cellvit.io.valid_polygons import polygons_from_rings, valid_rings
+from cellvit.io.valid_polygons import polygons_from_rings, rings_from_polygons, valid_rings
 from cellvit.types import Nuclei
 
 SHAPES, TABLE, IMAGE = "nuclei", "table", "thumbnail"
@@ -53,7 +53,8 @@ def write_spatialdata(
     """
     if bounds is not None and image is None:
         raise ConfigError(f"bounds {bounds} of no image; pass image=... too, or leave them out")
-    spatialdata, text = require("spatialdata"), as_text(metadata)
+    spatialdata = require("spatialdata")
+    text = as_text(with_mpp(metadata, stream.mpp if isinstance(stream, Nuclei) else None))
     with _atomic_store(Path(path)) as temporary:
         shapes, table = _elements(as_stream(stream), text)
         images = {} if image is None else {IMAGE: _picture(image, bounds)}
@@ -62,6 +63,59 @@ def write_spatialdata(
             warnings.filterwarnings("ignore", "zarr v3 autosharding", UserWarning)
             warnings.filterwarnings("ignore", "Call to deprecated class Scaler", DeprecationWarning)
             spatialdata.SpatialData(images=images, shapes=shapes, tables={TABLE: table}).write(temporary)
+
+
+def spatialdata_of(nuclei: Nuclei) -> Any:
+    """Return nuclei as ``spatialdata.SpatialData``, with the elements that :func:`write_spatialdata` writes.
+
+    Raises:
+        ConfigError: If the extra ``spatial`` is not installed.
+        DataError: If a coordinate is not finite.
+    """
+    shapes, table = _elements(as_stream(nuclei), as_text(with_mpp(None, nuclei.mpp)))
+    return require("spatialdata").SpatialData(shapes=shapes, tables={TABLE: table})
+
+
+def read_spatialdata(path: str | Path) -> Nuclei:
+    """Read nuclei from a store of :func:`write_spatialdata`.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        ConfigError: If the extra ``spatial`` is not installed.
+        DataError: If it is no such store.
+    """
+    spatialdata = require("spatialdata")
+    try:
+        data = spatialdata.read_zarr(path)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{str(path)!r} is no store of SpatialData ({error}); write it again") from error
+    return nuclei_of_spatialdata(data, str(path))
+
+
+def nuclei_of_spatialdata(data: Any, source: str) -> Nuclei:
+    """Return the nuclei of SpatialData: of the table, and the outlines of the polygons that it annotates.
+
+    Args:
+        data: A ``spatialdata.SpatialData``.
+        source: The store it is from, or what it is; named in errors.
+
+    Raises:
+        DataError: If it is not of nuclei.
+    """
+    if TABLE not in data.tables:
+        raise DataError(f"{source!r} has no table {TABLE!r}; write it with cellvit.io.write_spatialdata")
+    table = data.tables[TABLE]
+    nuclei = nuclei_of_anndata(table, source)
+    if SHAPES not in data.shapes:
+        return nuclei
+    try:
+        shapes = data.shapes[SHAPES].geometry.loc[table.obs["nucleus"]].to_numpy()
+    except KeyError as error:
+        raise DataError(f"{source!r} lacks polygons or their numbers ({error}); write it again") from error
+    points, offsets = rings_from_polygons(shapes)
+    return replace(nuclei, contour_points=points, contour_offsets=offsets)
 
 
 def _elements(stream: NucleiStream, metadata_text: str) -> tuple[dict[str, Any], Any]:
@@ -103,32 +157,3 @@ def _picture(image: NDArray[np.uint8], bounds: tuple[float, float, float, float]
     place = {"global": moves.Sequence([scale, shift])}
     channels = ["r", "g", "b"]
     return models.Image2DModel.parse(image, dims=("y", "x", "c"), c_coords=channels, transformations=place)
-
-
-@contextmanager
-def _atomic_store(path: Path) -> Iterator[Path]:
-    """Return a context that yields the name for a new store, which takes the place of ``path`` at the end."""
-    target = Path(os.path.realpath(path))
-    temporary, old = temporary_path(target), temporary_path(target)
-    try:
-        _check_place(target)
-        yield temporary
-        with suppress(FileNotFoundError):
-            target.rename(old)
-        temporary.rename(target)
-    except CellViTError:
-        raise
-    except OSError as error:
-        message = f"cannot write {str(path)!r}: {error.strerror or error}; check the folder and the disk"
-        raise OutputError(message) from error
-    finally:
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_place(target: Path) -> None:
-    """Raise where a store cannot be, or would replace what is not one."""
-    if not target.parent.is_dir():
-        raise OutputError(f"cannot write {str(target)!r}: its folder does not exist; create it first")
-    if target.exists() and not is_store(target):
-        raise OutputError(f"cannot write {str(target)!r}: it exists and is no Zarr store; choose another name")

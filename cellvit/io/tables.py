@@ -86,20 +86,22 @@ def read_csv(file: TextIO) -> tuple[list[str], list[dict[str, str]]]:
     return [plain_cell(name) for name in reader.fieldnames or ()], cast("list[dict[str, str]]", rows)
 
 
-def write_csv(path: str | Path, rows: Sequence[Row], *, columns: Sequence[str] | None = None) -> None:
+def write_csv(path: str | Path, rows: Iterable[Row], *, columns: Sequence[str] | None = None) -> None:
     """Write rows as UTF-8 CSV that appears when complete; nan and None become empty.
 
     Args:
         path: The file; replaced if it exists.
-        rows: Values by column; fractions are rounded to six digits.
+        rows: Values by column; fractions are rounded to six digits. With columns they may come one by one.
         columns: Headings in order; None takes those of the first row, which there must then be.
 
     Raises:
         OutputError: If the file cannot be written.
     """
+    if columns is None:
+        rows = list(rows)
+        columns = list(rows[0])
     with atomic_text(path) as file:
-        write = csv_writer(file, rows[0] if columns is None else columns)
-        write(plain_data(row, digits=DIGITS) for row in rows)
+        csv_writer(file, columns)(plain_data(row, digits=DIGITS) for row in rows)
 
 
 def write_text(path: str | Path, text: str) -> None:

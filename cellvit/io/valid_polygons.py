@@ -91,6 +91,22 @@ def _rings_of(shapes: NDArray[Any]) -> tuple[Floats, Offsets]:
     return shapely.get_coordinates(shapes), ring_offsets(shapely.get_num_coordinates(shapes))
 
 
+def rings_from_polygons(shapes: NDArray[Any]) -> tuple[Floats, Offsets]:
+    """Return the outlines of shapely geometries, without holes; the inverse of :func:`polygons_from_rings`.
+
+    Args:
+        shapes: ``(N,)`` polygons; of one in several pieces the largest counts, and what is no polygon has no outline.
+
+    Returns:
+        Points ``(P, 2)`` of open rings, and offsets ``(N + 1,)``.
+    """
+    rings: NDArray[Any] = np.full(len(shapes), None, dtype=object)
+    rows, largest = _largest_of(*shapely.get_parts(shapes, return_index=True))
+    rings[rows] = shapely.get_exterior_ring(largest)
+    points = shapely.get_coordinates(shapely.force_2d(rings))
+    return open_rings(points, ring_offsets(shapely.get_num_points(rings)))
+
+
 def polygons_from_rings(points: Floats, offsets: Offsets) -> NDArray[Any]:
     """Return outlines as shapely polygons.
 
@@ -111,7 +127,11 @@ def _largest_parts(shapes: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any
     """Repair polygons; return the rows that have a part with an area, and the largest part of each."""
     parts, owner = shapely.get_parts(shapely.make_valid(shapes), return_index=True)
     parts, nested = shapely.get_parts(parts, return_index=True)  # a collection may hold a multi-polygon
-    owner = owner[nested]
+    return _largest_of(parts, owner[nested])
+
+
+def _largest_of(parts: NDArray[Any], owner: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return the owners that have a part with an area, and the largest part of each."""
     area = shapely.area(parts)
     order = np.lexsort((-area, owner))
     order = order[area[order] > 0]

@@ -61,6 +61,20 @@ def draw_overlay(
     return stack_rows([canvas, draw_legend(legend_entries(nuclei), canvas.shape[1], pixel_um=pixel_um)])
 
 
+def plot_overlay(image: NDArray[np.uint8], nuclei: Nuclei, *, legend: bool = True) -> Image.Image:
+    """Return the picture of :func:`draw_overlay` as one that notebooks show.
+
+    Args:
+        image: ``uint8 (H, W, 3)`` RGB.
+        nuclei: In pixels of the image.
+        legend: Add a panel with the names and counts of the types.
+
+    Raises:
+        ImageError: If the image is not of this form.
+    """
+    return Image.fromarray(draw_overlay(image, nuclei, legend=legend))
+
+
 def write_overlay(
     image: NDArray[np.uint8], nuclei: Nuclei, path: str | Path, *, legend: bool = True, mpp: float | None = None
 ) -> None:

@@ -18,6 +18,7 @@ REGISTRIES = {
     "postprocessor": ("cellvit.postprocess.base", "POSTPROCESSORS"),
     "metric": ("cellvit.metrics.base", "METRICS"),
     "reader": ("cellvit.slide.readers.base", "READERS"),
+    "format": ("cellvit.io.formats.base", "FORMATS"),
 }
 """Module and name of the registry of each kind, in the order of the data; imported when it is listed."""
 OURS = "cellvit-lightning"

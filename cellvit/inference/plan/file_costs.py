@@ -11,10 +11,7 @@ from cellvit.inference.outputs import OutputContext, write_formats
 from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel
 from cellvit.inference.resume import ResumeFolder
-from cellvit.inference.settings import FORMATS, SlideSettings
-
-PICTURES = ("overlay", "density", "closeups")
-"""Formats whose files have the size of a picture, however many nuclei there are."""
+from cellvit.inference.settings import FORMATS, PICTURES, SlideSettings
 
 
 class Cost(NamedTuple):
@@ -89,7 +86,7 @@ def _cost(name: str, empty: tuple[float, int], full: tuple[float, int], rows: in
     (seconds, size), more = empty, max(0.0, full[0] - empty[0]) / max(1, rows)
     if name == "closeups":  # four places, whatever their number
         return Cost(max(seconds, full[0]), 0.0, full[1], 0.0)
-    if name in PICTURES:
+    if name in PICTURES:  # of the same size, however many nuclei there are
         return Cost(seconds, more, max(size, full[1]), 0.0)
     return Cost(seconds, more, size, max(0, full[1] - size) / max(1, rows))
 

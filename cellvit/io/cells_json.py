@@ -9,11 +9,10 @@ import numpy as np
 
 from cellvit.classes import classes_from_list, classes_from_map, classes_to_list, type_name
 from cellvit.errors import DataError
-from cellvit.geometry.outlines import to_pixel_centres
 from cellvit.geometry.polygons import bbox_rowcol_to_xyxy, bbox_xyxy_to_rowcol
 from cellvit.io import text as tables
 from cellvit.io.atomic import atomic_text
-from cellvit.io.frames import PIXEL_CENTRES
+from cellvit.io.frames import PIXEL_CENTRES, to_pixel_centres
 from cellvit.io.limits import MALFORMED, MAX_TYPE, brief
 from cellvit.io.provenance import mpp_of, with_mpp
 from cellvit.io.schema import load_json

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError
-from cellvit.geometry.outlines import from_pixel_centres
 from cellvit.geometry.polygons import Floats, Offsets, open_rings, polygon_centroid, ring_bounds, ring_offsets
-from cellvit.io.frames import PIXEL_CENTRES
+from cellvit.io.frames import PIXEL_CENTRES, from_pixel_centres
 from cellvit.io.limits import MAX_COORDINATE
 from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 

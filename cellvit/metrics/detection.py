@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.geometry.outlines import border_corners, find_border
+from cellvit.geometry.outlines import border_corners
 from cellvit.geometry.polygons import MIN_CONTOUR_POINTS, ring_bounds
+from cellvit.io.frames import find_border
 from cellvit.metrics._shared import ArrayOrTensor, as_array, fixed_mean, to_fixed, unique_names
 from cellvit.metrics.base import METRICS, NucleiMetric
 from cellvit.metrics.functional.detection import (

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cellvit.errors import DataError
-from cellvit.geometry.outlines import border_corners, edge_rings, find_border
+from cellvit.geometry.outlines import border_corners, edge_rings
 from cellvit.geometry.polygons import MIN_CONTOUR_POINTS, ring_offsets, select_rings
+from cellvit.io.frames import find_border
 from cellvit.types import UNKNOWN_TYPE, IntMap, Nuclei, NucleiClasses, NucleiPrediction
 
 TypeRule = Literal["majority", "mean"]

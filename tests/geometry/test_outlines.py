@@ -12,8 +12,8 @@ from scipy import ndimage
 from skimage.measure import regionprops
 
 from cellvit.evaluation.rasterize import draw_outlines
-from cellvit.geometry.outlines import from_pixel_centres, to_pixel_centres
 from cellvit.geometry.polygons import polygon_area, polygon_centroid, ring_bounds
+from cellvit.io.frames import from_pixel_centres, to_pixel_centres
 from cellvit.postprocess.measure import nuclei_from_instances
 
 maps = hnp.arrays(np.int32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 2))

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cellvit.classes import PANNUKE
-from cellvit.geometry.outlines import edge_rings, find_border
+from cellvit.geometry.outlines import edge_rings
+from cellvit.io.frames import find_border
 from cellvit.types import Nuclei, NucleiClasses
 
 COLUMNS = ("centroid", "bbox", "type", "type_prob", "label", "contour_offsets", "contour_points")

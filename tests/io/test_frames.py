@@ -12,8 +12,8 @@ from export_samples import PANNUKE, assert_same, make_nuclei, square
 from cellvit import io, read_nuclei
 from cellvit.errors import DataError
 from cellvit.evaluation.rasterize import draw_outlines
-from cellvit.geometry.outlines import to_pixel_centres
 from cellvit.io import detections
+from cellvit.io.frames import to_pixel_centres
 from cellvit.io.valid_polygons import polygons_from_rings
 from cellvit.postprocess.measure import nuclei_from_instances
 

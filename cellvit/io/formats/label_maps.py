@@ -9,9 +9,10 @@ import skimage.draw
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cellvit.geometry.outlines import edge_rings, find_border
+from cellvit.geometry.outlines import edge_rings
 from cellvit.geometry.polygons import ring_bounds, ring_offsets
 from cellvit.io.data_frames import nuclei_of_rings
+from cellvit.io.frames import find_border
 from cellvit.io.loaded import LoadedNuclei
 from cellvit.io.provenance import with_mpp
 from cellvit.io.stream import NucleiStream, blocks

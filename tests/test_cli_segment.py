@@ -25,6 +25,16 @@ def images(tmp_path):
     return folder
 
 
+def test_an_image_gets_the_formats_that_are_asked_for(images, model, tmp_path):
+    arguments = [str(images / "a.png"), "--out", str(tmp_path / "out"), "--model", model, "--device", "cpu"]
+    assert main([*arguments, "--formats", "csv,imagej,ome-tiff,geojson-plain"]) == 0
+    names = ["a.csv", "a.labels.ome.tif", "a.rois.zip"]  # and no second GeoJSON of one name
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    found = [io.read_nuclei(tmp_path / "out" / name) for name in names]
+    assert len({tuple(sorted(nuclei.label.tolist())) for nuclei in found}) == 1
+    assert found[1].mpp == 0.25
+
+
 def test_all_files_are_written_and_agree(images, model, tmp_path, capsys):
     out = tmp_path / "new" / "results"
     arguments = [str(images / "a.png"), "--out", str(out), "--model", model, "--device", "cpu", "--no-measurements"]

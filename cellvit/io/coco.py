@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cellvit.classes import NO_TYPE
 from cellvit.errors import DataError
 from cellvit.io.limits import MALFORMED, brief, check_expanded
 from cellvit.io.loaded import MIN_POINTS, LoadedNuclei, from_rings, notes_of, numbered_kinds
@@ -172,7 +173,7 @@ def _kinds(used: Sequence[Mapping[str, Any]], data: Any, counts: Counter[str]) -
         return [None if one is None else int(one) for one in ids]
     names = {entry["id"]: str(entry["name"]) for entry in data["categories"]}
     counts[_OTHER] += sum(one not in names for one in ids)
-    return [names.get(one) for one in ids]
+    return [None if names.get(one) == NO_TYPE else names.get(one) for one in ids]  # what our files call it
 
 
 def _parts(shape: Any, counts: Counter[str]) -> Mapping[str, Any] | list[NDArray[np.float64]]:

@@ -18,6 +18,7 @@ from cellvit.types import Nuclei
 READ = """
     import json, sys, warnings
     import numpy as np
+    from cellvit import Nuclei, read_nuclei
     from cellvit.io import ParquetStream, write_spatialdata
     source, target, picture = sys.argv[1:]
     if picture == "with":
@@ -28,7 +29,7 @@ READ = """
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         for _ in range(2):  # the second replaces the first
-            write_spatialdata(ParquetStream(source), target, metadata={"mpp": 0.25}, **more)
+            write_spatialdata(ParquetStream(source), target, metadata={"base_mpp": 0.25}, **more)
     data = spatialdata.read_zarr(target)
     table = data["table"]
     embedding = table.obsm["embedding"]
@@ -51,6 +52,8 @@ READ = """
             sdata=data, spatial_element_names="nuclei", table_name="table", how="inner"
         )
         found["joined"] = len(joined["nuclei"])
+    back = [read_nuclei(target), Nuclei.from_spatialdata(read_nuclei(target).to_spatialdata())]
+    found["read"] = [[one.label.tolist(), one.type.tolist(), one.area.tolist(), one.mpp] for one in back]
     if picture == "with":
         image = data["thumbnail"]
         found["pixel"] = np.asarray(image.isel(y=3, x=4)).tolist()
@@ -86,7 +89,8 @@ def test_polygons_and_their_table_are_read_back(tmp_path):
     names = [table.classes.names[kind] if kind else None for kind in table.type.tolist()]
     assert [name if isinstance(name, str) else None for name in found["obs"]["type"]] == names
     assert len(found["colors"]) == len(found["categories"]) == 5
-    assert json.loads(found["metadata"]) == {"mpp": 0.25}
+    assert json.loads(found["metadata"]) == {"base_mpp": 0.25}
+    assert found["read"] == [[table.label.tolist(), table.type.tolist(), table.area.tolist(), 0.25]] * 2
     assert found["spatial"] == table.centroid.tolist()
     assert found["embedding"] == [[40, 3], "float32", table.embedding.tolist()]
     assert found["pixel"] == [(3 * 20 + 4) * 3 % 256 + c for c in range(3)]
@@ -100,6 +104,7 @@ def test_polygons_and_their_table_are_read_back(tmp_path):
 def test_zero_nuclei_have_a_table_with_all_columns(tmp_path):
     found = run(tmp_path, Nuclei.empty(embedding_dim=3, classes=many(1).classes))
     assert found["elements"] == ["table"]
+    assert found["read"] == [[[], [], [], 0.25]] * 2
     assert found["embedding"] == [[0, 3], "float32", []]
     assert {"label", "type", "type_id", "type_prob", "area_px"} < set(found["obs"])
     assert len(found["categories"]) == 5

@@ -22,6 +22,7 @@ from pydicom.uid import VLWholeSlideMicroscopyImageStorage, generate_uid
 
 from cellvit import read_nuclei
 from cellvit.errors import ConfigError, DataError
+from cellvit.io import detections
 from cellvit.io.formats.base import FORMATS, ImageFacts, NucleiFormat
 from cellvit.plugins.registry import RegistryEntry
 from cellvit.postprocess.measure import nuclei_from_instances
@@ -161,6 +162,13 @@ def test_coco_of_others_is_read(tmp_path):
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert [nucleus.type_name for nucleus in read_nuclei(tmp_path / "a.json")] == ["lymphocyte"] * 2
+
+
+def test_coco_of_ours_is_scored_with_its_types(tmp_path):
+    found = detections.read_nuclei(write("coco", tmp_path))
+    names = [found.names[kind] for kind in found.types[[1, 2, 4, 5]]]
+    assert names == ["Neoplastic", "Epithelial", "Inflammatory", "Epithelial"]
+    assert found.types[3] == 0
 
 
 def test_masks_of_more_nuclei_than_one_byte_counts(tmp_path):

@@ -17,7 +17,7 @@ from cellvit.io.atomic import atomic_path
 from cellvit.io.frames import from_frame, stated_frame
 from cellvit.io.limits import check_datasets
 from cellvit.io.provenance import mpp_of, with_mpp
-from cellvit.io.spatial import SCHEMA_VERSION, Annotations, as_text, require
+from cellvit.io.spatial import SCHEMA_VERSION, Annotations, as_text, require, stated_types
 from cellvit.io.stream import NucleiStream, as_stream, blocks
 from cellvit.io.valid_polygons import valid_rings
 from cellvit.types import Nuclei
@@ -31,12 +31,13 @@ def write_anndata(
 ) -> None:
     """Write nuclei as AnnData: one observation per nucleus, no variables.
 
-    ``obs`` holds ``label``, ``type`` (categorical, missing where no type is known), ``type_id``, ``type_prob``,
-    ``area_px`` and the measurements; ``obsm`` holds ``spatial`` (centroids, ``(x, y)``), ``bbox`` and, where there is
-    one, ``embedding``; ``uns`` holds ``type_colors`` (one per category, as scanpy has it) and ``cellvit``: the version
-    of this layout, the frame of coordinates (see :mod:`cellvit.types`), and classes, names of measurements and metadata
-    as JSON text. Embeddings are written block by block; of all nuclei only the small columns are held in memory, about
-    200 bytes each. The same nuclei give the same bytes.
+    ``obs`` holds ``label``, ``type`` (categorical: the types that occur, and ``"No type"``), ``type_id``,
+    ``type_prob``, ``area_px`` and the measurements; ``obsm`` holds ``spatial`` (centroids, ``(x, y)`` in pixels), where
+    the metadata state the resolution ``spatial_um`` (the same in µm), ``bbox`` and, where there is one, ``embedding``;
+    ``uns`` holds ``type_colors`` (one per category, as scanpy has it) and ``cellvit``: the version of this layout, the
+    frame of coordinates (see :mod:`cellvit.types`) and the unit of ``spatial``, and classes, names of measurements and
+    metadata as JSON text. Embeddings are written block by block; of all nuclei only the small columns are held in
+    memory, about 200 bytes each. The same nuclei give the same bytes.
 
     Args:
         stream: The nuclei, iterated once; or a table.
@@ -58,8 +59,8 @@ def write_anndata(
                 file.attrs.update(_TREE)
                 write_elem(file, "obsm", {})
                 found = _stream_rows(stream, file["obsm"])
-                for name, element in (("spatial", "centroid"), ("bbox", "bbox")):
-                    write_elem(file["obsm"], name, found.column(element))
+                for name, places in found.places(text).items():
+                    write_elem(file["obsm"], name, places)
                 frame = found.frame(stream.classes)
                 write_elem(file, "obs", frame)
                 write_elem(file, "var", frame.iloc[:0, :0])
@@ -132,16 +133,17 @@ def nuclei_of_anndata(data: Any, source: str) -> Nuclei:
         about, obs, obsm = data.uns["cellvit"], data.obs, data.obsm
         if int(about["version"]) > SCHEMA_VERSION:
             raise DataError(f"{source!r} is of a newer version {about['version']}; update cellvit")
+        types, classes = stated_types(obs, classes_from_list(json.loads(about["classes"]), source=source))
         nuclei = Nuclei(
             centroid=_array(obsm["spatial"], np.float64),
             bbox=_array(obsm["bbox"], np.float64),
-            type=_array(obs["type_id"], np.int32),
+            type=types,
             type_prob=_array(obs["type_prob"], np.float32),
             contour_offsets=np.zeros(data.n_obs + 1, np.int64),
             contour_points=np.zeros((0, 2)),
             label=_array(obs["label"], np.int32),
             embedding=_array(obsm["embedding"], np.float32) if "embedding" in obsm else None,
-            classes=classes_from_list(json.loads(about["classes"]), source=source),
+            classes=classes,
             measurements={
                 name: _array(obs[name], np.float32)
                 for name in json.loads(about.get("measurements", "[]"))
@@ -167,10 +169,11 @@ def anndata_of(nuclei: Nuclei) -> Any:
     tables.check_finite(nuclei)
     found = Annotations()
     found.add(nuclei, *valid_rings(nuclei))
-    obsm = {"spatial": found.column("centroid"), "bbox": found.column("bbox")}
+    text = as_text(with_mpp(None, nuclei.mpp))
+    obsm = found.places(text)
     if nuclei.embedding is not None:
         obsm["embedding"] = nuclei.embedding
-    facts = found.facts(nuclei.classes, as_text(with_mpp(None, nuclei.mpp)))
+    facts = found.facts(nuclei.classes, text)
     return require("anndata").AnnData(obs=found.frame(nuclei.classes), obsm=obsm, uns=facts)
 
 

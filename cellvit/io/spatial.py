@@ -2,15 +2,17 @@
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cellvit.classes import classes_to_list, type_color, type_name
+from cellvit.classes import classes_to_list, type_color, type_label, type_name
 from cellvit.errors import ConfigError, DataError
 from cellvit.geometry.polygons import Floats, Offsets, polygon_area
+from cellvit.io.provenance import mpp_of
 from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 
 SCHEMA_VERSION = 2
@@ -70,6 +72,16 @@ class Annotations:
         """Return a column."""
         return np.concatenate(self.columns[name])
 
+    def places(self, metadata_text: str) -> dict[str, Any]:
+        """Return what ``obsm`` holds of places: ``spatial`` and ``bbox`` in pixels, and ``spatial_um`` in microns.
+
+        Args:
+            metadata_text: Metadata as JSON; ``spatial_um`` is left out where they state no resolution.
+        """
+        mpp = mpp_of(json.loads(metadata_text))
+        microns = {} if mpp is None else {"spatial_um": self.column("centroid") * mpp}
+        return {"spatial": self.column("centroid"), **microns, "bbox": self.column("bbox")}
+
     def frame(self, classes: NucleiClasses | None) -> Any:
         """Return the table of observations; its index counts from ``"1"``, as labels do.
 
@@ -77,8 +89,8 @@ class Annotations:
             classes: Names of the types.
 
         Returns:
-            A ``pandas.DataFrame`` with ``label``, ``type`` (categorical, missing for no type), ``type_id``,
-            ``type_prob``, ``area_px`` and the measurements.
+            A ``pandas.DataFrame`` with ``label``, ``type`` (categorical, never missing), ``type_id``, ``type_prob``,
+            ``area_px`` and the measurements.
 
         Raises:
             DataError: If a measurement has the name of another column.
@@ -86,14 +98,10 @@ class Annotations:
         pandas = require("pandas")
         kinds = self.column("type")
         names = self.categories(classes)
-        position = {kind: i for i, kind in enumerate(names)}
-        ids, inverse = np.unique(kinds, return_inverse=True)
-        codes = np.array([position.get(kind, -1) for kind in ids.tolist()], np.int64)
+        codes = np.searchsorted(list(names), np.maximum(kinds, 0))  # the ids ascend
         columns = {
             "label": self.column("label"),
-            "type": pandas.Categorical.from_codes(
-                codes[inverse], categories=pandas.Index(list(names.values()), dtype=object)
-            ),
+            "type": pandas.Categorical.from_codes(codes, categories=pandas.Index(list(names.values()), dtype=object)),
             "type_id": kinds,
             "type_prob": self.column("type_prob"),
             "area_px": self.column("area"),
@@ -105,22 +113,18 @@ class Annotations:
         return pandas.DataFrame(columns, index=index)
 
     def categories(self, classes: NucleiClasses | None) -> dict[int, str]:
-        """Return the name of every type by id: all that are named but the background, and those that occur.
+        """Return the name of every type that occurs, by id, as :func:`type_labels` has it; 0 stands for no type.
 
-        A name that is not the first of its kind gets its id behind it, as categories are distinct.
+        squidpy divides by the number of nuclei of a category, and cannot read a missing one: neither is written.
 
         Raises:
             DataError: If a name holds a NUL.
         """
-        present = set(np.unique(self.column("type")).tolist()) | set(range(len(classes or ())))
-        names: dict[int, str] = {}
-        for kind in sorted(k for k in present if k > 0):
-            name = type_name(classes, kind) or ""
+        present = set(np.maximum(np.unique(self.column("type")), 0).tolist())
+        names = {kind: name for kind, name in type_labels(classes, present).items() if kind in present}
+        for name in names.values():
             if "\0" in name:
                 raise DataError(f"the type {name!r} has a NUL in its name, which HDF5 cannot hold; rename it")
-            while name in names.values():
-                name = f"{name} ({kind})"
-            names[kind] = name
         return names
 
     def colors(self, classes: NucleiClasses | None) -> Any:
@@ -129,16 +133,74 @@ class Annotations:
         return np.array([f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colors], dtype=object)
 
     def facts(self, classes: NucleiClasses | None, metadata_text: str) -> dict[str, Any]:
-        """Return what ``uns`` holds: version, frame, classes, metadata, and the colours of the categories."""
+        """Return what ``uns`` holds: version, frame and unit, classes, metadata, and the colours of the categories."""
         about = {
             "version": SCHEMA_VERSION,
             "frame": PIXEL_CORNERS,
+            "spatial_unit": "px",
             "classes": json.dumps(classes_to_list(classes)),
             "metadata": metadata_text,
         }
         if self.measured:
             about["measurements"] = json.dumps(list(self.measured))
         return {"cellvit": about, "type_colors": self.colors(classes)}
+
+
+def type_labels(classes: NucleiClasses | None, present: Iterable[int] = ()) -> dict[int, str]:
+    """Return distinct names of types by id, ascending: of all that are named, of those that are given, and of 0.
+
+    A name that is not the first of its kind gets its id behind it, as categories are distinct.
+
+    Args:
+        classes: Names of the types.
+        present: Ids that occur, 0 or more.
+
+    Example:
+        >>> type_labels(NucleiClasses(("Background", "A", "A"), ((0, 0, 0),) * 3), [0, 4])
+        {0: 'No type', 1: 'A', 2: 'A (2)', 4: 'Type 4'}
+    """
+    names: dict[int, str] = {}
+    for kind in sorted({0, *present, *range(len(classes or ()))}):
+        name = type_label(classes, kind)
+        while name in names.values():
+            name = f"{name} ({kind})"
+        names[kind] = name
+    return names
+
+
+def stated_types(obs: Any, classes: NucleiClasses | None) -> tuple[NDArray[np.int32], NucleiClasses | None]:
+    """Return the types of a table of observations; a name that was changed wins over the number beside it.
+
+    Args:
+        obs: A ``pandas.DataFrame`` with ``type_id`` and, as a rule, ``type``.
+        classes: The file's own list.
+
+    Returns:
+        Types ``(N,)``, and the classes with those that were added; a nucleus without a name has no type.
+    """
+    ids = np.asarray(obs["type_id"], np.int32)
+    if "type" not in obs:
+        return ids, classes
+    codes, found = require("pandas").factorize(obs["type"])
+    labels = type_labels(classes, np.maximum(np.unique(ids), 0).tolist())
+    numbers = {name: kind for kind, name in labels.items()}
+    pairs, inverse = np.unique(np.stack([codes, ids], axis=1), axis=0, return_inverse=True)
+    known, kinds, added = max(len(classes or ()), *labels, 0), [], list[str]()
+    known += known in labels
+    for code, number in pairs.tolist():
+        name = None if code < 0 else str(found[code])
+        if name is None or name in (labels.get(max(number, 0)), type_label(classes, number)):
+            kinds.append(min(number, 0) if name is None else number)
+            continue
+        if name not in numbers:
+            numbers[name] = known + len(added)
+            added.append(name)
+        kinds.append(numbers[name])
+    if added:
+        names = (*(type_name(classes, i) or "Background" for i in range(known)), *added)
+        colors = tuple(type_color(classes, i) if i else (0, 0, 0) for i in range(len(names)))
+        classes = NucleiClasses(names, colors)
+    return np.array([*kinds, 0], np.int32)[inverse.ravel()], classes
 
 
 def as_text(metadata: Mapping[str, Any] | None) -> str:

@@ -136,7 +136,7 @@ def _elements(stream: NucleiStream, metadata_text: str) -> tuple[dict[str, Any],
     frame["region"], frame["nucleus"] = require("pandas").Categorical([SHAPES] * len(frame)), number
     # a table without rows can annotate nothing
     tie = {"region": SHAPES, "region_key": "region", "instance_key": "nucleus"} if len(frame) else {}
-    obsm = {"spatial": found.column("centroid"), "bbox": found.column("bbox")}
+    obsm = found.places(metadata_text)
     if dim is not None:
         obsm["embedding"] = np.concatenate([np.zeros((0, dim), np.float32), *embeddings])
     data = anndata.AnnData(obs=frame, obsm=obsm, uns=found.facts(stream.classes, metadata_text))

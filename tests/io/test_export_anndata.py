@@ -66,21 +66,21 @@ def test_the_file_is_anndata_as_the_packages_around_scanpy_have_it(tmp_path):
     assert data.X is None
     assert data.obs_names.tolist() == ["1", "2", "3"]
     assert data.obs.columns.tolist() == ["label", "type", "type_id", "type_prob", "area_px"]
-    assert data.obs["type"].cat.categories.tolist() == [*PANNUKE.names[1:], "Type 9"]
-    assert data.obs["type"].tolist()[::2] == ["Connective", "Type 9"]
-    assert data.obs["type"].isna().tolist() == [False, True, False]
+    # only those that occur, and none missing: squidpy divides by their number, and cannot read a missing one
+    assert data.obs["type"].cat.categories.tolist() == ["No type", "Connective", "Type 9"]
+    assert data.obs["type"].tolist() == ["Connective", "No type", "Type 9"]
     assert data.obs["type_id"].tolist() == [3, 0, 9]
     assert data.obs["area_px"].tolist() == [Polygon(square(0, 0)).area, 25, 64]
     assert data.obsm["spatial"].dtype == np.float64
     assert data.obsm["spatial"].tolist() == table.centroid.tolist()
     assert data.obsm["embedding"].dtype == np.float32
     # scanpy takes the colours of a column from uns[f"{column}_colors"]: one for every category
-    assert data.uns["type_colors"].tolist()[:3] == ["#ff0000", "#22dd4d", "#235cec"]
-    assert len(data.uns["type_colors"]) == 6
+    assert data.uns["type_colors"].tolist()[:2] == ["#808080", "#6375ff"]
+    assert len(data.uns["type_colors"]) == 3
     about = data.uns["cellvit"]
     assert (about["version"], about["frame"]) == (2, "pixel-corners")
     assert json.loads(about["metadata"]) == {"mpp": 0.25, "name": "é"}
-    assert json.loads(about["classes"])[2] == {"name": "Inflammatory", "color": [34, 221, 77]}
+    assert json.loads(about["classes"])[2] == {"name": "Inflammatory", "color": [24, 229, 167]}
 
 
 def test_the_package_itself_writes_the_same_content(tmp_path):
@@ -108,6 +108,52 @@ def test_a_part_of_the_observations_is_read(tmp_path):
     assert_same(table.select(rows), read_anndata(tmp_path / "b.h5ad"), COLUMNS)
 
 
+def test_places_are_also_in_microns_where_the_resolution_is_known(tmp_path):
+    table = many(5)
+    for facts, known in (({"base_mpp": 0.25}, True), ({}, False)):
+        write_anndata(table, tmp_path / "a.h5ad", metadata=facts)
+        data = anndata.read_h5ad(tmp_path / "a.h5ad")
+        assert data.uns["cellvit"]["spatial_unit"] == "px"
+        assert ("spatial_um" in data.obsm) == known
+        if known:
+            np.testing.assert_array_equal(data.obsm["spatial_um"], table.centroid * 0.25)
+
+
+def test_a_name_that_was_changed_wins_over_the_number_beside_it(tmp_path):
+    table = make_nuclei([square(20 * i, 0) for i in range(6)], type=[1, 1, 2, 2, 0, 5])
+    write_anndata(table, tmp_path / "a.h5ad")
+    data = anndata.read_h5ad(tmp_path / "a.h5ad")
+    names = data.obs["type"].astype(object)
+    names.iloc[[0, 2, 3, 4]] = ["Inflammatory", "Mitosis", None, "Dead"]
+    data.obs["type"] = names.astype("category")
+    data[::-1].copy().write_h5ad(tmp_path / "b.h5ad")
+    read = read_anndata(tmp_path / "b.h5ad")
+    assert read.type.tolist() == [5, 4, 0, 6, 1, 2]
+    assert read.classes.names == (*PANNUKE.names, "Mitosis")
+    assert read.classes.colors[:6] == PANNUKE.colors
+    assert read.label.tolist() == [6, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.filterwarnings("ignore")  # those of squidpy and numba
+@pytest.mark.parametrize("types", [[1, 2, 3, 5], [0, 1, 2, 3, 4, 5], [2], [0]])
+def test_squidpy_can_use_every_file(tmp_path, types):
+    squidpy = pytest.importorskip("squidpy", reason="squidpy is no dependency: it is large, and pins others")
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 1000, (80, 2))
+    table = make_nuclei([square(x, y) for x, y in points], type=rng.choice(types, 80))
+    write_anndata(table, tmp_path / "a.h5ad", metadata={"base_mpp": 0.25})
+    data = anndata.read_h5ad(tmp_path / "a.h5ad")
+    squidpy.gr.spatial_neighbors(data, coord_type="generic", spatial_key="spatial_um")
+    kinds = len(set(table.type.tolist()))
+    if kinds > 1:  # one type has no neighbours of another
+        squidpy.gr.nhood_enrichment(data, cluster_key="type", n_perms=10, show_progress_bar=False, seed=0)
+        assert np.isfinite(data.uns["type_nhood_enrichment"]["zscore"]).all()
+        found, _ = squidpy.gr.co_occurrence(data, cluster_key="type", copy=True, show_progress_bar=False)
+        assert found.shape[:2] == (kinds, kinds)
+    squidpy.gr.centrality_scores(data, cluster_key="type", show_progress_bar=False)
+    assert data.uns["type_centrality_scores"].shape[0] == kinds
+
+
 @pytest.mark.parametrize("classes", [PANNUKE, None])
 @pytest.mark.parametrize("width", [None, 384])
 def test_zero_nuclei_have_all_columns(tmp_path, width, classes):
@@ -115,7 +161,7 @@ def test_zero_nuclei_have_all_columns(tmp_path, width, classes):
     data = anndata.read_h5ad(tmp_path / "a.h5ad")
     assert data.obsm["spatial"].shape == (0, 2)
     assert data.obs.columns.tolist() == ["label", "type", "type_id", "type_prob", "area_px"]
-    assert len(data.obs["type"].cat.categories) == (0 if classes is None else 5)
+    assert len(data.obs["type"].cat.categories) == len(data.uns["type_colors"]) == 0
     read = read_anndata(tmp_path / "a.h5ad")
     assert read.classes == classes
     assert (None if read.embedding is None else read.embedding.shape) == (None if width is None else (0, width))
@@ -147,7 +193,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_no_file(tmp_path):
         write_anndata(table, path, metadata={"a": object()})
     named = NucleiClasses(("Background", "a\0b"), ((0, 0, 0),) * 2)
     with pytest.raises(DataError, match="NUL"):
-        write_anndata(Nuclei.empty(classes=named), path)
+        write_anndata(make_nuclei([square(0, 0)], classes=named), path)
     table.contour_points[31] = np.nan
     with patch("cellvit.io.text.CHUNK", 1), pytest.raises(DataError, match="contour_points of nucleus 1"):
         write_anndata(table, path)

@@ -74,7 +74,7 @@ def test_the_file_is_geoparquet_with_named_columns_and_facts(tmp_path):
     assert shapely.area(shapes).tolist() == [64, 25, 1]
     facts = read_facts(read)
     assert facts["metadata"] == {"mpp": 0.25, "image": "é.png"}
-    assert facts["classes"][2] == {"name": "Inflammatory", "color": [34, 221, 77]}
+    assert facts["classes"][2] == {"name": "Inflammatory", "color": [24, 229, 167]}
 
 
 def test_two_runs_give_the_same_bytes(tmp_path):

@@ -145,13 +145,13 @@ def test_squidpy_can_use_every_file(tmp_path, types):
     data = anndata.read_h5ad(tmp_path / "a.h5ad")
     squidpy.gr.spatial_neighbors(data, coord_type="generic", spatial_key="spatial_um")
     kinds = len(set(table.type.tolist()))
-    if kinds > 1:  # one type has no neighbours of another
+    if kinds > 1:  # with one type there is nothing to compare, and 1.8.2 divides by the number of all others
         squidpy.gr.nhood_enrichment(data, cluster_key="type", n_perms=10, show_progress_bar=False, seed=0)
         assert np.isfinite(data.uns["type_nhood_enrichment"]["zscore"]).all()
         found, _ = squidpy.gr.co_occurrence(data, cluster_key="type", copy=True, show_progress_bar=False)
         assert found.shape[:2] == (kinds, kinds)
-    squidpy.gr.centrality_scores(data, cluster_key="type", show_progress_bar=False)
-    assert data.uns["type_centrality_scores"].shape[0] == kinds
+        squidpy.gr.centrality_scores(data, cluster_key="type", show_progress_bar=False)
+        assert data.uns["type_centrality_scores"].shape[0] == kinds
 
 
 @pytest.mark.parametrize("classes", [PANNUKE, None])

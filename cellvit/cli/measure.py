@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,16 @@ from cellvit.cli.verb import add_output_options, command, verb_parser
 from cellvit.errors import OutputError
 
 if TYPE_CHECKING:
+    from cellvit.io.stream import NucleiStream
     from cellvit.measurement.slides import MeasuredNuclei
-    from cellvit.types import Nuclei
+    from cellvit.types import Nuclei, NucleiClasses
 
 EPILOG = """\
 FILE holds outlines in pixels of the full resolution of SLIDE: a result folder or nuclei.parquet of 'cellvit segment',
 or GeoJSON of any tool. Lengths are microns where the resolution is known (--mpp, --magnification, what the slide
 states, what FILE states), else pixels, and the names of the columns say so. Stain vectors are those of FILE where it
-states them, else they are estimated from the slide. The file that is written ends in .parquet (all columns),
-.geojson or .geojson.gz (QuPath, with its names) or .h5ad; it is never FILE itself.
+states them, else they are estimated from the slide. The name of the file that is written says its format, as for
+'cellvit convert-nuclei'; .parquet keeps all columns, .geojson has the names of QuPath. It is never FILE itself.
 
 exit status: 0 done; 1 failed (with a line that says why); 2 wrong usage.
 """
@@ -73,10 +74,9 @@ def _run(options: argparse.Namespace, output: Output) -> int:
 
 def _check_target(target: Path, source: Path, *, overwrite: bool) -> None:
     """Refuse, before anything is computed, a file that cannot be written or would replace another."""
-    if not target.name.lower().endswith((".parquet", ".geojson", ".geojson.gz", ".h5ad")):
-        raise OutputError(
-            f"out={str(target)!r} is of no format with measurements; end it in .parquet, .geojson or .h5ad"
-        )
+    from cellvit.io.convert import format_name
+
+    format_name(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise OutputError(f"out={str(target)!r} is the file of the nuclei itself; choose another name")
     if target.exists() and not overwrite:
@@ -98,37 +98,41 @@ def _read(source: Path) -> "tuple[Nuclei, Mapping[str, Any]]":
 
 def _write(target: Path, source: Path, found: "MeasuredNuclei", facts: Mapping[str, Any]) -> None:
     from cellvit import io
+    from cellvit.io.convert import format_name
+    from cellvit.io.formats.base import FORMATS, ImageFacts
 
-    nuclei, name = found.nuclei, target.name.lower()
-    if name.endswith((".geojson", ".geojson.gz")):
-        io.write_geojson(nuclei, target)
-        return
-    metadata = {**facts, "stains": found.stains.facts()}
-    if found.mpp is not None:
-        metadata["base_mpp"] = sum(found.mpp) / 2
-    if name.endswith(".h5ad"):
-        io.write_anndata(nuclei, target, metadata=metadata)
-    elif source.suffix.lower() == ".parquet":
-        stream = io.ParquetStream(source)
-        io.write_parquet_stream(
-            _joined(stream, nuclei),
-            target,
-            classes=stream.classes,
-            embedding_dim=stream.embedding_dim,
-            measurements=tuple(nuclei.measurements),
-            metadata=metadata,
-        )
-    else:
-        io.write_parquet(nuclei, target, metadata=metadata)
+    given = io.ParquetStream(source) if source.suffix.lower() == ".parquet" else io.as_stream(found.nuclei)
+    mpp = {} if found.nuclei.mpp is None else {"base_mpp": found.nuclei.mpp}
+    image = ImageFacts(mpp=found.nuclei.mpp, metadata={**facts, "stains": found.stains.facts(), **mpp})
+    FORMATS.get(format_name(target))().write(_Measured(given, found.nuclei), target, image)
 
 
-def _joined(stream: "Iterator[Nuclei] | Any", measured: "Nuclei") -> "Iterator[Nuclei]":
-    """Yield the nuclei of a file, with embeddings, and what was measured of them."""
-    start = 0
-    for chunk in stream:
-        part = measured[start : start + len(chunk)]
-        yield replace(chunk, measurements=part.measurements)
-        start += len(chunk)
+@dataclass(frozen=True)
+class _Measured:
+    """The nuclei of a file, with embeddings, and what was measured of them."""
+
+    given: "NucleiStream"
+    measured: "Nuclei"
+
+    def __iter__(self) -> "Iterator[Nuclei]":
+        start = 0
+        for chunk in self.given:
+            stop = start + len(chunk)
+            yield replace(chunk, measurements={name: v[start:stop] for name, v in self.measured.measurements.items()})
+            start = stop
+
+    def __len__(self) -> int:
+        return len(self.measured)
+
+    @property
+    def classes(self) -> "NucleiClasses | None":
+        """Names and colours of the types, or None if unnamed."""
+        return self.given.classes
+
+    @property
+    def embedding_dim(self) -> int | None:
+        """Width of the embedding column, or None without one."""
+        return self.given.embedding_dim
 
 
 main = command(build_parser, _run, failure=1)

@@ -13,7 +13,7 @@ from cellvit.geometry.raster import draw_rings
 from cellvit.io.images import Rgb8
 from cellvit.measurement.base import MEASUREMENTS, Columns
 from cellvit.measurement.pixels import LabelledPixels
-from cellvit.measurement.stains import Stains, estimate_stains
+from cellvit.measurement.stains import Stains, estimate_stains, reduced
 from cellvit.measurement.texture import GRAIN_UM
 from cellvit.slide.tiling import TileGrid
 from cellvit.types import Nuclei, NucleiPrediction
@@ -211,6 +211,6 @@ def _patches(view: Pixels, places: NDArray[np.float64]) -> Iterator[Rgb8]:
         left = min(max(0, round(x) - width // 2), view.width - width)
         top = min(max(0, round(y) - height // 2), view.height - height)
         try:
-            yield view.read(left, top, width, height)[::2, ::2]
+            yield reduced(view.read(left, top, width, height), 2)
         except ImageError:
             continue

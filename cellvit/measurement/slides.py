@@ -81,7 +81,7 @@ def measure_nuclei(
     facts = facts or {}
     with open_slide(path, scene=scene) as slide:
         _check_size(slide, facts)
-        resolution, notes = _resolution(slide, mpp, magnification, facts.get("base_mpp"))
+        resolution, notes = _resolution(slide, mpp, magnification, facts.get("base_mpp") or nuclei.mpp)
         target = float(facts.get("target_patch_mpp") or TARGET_MPP)
         view = SlideView(slide, mpp=resolution or (1.0, 1.0), target_mpp=target if resolution else 1.0)
         from_bounds = facts.get("origin") == "bounds"
@@ -100,7 +100,8 @@ def measure_nuclei(
             f"{missing:,} of {len(nuclei):,} nuclei have no measurements but those of neighbours: they have no outline "
             "or no pixel, are too large, lie outside of the image, or where it cannot be read"
         )
-    found = with_neighbors(replace(plain, measurements=measured.measurements), mpp=resolution)
+    known = None if resolution is None else sum(resolution) / 2
+    found = with_neighbors(replace(plain, measurements=measured.measurements, mpp=known), mpp=resolution)
     return MeasuredNuclei(found, resolution, stains, tuple(notes))
 
 

@@ -211,12 +211,13 @@ def test_a_damaged_file_is_not_called_done(slide, tmp_path):
         run(slide, out)
     again = run(slide, out, overwrite=True, formats=("points",), keep_parts=True)
     assert not (out / "nuclei.geojson").exists()
-    assert again.summary["warnings"] == []
+    doubts = again.summary["warnings"]
+    assert all("published vectors" in text for text in doubts)  # drawn nuclei have no stains
     table.write_bytes(whole[table][:-100])
     with pytest.warns(UserWarning, match="was damaged .* and was made again from the parts"):
         again = run(slide, out, formats=("points",), progress=lambda *counts: seen.append(counts))
     assert seen == [(TILES, TILES)]
-    assert len(again.summary["warnings"]) == 1
+    assert len(again.summary["warnings"]) == len(doubts) + 1
     assert table.read_bytes() == whole[table]
 
 

@@ -174,7 +174,7 @@ def test_outlines_of_qupath_and_an_unknown_resolution(files, capsys):
     microns = io.read_parquet(folder / "um.parquet").measurements
     pixels = io.read_geojson(folder / "px.geojson").measurements
     np.testing.assert_allclose(microns["area_um2"], pixels["area_px2"] / 16, rtol=1e-5)
-    assert main([*call, str(folder / "a.csv")]) == 1
+    assert main([*call, str(folder / "a.txt")]) == 1
     assert main([*call, str(folder / "q.geojson"), "--overwrite"]) == 1
     assert "is the file of the nuclei itself" in " ".join(capsys.readouterr().err.split())
 

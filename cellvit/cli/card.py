@@ -7,7 +7,7 @@ from pathlib import Path
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import not_there
 from cellvit.cli.options import add_trust, add_tta, check_out_is_no_input, positive
-from cellvit.cli.verb import add_output_options, command, verb_parser
+from cellvit.cli.verb import add_limit_option, add_output_options, command, verb_parser
 from cellvit.errors import DataError
 from cellvit.io.paths import SPLITS
 from cellvit.weights.locate import model_path
@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     add("--pictures", type=int, default=4, metavar="N", help="failures to draw (default: 4)")
     add("--outlines-only", action="store_true", help="draw them without tissue, for images that must not be passed on")
+    add_limit_option(parser)
     add_output_options(parser, json="print one JSON object per line of the table")
     return parser
 

@@ -5,7 +5,7 @@ import warnings
 
 from cellvit.cli.console import Output
 from cellvit.cli.options import positive
-from cellvit.cli.verb import add_output_options, command, verb_parser
+from cellvit.cli.verb import add_limit_option, add_output_options, command, verb_parser
 
 EPILOG = """\
 The name of TARGET says the format: nuclei.geojson, nuclei.csv, nuclei.coco.json, nuclei.rois.zip, nuclei.dcm, ...;
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image-size", nargs=2, type=positive(int), metavar=("W", "H"), help="of the image (default: as SOURCE says)")
     add("--slide", metavar="FILE", help="the image, where a format refers to it, as DICOM does")
     add("--overwrite", action="store_true", help="replace TARGET if it exists")
+    add_limit_option(parser)
     add_output_options(parser, json="print a JSON object instead of a sentence")
     return parser
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import not_there
 from cellvit.cli.options import add_trust, check_out_is_no_input
-from cellvit.cli.verb import UsageError, add_output_options, command, verb_parser
+from cellvit.cli.verb import UsageError, add_limit_option, add_output_options, command, verb_parser
 from cellvit.errors import ConfigError, DataError
 from cellvit.inference.settings import PRECISIONS
 from cellvit.weights.locate import model_path
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
     add("--split", metavar="NAME", help="train, val or test of a data folder (default: all)")
     add("--datasets", nargs="+", metavar="NAME", help="data sets of a data folder (default: all)")
+    add_limit_option(parser)
     add_output_options(parser, json="print one JSON object per image (MoNuSeg: per row of the table) instead of tables")
     results = parser.add_argument_group("results of a tool")
     add = results.add_argument

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cellvit.cli.console import Output, write_json
-from cellvit.cli.verb import add_output_options, command, verb_parser
+from cellvit.cli.verb import add_limit_option, add_output_options, command, verb_parser
 from cellvit.io.format import plain_data, readable_size
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
     parser = verb_parser("info", "Tell what files of slides and images are.", EPILOG)
     parser.add_argument("inputs", nargs="+", metavar="FILE", help="slides and images, folders, patterns: 'scans/*.svs'")
+    add_limit_option(parser)
     add_output_options(parser, json="print a JSON list with an object per file instead of tables")
     return parser
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellvit.cli.console import Output
 from cellvit.cli.options import positive
-from cellvit.cli.verb import add_output_options, command, verb_parser
+from cellvit.cli.verb import add_limit_option, add_output_options, command, verb_parser
 from cellvit.errors import OutputError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--magnification", type=positive(float), metavar="X", help="objective power instead: 40 is 0.25 microns")
     add("--scene", metavar="N", help="number or name of the image to read, where a TIFF holds several")
     add("--overwrite", action="store_true", help="replace a file that exists")
+    add_limit_option(parser)
     add_output_options(parser, json="print what was done as a JSON object")
     return parser
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cellvit.cli.console import Output, write_json
 from cellvit.cli.inputs import check_network, failure_text, not_there, slide_settings, sort_inputs
 from cellvit.cli.options import add_network_options, add_slide_options
-from cellvit.cli.verb import add_output_options, command, verb_parser
+from cellvit.cli.verb import add_limit_option, add_output_options, command, verb_parser
 from cellvit.errors import ConfigError, ImageError, OutputError
 from cellvit.inference.cohort.sheet import CohortRow, SlideJob, cohort_jobs
 from cellvit.inference.settings import DEFAULT_FORMATS
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="folder the results would go to (default: the current folder)")
     add("--sample", type=int, default=2, metavar="N", help="batches of tiles to measure, or 0 (default: 2)")
     add("--thumbnail", type=Path, metavar="DIR", help="write a picture of each slide: tissue, tiles, what is done")
+    add_limit_option(parser)
     add_output_options(parser, json="print one JSON object instead of tables")
     add("--formats", metavar="LIST", help="what would be written, separated by commas (default: as segment)")
     add("--as", dest="kind", choices=("auto", "slide"), default="auto", help="plan ordinary images as slides, too")

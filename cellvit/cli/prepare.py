@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import not_there
-from cellvit.cli.verb import add_output_options, command, verb_parser
+from cellvit.cli.verb import add_limit_option, add_output_options, command, verb_parser
 from cellvit.errors import DataError
 from cellvit.io.tables import console_text
 
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     monuseg.set_defaults(run=_monuseg)
     for kind, default in ((pannuke, "ROOT/prepared[-mppUM]"), (like, "./pannuke-like"), (monuseg, "ROOT/prepared")):
         kind.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write (default: {default})")
+        add_limit_option(kind)
         add_output_options(kind, json="print one JSON object per fold or image instead of tables")
     return parser
 

@@ -14,7 +14,7 @@ from cellvit.cli.options import (
     check_out_is_no_input,
     image_suffix,
 )
-from cellvit.cli.verb import add_output_options, command, verb_parser
+from cellvit.cli.verb import add_limit_option, add_output_options, command, verb_parser
 from cellvit.errors import ConfigError, ImageError, OutputError
 from cellvit.inference.settings import DEFAULT_FORMATS, FORMATS
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--as", dest="kind", choices=("auto", "slide", "image"), default="auto", help="what the inputs are")
     add("--overwrite", action="store_true", help="replace results that exist")
     add("--debug", action="store_true", help="stop at the first error and show where it came from")
+    add_limit_option(parser)
     add_output_options(parser, json="print one JSON object per image or slide, each in a line, instead of tables")
     add_network_options(parser)
     add = add_slide_options(parser).add_argument

@@ -12,6 +12,7 @@ from typing import Any
 
 from cellvit.cli.console import Output
 from cellvit.cli.flags import as_flags, flags_of
+from cellvit.cli.options import positive
 from cellvit.errors import CellViTError
 
 Main = Callable[[Sequence[str] | None], int]
@@ -49,6 +50,29 @@ def add_output_options(parser: argparse.ArgumentParser, *, json: str = "") -> No
         parser.add_argument("--json", action="store_true", help=json)
 
 
+def add_limit_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--max-expanded-gb``, for verbs that read outlines, labels and tables of strangers."""
+    parser.add_argument(
+        "--max-expanded-gb",
+        type=positive(float),
+        metavar="GB",
+        help="refuse files of outlines, labels or tables that expand to more gigabytes (default: 4)",
+    )
+
+
+@contextmanager
+def _limits(options: argparse.Namespace) -> Iterator[None]:
+    """Return a context in which files may expand as far as the user allows."""
+    gigabytes = getattr(options, "max_expanded_gb", None)
+    if gigabytes is None:
+        yield
+        return
+    from cellvit.io.limits import max_expanded
+
+    with max_expanded(gigabytes):
+        yield
+
+
 def command(
     build_parser: Callable[[], argparse.ArgumentParser],
     run: Run,
@@ -79,7 +103,7 @@ def command(
             options.others = others
             output.quiet, output.json = getattr(options, "quiet", False), getattr(options, "json", False)
             output.flags = flags_of(parser)
-            with terminable():
+            with terminable(), _limits(options):
                 return run(options, output)
         except SystemExit as stop:  # argparse has printed why, or the help
             return int(stop.code or 0)

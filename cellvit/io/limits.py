@@ -54,11 +54,11 @@ def expanded_limit() -> int:
 
 
 @contextmanager
-def max_expanded(gigabytes: float) -> Iterator[None]:
+def max_expanded(max_expanded_gb: float) -> Iterator[None]:
     """Return a context in which files may expand to another size, also in processes that are started in it.
 
     Args:
-        gigabytes: The limit, greater than 0; the default is :data:`DEFAULT_GB`.
+        max_expanded_gb: The limit in gigabytes, greater than 0; the default is :data:`DEFAULT_GB`.
 
     Example:
         >>> with max_expanded(16):
@@ -66,7 +66,7 @@ def max_expanded(gigabytes: float) -> Iterator[None]:
         16000000000
     """
     before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = str(gigabytes)
+    os.environ[VARIABLE] = str(max_expanded_gb)
     try:
         yield
     finally:
@@ -91,7 +91,8 @@ def check_expanded(size: float, what: str, *, packed: int = 0, error: type[CellV
     """
     limit = max(expanded_limit(), HONEST_RATIO * packed)
     if size > limit:
-        advice = f"if you trust the file, set a higher limit in gigabytes: {VARIABLE}={math.ceil(size / 1e9)}"
+        gigabytes = math.ceil(size / 1e9)
+        advice = f"if you trust the file, allow max_expanded_gb={gigabytes} or set {VARIABLE}={gigabytes}"
         raise error(f"{what} expands to {readable_size(int(size))}, allowed are {readable_size(limit)}; {advice}")
 
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import struct
 import zipfile
 from contextlib import suppress
@@ -16,6 +17,7 @@ import shapely
 import tifffile
 
 from cellvit import geometry
+from cellvit.cli import main as run_command
 from cellvit.errors import ConfigError, DataError, ImageError
 from cellvit.geometry.regions import Region
 from cellvit.io import detections, read_image, read_nuclei, regions
@@ -188,6 +190,16 @@ def test_the_limit_can_be_raised(tmp_path, small_limit):
         with max_expanded(1):
             assert detections.read_nuclei(path).path == path
     assert expanded_limit() == 5_000_000
+
+
+def test_the_command_line_has_an_option_for_it(tmp_path, capsys):
+    source, target = tmp_path / "a.geojson.gz", str(tmp_path / "a.csv")
+    source.write_bytes(gzip.compress(geojson("1").encode() + b" " * 10**6))
+    arguments = ["convert-nuclei", str(source), target]
+    assert run_command([*arguments, "--max-expanded-gb", "0.0005"]) == 1
+    assert "allow --max-expanded-gb 1 or set" in capsys.readouterr().err
+    assert VARIABLE not in os.environ
+    assert run_command(arguments) == 0
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "much"])

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from pathlib import Path
 
 # Before the first import of the libraries that read them; workers of pytest-xdist inherit them.
@@ -20,7 +21,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each worker one thread: the workers already share the cores."""
+    """Give each worker one thread, as the workers already share the cores, and no ignored signals."""
+    if hasattr(signal, "SIGHUP"):  # which nohup ignores, and children inherit that
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
 

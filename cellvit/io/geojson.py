@@ -246,19 +246,20 @@ def read_geojson(path: str | Path) -> Nuclei:
     return nuclei_of_geojson(load_json(path), path)
 
 
-def nuclei_of_geojson(data: Any, path: str | Path) -> Nuclei:
+def nuclei_of_geojson(data: Any, path: str | Path, *, stacklevel: int = 3) -> Nuclei:
     """Return the nuclei of GeoJSON as :func:`read_geojson` does.
 
     Args:
         data: Plain data: a collection, a list of features, a feature, or a geometry.
         path: The file they are from; named in errors and warnings.
+        stacklevel: How many callers up warnings point.
 
     Raises:
         DataError: If the data are not of this form, or hold objects but no nuclei.
     """
     found = found_in_geojson(data, path)
     for text in (*found.notes, *_lost_rings(found.further, len(found.nuclei))):
-        warnings.warn(f"{str(path)!r}: {text}", stacklevel=3)
+        warnings.warn(f"{str(path)!r}: {text}", stacklevel=stacklevel)
     return found.nuclei
 
 

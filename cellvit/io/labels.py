@@ -215,7 +215,7 @@ def read_label_map(path: Path, *, index: int | None = None) -> LabelMap:
     except DAMAGE as error:
         raise DataError(f"label '{path}' cannot be read ({error}); it needs an instance map 'inst_map'") from error
     if not array.size:
-        raise DataError(f"label '{path}' has shape {array.shape}: no pixel; export it again")
+        raise DataError(f"label '{path}' has shape {array.shape}: no pixel; give (H, W) whole numbers from 0")
     stack = is_stack(array.shape)
     if stack and index is None and len(array) > 1:
         message = f"label '{path}' holds {len(array)} images of shape {array.shape[1:]}; give one file per image, "

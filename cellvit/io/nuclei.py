@@ -88,7 +88,7 @@ def _nuclei_of_json(path: Path) -> Nuclei:
     if is_coco(data):
         return nuclei_of_coco_file(data, path)
     if is_geojson(data):
-        return nuclei_of_geojson(data, path)
+        return nuclei_of_geojson(data, path, stacklevel=4)
     found = sorted(data) if isinstance(data, Mapping) else data
     shown = found[:80] if isinstance(found, str) else reprlib.repr(found)
     raise DataError(f"{str(path)!r} is JSON of {shown}, neither GeoJSON nor cells; give {_KINDS}")

@@ -28,8 +28,6 @@ from cellvit.inference.resume import ResumeFolder
 SETTINGS = {"tile_size": 256, "overlap": 48, "tissue_filter": False, "batch_size": 3, "formats": ("geojson", "h5ad")}
 LONG = 300  # seconds
 
-prepare.TILES_PER_CHUNK = 4  # of a small slide that has several parts all the same
-
 
 def segment(path, out, *, workers):
     runner.segment_slide(path, out, model=DrawnModel(), device="cpu", workers=workers, **SETTINGS)
@@ -94,4 +92,5 @@ def main(path, folder, kills, seed):
 
 
 if __name__ == "__main__":
+    prepare.TILES_PER_CHUNK = 4  # of a small slide that has several parts all the same
     main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -36,6 +36,7 @@ found = len(segment_image(image, model=model))
 if os.fork() == 0:
     with warnings.catch_warnings(record=True) as told:
         same = len(segment_image(image, model=model)) == found
+    told = [text for text in told if "stain" not in str(text.message) and "haematoxylin" not in str(text.message)]
     print(same, torch.get_num_threads(), len(told), told[0].message, flush=True)
     os._exit(0)
 os.wait()
@@ -121,7 +122,7 @@ def test_a_slide_without_processes_is_done_and_its_summary_says_how(tmp_path, mo
     with pytest.warns(UserWarning, match="no post-processing process could be started"):
         result = segment_slide(slide, tmp_path / "out", model=DrawnModel(), **settings)
     assert result.summary["workers"] == {"number": 1, "kind": "threads"}
-    assert "threads did its work" in result.summary["warnings"][-1]
+    assert any("threads did its work" in text for text in result.summary["warnings"])
     assert all((tmp_path / "out" / name).exists() for name in ("nuclei.geojson.gz", "cells.json.gz"))
 
 

@@ -388,7 +388,7 @@ def test_unknown_settings_are_named(slide, tmp_path):
 
 def test_the_keywords_of_segment_slide_are_the_fields_of_its_settings():
     given = inspect.signature(segment_slide).parameters.values()
-    others = {"path", "out", "model", "device", "progress", "unknown"}
+    others = {"path", "out", "model", "device", "progress", "trust", "unknown"}
     keywords = [p for p in given if p.name not in others]
     assert [(p.name, p.default, p.annotation) for p in keywords] == [
         (field.name, field.default, field.type) for field in fields(SlideSettings)

@@ -97,7 +97,7 @@ def test_features_have_what_qupath_reads(tmp_path):
         write_geojson(table, tmp_path / "a.geojson", object_type=kind)
         one, two, three = json.loads((tmp_path / "a.geojson").read_text())["features"]
         assert one["properties"]["objectType"] == kind
-        assert one["properties"]["classification"] == {"name": "Connective", "color": [35, 92, 236]}
+        assert one["properties"]["classification"] == {"name": "Connective", "color": [99, 117, 255]}
         assert one["properties"]["measurements"] == {"Nucleus: Label": 1, "Type probability": 0.25, "Area px^2": 64.0}
         assert one["bbox"] == [0, 0, 8, 8]
         assert "classification" not in two["properties"]
@@ -186,7 +186,9 @@ def test_the_released_list_of_multipolygons_is_read(tmp_path):
     ]
     (tmp_path / "a.geojson").write_text(json.dumps(content))
     read = read_geojson(tmp_path / "a.geojson")
-    assert read.classes == PANNUKE
+    assert read.classes.names == PANNUKE.names
+    # what the file states, and ours of types that it does not hold
+    assert read.classes.colors == ((0, 0, 0), (255, 0, 0), *PANNUKE.colors[2:5], (255, 159, 68))
     assert read.type.tolist() == [5, 5, 1]
     assert read.contour(2).tolist() == [[40, 8], [48, 8], [48, 16], [40, 16]]
     assert read.centroid.tolist() == [[4, 4], [24, 4], [44, 12]]

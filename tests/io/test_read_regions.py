@@ -95,7 +95,7 @@ def test_polygons_that_cross_themselves_are_repaired(read):
 def test_a_rectangle_contains_the_centres_of_exactly_its_pixels(read):
     region = read(polygon([[2, 1], [6, 1], [6, 4], [2, 4], [2, 1]]))
     x, y = np.meshgrid(np.arange(9.0), np.arange(7.0))
-    inside = region.contains(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(7, 9)
+    inside = region.contains(np.stack([x.ravel(), y.ravel()], axis=1) + 0.5).reshape(7, 9)
     expected = np.zeros((7, 9), bool)
     expected[1:4, 2:6] = True
     np.testing.assert_array_equal(inside, expected)

@@ -14,16 +14,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cellvit.errors import ConfigError, DataError
 from cellvit.io.provenance import with_mpp
-from cellvit.io.stream import NucleiStream, Patches, TableStream, as_stream
 from cellvit.plugins.registry import Registry
-from cellvit.types import Nuclei
+
+if TYPE_CHECKING:  # the help of the command line lists formats, and waits for no arrays
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cellvit.io.stream import NucleiStream, Patches
+    from cellvit.types import Nuclei
 
 Size = tuple[int, int]
 
@@ -48,10 +50,10 @@ class ImageFacts:
     size: Size | None = None
     path: Path | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    patches: Callable[[Nuclei], Patches] | None = None
+    patches: "Callable[[Nuclei], Patches] | None" = None
     pixel: tuple[float, float] = (1.0, 1.0)
     simplify: float = 0.0
-    picture: NDArray[np.uint8] | None = None
+    picture: "NDArray[np.uint8] | None" = None
     bounds: tuple[int, int, int, int] | None = None
 
     @property
@@ -96,7 +98,7 @@ class NucleiFormat(ABC):
         """
         return path.name.lower().endswith(cls.suffixes)
 
-    def read(self, path: str | Path) -> Nuclei:
+    def read(self, path: str | Path) -> "Nuclei":
         """Return the nuclei of a file, with what the format keeps.
 
         Args:
@@ -111,7 +113,7 @@ class NucleiFormat(ABC):
             raise DataError(f"{str(path)!r} does not exist; check the path")
         return self._read(Path(path))
 
-    def stream(self, path: str | Path, *, embedding: bool = True) -> NucleiStream:
+    def stream(self, path: str | Path, *, embedding: bool = True) -> "NucleiStream":
         """Return the nuclei of a file in chunks; unless overridden, all in one.
 
         Args:
@@ -122,10 +124,12 @@ class NucleiFormat(ABC):
             ConfigError: If a package is missing.
             DataError: If the file is missing, damaged, or holds what is not read.
         """
+        from cellvit.io.stream import TableStream
+
         nuclei = self.read(path)
         return TableStream(nuclei if embedding else replace(nuclei, embedding=None))
 
-    def write(self, nuclei: NucleiStream | Nuclei, path: str | Path, image: ImageFacts | None = None) -> None:
+    def write(self, nuclei: "NucleiStream | Nuclei", path: str | Path, image: ImageFacts | None = None) -> None:
         """Write nuclei to a file that appears when complete.
 
         Args:
@@ -138,6 +142,9 @@ class NucleiFormat(ABC):
             DataError: If the format cannot hold these nuclei.
             OutputError: If the file cannot be written.
         """
+        from cellvit.io.stream import as_stream
+        from cellvit.types import Nuclei
+
         self.check_packages()
         stream = as_stream(nuclei)
         if self.max_nuclei is not None and len(stream) > self.max_nuclei:
@@ -161,15 +168,15 @@ class NucleiFormat(ABC):
         return f"from a checkout: pip install '.[{cls.extra}]'"
 
     @abstractmethod
-    def _read(self, path: Path) -> Nuclei:
+    def _read(self, path: Path) -> "Nuclei":
         """Return the nuclei of a file that exists."""
 
     @abstractmethod
-    def _write(self, stream: NucleiStream, path: Path, image: ImageFacts) -> None:
+    def _write(self, stream: "NucleiStream", path: Path, image: ImageFacts) -> None:
         """Write nuclei to a file that appears when complete."""
 
 
-def image_size(stream: NucleiStream, image: ImageFacts) -> Size:
+def image_size(stream: "NucleiStream", image: ImageFacts) -> Size:
     """Return the width and height of the image in pixels: the stated ones, else as far as the nuclei reach.
 
     Args:
@@ -178,6 +185,8 @@ def image_size(stream: NucleiStream, image: ImageFacts) -> Size:
     """
     if image.size is not None:
         return image.size
+    import numpy as np
+
     reach = np.ones(2)
     for chunk in stream:
         for corners in (chunk.bbox[:, 2:], chunk.contour_points):

@@ -195,7 +195,7 @@ def test_a_cluster_without_workers_is_waited_for_and_a_lost_scheduler_is_an_erro
 
 
 def test_a_lost_connection_is_made_again_and_slides_go_on_where_they_were(address, tmp_path, monkeypatch):
-    jobs, clients = jobs_in(tmp_path, 3, seconds=0.02), []
+    jobs, clients = jobs_in(tmp_path, 3, seconds=0.15), []  # long enough to be cut on a busy machine
     client = cluster._client
 
     @contextmanager
@@ -208,7 +208,10 @@ def test_a_lost_connection_is_made_again_and_slides_go_on_where_they_were(addres
         def started(self, job, device):
             super().started(job, device)
             if len(self.events) == 1:
-                clients[0].loop.add_callback(clients[0].scheduler_comm.comm.abort)
+                comm = clients[0].scheduler_comm.comm
+                clients[0].loop.add_callback(comm.abort)
+                while not comm.closed():  # nothing is heard of the slides that is not lost with the connection
+                    time.sleep(0.001)
 
     monkeypatch.setattr(cluster, "_client", remember)
     recorder = Cut()

@@ -138,6 +138,7 @@ def test_a_closed_terminal_leaves_workers_alone_and_a_dead_starter_is_a_line():
         os.kill(server._forkserver_pid, signal.SIGKILL)
         with pytest.raises(OutputError, match=r"worker was killed, or the process that starts them.*are kept: run the"):
             _until_it_is_noticed(pool)
+    os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOWAIT)  # a dying one still counts as there
     with PostprocessPool(DrawnModel(), 1) as pool:  # the next slide has new ones
         assert len(nuclei_of(pool.submit(maps()))) == 1
         assert pool.kind == "processes"

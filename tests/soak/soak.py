@@ -215,9 +215,15 @@ def file_digests(folder: Path, *, leave: tuple[str, ...] = ()) -> dict[str, str]
     }
 
 
+NEW_EACH_TIME = ("nuclei.dcm",)
+"""Files with identifiers that are new in every run."""
+
+
 def slide_results(out: Path) -> dict[str, Any]:
     """Return what must be the same of slides: all files byte for byte, and what tables say beside times."""
-    found: dict[str, Any] = file_digests(out, leave=("summary.json", "summary.csv", "report.html", ".lock"))
+    found: dict[str, Any] = file_digests(
+        out, leave=("summary.json", "summary.csv", "report.html", ".lock", *NEW_EACH_TIME)
+    )
     for path in out.glob("*/summary.json"):
         summary = json.loads(path.read_text(encoding="utf-8"))
         found[str(path.relative_to(out))] = {name: summary.get(name) for name in SUMMARY}
@@ -272,10 +278,15 @@ def write_pannuke(root: Path, *, patches: int = 60, size: int = 128) -> Path:
 
 def all_works(folder: Path) -> list[Work]:
     """Return all kinds of work; the real slide only where ``CELLVIT_TEST_DATA`` names the data."""
-    from cellvit.inference.settings import FORMATS
+    from cellvit.inference.settings import PICTURES
+    from cellvit.io.formats.base import FORMATS
 
-    extra = {"h5ad": "anndata", "spatialdata": "spatialdata"}
-    formats = ",".join(name for name in FORMATS if name not in extra or find_spec(extra[name]))
+    chosen = [
+        name
+        for name in FORMATS
+        if name not in ("parquet", "dicom-3d") and all(map(find_spec, FORMATS.get(name).packages))
+    ]
+    formats = ",".join([*chosen, *PICTURES])  # the slide is not in DICOM, so that it has no frame of reference
     slides = [folder / f"drawn{i}.png" for i in range(3)]
     for i, path in enumerate(slides):
         Image.fromarray(draw_tissue(i, 640)[0]).save(path)

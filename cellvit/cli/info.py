@@ -1,7 +1,7 @@
 """``cellvit info``: what files of slides and images are."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,26 @@ def print_info(output: Output, info: "SlideInfo") -> None:
         output: Where to.
         info: What the file is.
     """
+    print_facts(output, str(info.path), info_rows(info), info.warnings)
+
+
+def print_facts(
+    output: Output,
+    title: str,
+    rows: Iterable[tuple[str, str]],
+    warnings: Iterable[str],
+    *,
+    after: Iterable[tuple[str, str]] = (),
+) -> None:
+    """Print a table of labels and sentences with a title.
+
+    Args:
+        output: Where to.
+        title: What it is about.
+        rows: Label and text of each line.
+        warnings: Texts in the words of Python, which follow the lines.
+        after: Lines that follow the warnings.
+    """
     from rich.table import Table
 
     from cellvit.cli.flags import as_flags
@@ -78,11 +98,13 @@ def print_info(output: Output, info: "SlideInfo") -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for label, text in info_rows(info):
+    for label, text in rows:
         table.add_row(f"  {label}", console_text(text))
-    for text in info.warnings:
+    for text in warnings:
         table.add_row("  [yellow]warning[/yellow]", console_text(as_flags(text, output.flags)))
-    output.show(f"[bold]{console_text(str(info.path))}[/bold]", soft_wrap=True, highlight=False)
+    for label, text in after:
+        table.add_row(f"  {label}", console_text(text))
+    output.show(f"[bold]{console_text(title)}[/bold]", soft_wrap=True, highlight=False)
     output.show(table, highlight=False)
 
 

@@ -3,15 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.table import Table
-
 from cellvit.cli.console import Output
-from cellvit.cli.flags import as_flags
-from cellvit.cli.info import info_rows
+from cellvit.cli.info import info_rows, print_facts
 from cellvit.inference.plan import SlidePlan
 from cellvit.inference.plan.estimate import Range
 from cellvit.io.format import readable_size, rough_duration
-from cellvit.io.tables import console_text
 
 STAGES = {"read": "reading", "network": "network", "postprocess": "post-processing", "write": "writing"}
 SOURCES = {"slide": "stated by the slide", "mpp": "given by --mpp", "magnification": "given by --magnification"}
@@ -25,17 +21,8 @@ def print_plan(output: Output, plan: SlidePlan, picture: Path | None) -> None:
         plan: The plan.
         picture: Where its picture was written, or None.
     """
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for label, text in _facts(plan):
-        table.add_row(f"  {label}", console_text(text))
-    for text in plan.warnings:
-        table.add_row("  [yellow]warning[/yellow]", console_text(as_flags(text, output.flags)))
-    if picture is not None:
-        table.add_row("  picture", console_text(str(picture)))
-    output.show(f"[bold]{console_text(str(plan.path))}[/bold]", soft_wrap=True, highlight=False)
-    output.show(table, highlight=False)
+    after = [] if picture is None else [("picture", str(picture))]
+    print_facts(output, str(plan.path), _facts(plan), plan.warnings, after=after)
 
 
 def _facts(plan: SlidePlan) -> Iterator[tuple[str, str]]:

@@ -7,9 +7,9 @@ from cellvit.errors import ConfigError
 from cellvit.model.schedules import WarmupConstantLR, WarmupCosineLR
 
 
-def rates(steps, **settings):
+def rates(steps, schedule=WarmupCosineLR, **settings):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = WarmupCosineLR(optimizer, **settings)
+    scheduler = schedule(optimizer, **settings)
     result = []
     for _ in range(steps):
         result.append(optimizer.param_groups[0]["lr"])
@@ -50,20 +50,9 @@ def test_impossible_schedules_are_refused(settings):
         rates(1, **settings)
 
 
-def constant_rates(steps, **settings):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = WarmupConstantLR(optimizer, **settings)
-    result = []
-    for _ in range(steps):
-        result.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return result
-
-
 def test_constant_rises_stays_and_falls_where_asked():
-    assert constant_rates(8, warmup_steps=3) == pytest.approx([0.5, 1.0, 1.5, 2, 2, 2, 2, 2])
-    found = constant_rates(9, warmup_steps=0, cooldown_start=2, cooldown_steps=4, final=0.2)
+    assert rates(8, WarmupConstantLR, warmup_steps=3) == pytest.approx([0.5, 1.0, 1.5, 2, 2, 2, 2, 2])
+    found = rates(9, WarmupConstantLR, warmup_steps=0, cooldown_start=2, cooldown_steps=4, final=0.2)
     assert found == pytest.approx([2, 2, 2, 1.6, 1.2, 0.8, 0.4, 0.4, 0.4])
 
 
@@ -87,4 +76,4 @@ def test_a_resumed_training_may_begin_to_fall():
 )
 def test_impossible_constant_schedules_are_refused(settings):
     with pytest.raises(ConfigError, match="warmup_steps"):
-        constant_rates(1, **settings)
+        rates(1, WarmupConstantLR, **settings)

@@ -13,6 +13,8 @@ from cellvit.classes import classes_to_list, type_color, type_label, type_name
 from cellvit.errors import ConfigError, DataError
 from cellvit.geometry.polygons import Floats, Offsets, polygon_area
 from cellvit.io.provenance import mpp_of
+from cellvit.io.qupath import StatedClass
+from cellvit.io.stated_types import StatedTypes
 from cellvit.types import PIXEL_CORNERS, Nuclei, NucleiClasses
 
 SCHEMA_VERSION = 2
@@ -183,24 +185,17 @@ def stated_types(obs: Any, classes: NucleiClasses | None) -> tuple[NDArray[np.in
         return ids, classes
     codes, found = require("pandas").factorize(obs["type"])
     labels = type_labels(classes, np.maximum(np.unique(ids), 0).tolist())
-    numbers = {name: kind for kind, name in labels.items()}
+    numbers: dict[str | None, int] = {name: kind for kind, name in labels.items()}
     pairs, inverse = np.unique(np.stack([codes, ids], axis=1), axis=0, return_inverse=True)
-    known, kinds, added = max(len(classes or ()), *labels, 0), [], list[str]()
-    known += known in labels
+    types, said = StatedTypes(classes, listed=True), []
     for code, number in pairs.tolist():
-        name = None if code < 0 else str(found[code])
-        if name is None or name in (labels.get(max(number, 0)), type_label(classes, number)):
-            kinds.append(min(number, 0) if name is None else number)
-            continue
-        if name not in numbers:
-            numbers[name] = known + len(added)
-            added.append(name)
-        kinds.append(numbers[name])
-    if added:
-        names = (*(type_name(classes, i) or "Background" for i in range(known)), *added)
-        colors = tuple(type_color(classes, i) if i else (0, 0, 0) for i in range(len(names)))
-        classes = NucleiClasses(names, colors)
-    return np.array([*kinds, 0], np.int32)[inverse.ravel()], classes
+        label = None if code < 0 else str(found[code])
+        unchanged = label in (labels.get(max(number, 0)), type_label(classes, number))
+        kind = number if unchanged else numbers.get(label)
+        name, id_ = (label, number) if kind is None else (type_name(classes, kind), kind)
+        said.append(types.code(StatedClass(name, given=True, color=None), id_))
+    kinds, classes, _ = types.resolve(np.array(said, np.int64)[inverse.ravel()])
+    return kinds, classes
 
 
 def as_text(metadata: Mapping[str, Any] | None) -> str:

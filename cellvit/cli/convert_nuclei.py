@@ -2,6 +2,8 @@
 
 import argparse
 import warnings
+from contextlib import ExitStack
+from pathlib import Path
 
 from cellvit.cli.console import Output
 from cellvit.cli.options import positive
@@ -23,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--format", metavar="NAME", help="its format (default: as its name says)")
     add("--mpp", type=positive(float), metavar="UM", help="microns per pixel (default: as SOURCE says)")
     add("--image-size", nargs=2, type=positive(int), metavar=("W", "H"), help="of the image (default: as SOURCE says)")
-    add("--slide", metavar="FILE", help="the image, where a format refers to it, as DICOM does")
+    add("--slide", metavar="FILE", help="the image, for formats that refer to it (DICOM) or hold it (SpatialData)")
     add("--overwrite", action="store_true", help="replace TARGET if it exists")
     add_limit_option(parser)
     add_output_options(parser, json="print a JSON object instead of a sentence")
@@ -31,17 +33,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, output: Output) -> int:
-    from cellvit.io.convert import convert_nuclei
+    from cellvit.io.convert import convert_nuclei, format_name
+    from cellvit.slide.open import open_slide
 
-    with output.progress("nuclei") as advance, warnings.catch_warnings(record=True) as heard:
+    with ExitStack() as stack:
+        advance = stack.enter_context(output.progress("nuclei"))
+        heard = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always", UserWarning)
+        slide = options.slide
+        if slide is not None and (options.format or format_name(Path(options.target))) == "spatialdata":
+            slide = stack.enter_context(open_slide(slide))
         made = convert_nuclei(
             options.source,
             options.target,
             format=options.format,
             mpp=options.mpp,
             image_size=tuple(options.image_size) if options.image_size else None,
-            slide=options.slide,
+            slide=slide,
             overwrite=options.overwrite,
             progress=lambda done, total: advance("", done, total),
         )

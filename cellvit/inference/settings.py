@@ -92,6 +92,18 @@ class SlideSettings:
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} {value} must be greater than 0; leave it out to use what the slide states")
 
+    def check_image(self, path: Path) -> None:
+        """Refuse a slide whose nuclei a format cannot hold, before they are looked for.
+
+        Args:
+            path: The slide.
+
+        Raises:
+            DataError: With what to choose instead.
+        """
+        for name in (name for name in self.formats if name not in PICTURES):
+            NUCLEI_FORMATS.get(name)().check_image(path if self.origin == "slide" else None)
+
     @property
     def tiles_at_once(self) -> int:
         """Return the number of tiles that go through the network together in a run that is begun."""

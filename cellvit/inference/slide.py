@@ -240,6 +240,7 @@ def run_slide(
     began = time.perf_counter(), datetime.now(UTC)
     with open_slide(path, scene=settings.scene) as slide:
         slide_resolution(slide, mpp=settings.mpp, magnification=settings.magnification)  # refuse before loading
+        settings.check_image(path)
         network, views = unwrap_tta(load(), settings.tta)
         settings = replace(settings, tta=views)
         with_tta(network, views)  # refuse before anything is written

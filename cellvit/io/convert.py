@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellvit.errors import ConfigError, DataError, OutputError
-from cellvit.io.formats.base import FORMATS, ImageFacts, NucleiFormat
+from cellvit.io.formats.base import FORMATS, ImageFacts, NucleiFormat, Pixels
 from cellvit.io.nuclei import stream_nuclei
 from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import mpp_of
@@ -40,7 +40,7 @@ def convert_nuclei(
     format: str | None = None,
     mpp: float | None = None,
     image_size: tuple[int, int] | None = None,
-    slide: str | Path | None = None,
+    slide: str | Path | Pixels | None = None,
     overwrite: bool = False,
     progress: Report | None = None,
 ) -> Converted:
@@ -55,7 +55,8 @@ def convert_nuclei(
         format: Key of :data:`cellvit.io.formats.base.FORMATS`; None takes the one that the name of the target says.
         mpp: Microns per pixel; None takes what the source says, if it does.
         image_size: Width and height of the image; None takes what the source says, if it does.
-        slide: The file of the image, for formats that refer to it, as DICOM does.
+        slide: The image: its file, for formats that refer to it, as DICOM does; or what :func:`cellvit.open_slide`
+            returns, whose pixels formats keep that can hold them, as SpatialData does.
         overwrite: Replace a target that exists.
         progress: Called after every piece.
 
@@ -71,12 +72,16 @@ def convert_nuclei(
     if target.exists() and (not overwrite or target.samefile(source)):
         raise OutputError(f"{str(target)!r} exists; pass overwrite=True to replace it, or choose another name")
     found = stream_nuclei(source, embedding=chosen.embeddings)
+    pixels = None if slide is None or isinstance(slide, str | Path) else slide
+    file = pixels.path if pixels else Path(slide) if isinstance(slide, str | Path) else None
+    chosen.check_image(file)
     stream = _Reported(found, progress)
     image = _image_of(found)
     image = ImageFacts(
         mpp=mpp or image.mpp,
         size=image_size or image.size,
-        path=None if slide is None else Path(slide),
+        path=file,
+        pixels=pixels,
         metadata={**image.metadata, **({} if mpp is None else {"base_mpp": mpp})},
     )
     first = next((chunk for chunk in found if len(chunk)), Nuclei.empty())

@@ -1,5 +1,6 @@
 """Nuclei as SpatialData: a Zarr store of polygons, and a table that annotates them."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,14 +14,18 @@ from cellvit.errors import ConfigError, DataError
 from cellvit.io import text as tables
 from cellvit.io.anndata import nuclei_of_anndata
 from cellvit.io.atomic import atomic_store as _atomic_store
+from cellvit.io.formats.base import Pixels
 from cellvit.io.provenance import with_mpp
 from cellvit.io.spatial import Annotations, as_text, require
 from cellvit.io.stream import NucleiStream, as_stream, blocks
 from cellvit.io.valid_polygons import polygons_from_rings, rings_from_polygons, valid_rings
 from cellvit.types import Nuclei
 
-SHAPES, TABLE, IMAGE = "nuclei", "table", "thumbnail"
+SHAPES, TABLE, THUMBNAIL, IMAGE = "nuclei", "table", "thumbnail", "image"
 """Names of the elements."""
+
+_CHUNK = 1024
+_STEP = 4  # from one level of a whole image to the next: each is computed from the file
 
 
 def write_spatialdata(
@@ -28,7 +33,7 @@ def write_spatialdata(
     path: str | Path,
     *,
     metadata: Mapping[str, Any] | None = None,
-    image: NDArray[np.uint8] | None = None,
+    image: NDArray[np.uint8] | Pixels | None = None,
     bounds: tuple[float, float, float, float] | None = None,
 ) -> None:
     """Write nuclei as a SpatialData store: polygons ``nuclei``, and a ``table`` that annotates them.
@@ -38,11 +43,15 @@ def write_spatialdata(
     and embeddings are held in memory, which for large slides takes several gigabytes. Without nuclei there is no
     element ``nuclei``, as SpatialData has no empty ones.
 
+    Polygons have the columns ``class`` and ``prob`` by which lazyslide colours them, and the attributes of the store
+    name them, and the whole image, as sopa does.
+
     Args:
         stream: The nuclei, iterated once; or a table.
         path: The folder, ``.zarr``. A store that is already there is replaced when the new one is complete.
         metadata: Further facts to keep with the nuclei, plain data.
-        image: ``(h, w, 3)`` RGB picture to store beside them as ``thumbnail``.
+        image: ``(h, w, 3)`` RGB picture to store beside them as ``thumbnail``; or a slide that is open, which is stored
+            whole as ``image``, in pieces, with smaller levels.
         bounds: The box ``(x, y, width, height)`` that the picture covers, in the coordinates of the nuclei; None: one
             pixel is one unit, as in the image the nuclei are from.
 
@@ -57,12 +66,14 @@ def write_spatialdata(
     text = as_text(with_mpp(metadata, stream.mpp if isinstance(stream, Nuclei) else None))
     with _atomic_store(Path(path)) as temporary:
         shapes, table = _elements(as_stream(stream), text)
-        images = {} if image is None else {IMAGE: _picture(image, bounds)}
+        images = _images(image, bounds)
+        sopa = {"boundaries_shapes": SHAPES} if shapes else {}
+        sopa |= {"cell_segmentation_image": IMAGE} if IMAGE in images else {}
         with warnings.catch_warnings():
             # of the packages below to each other; nothing that whoever writes nuclei could act on
             warnings.filterwarnings("ignore", "zarr v3 autosharding", UserWarning)
             warnings.filterwarnings("ignore", "Call to deprecated class Scaler", DeprecationWarning)
-            spatialdata.SpatialData(images=images, shapes=shapes, tables={TABLE: table}).write(temporary)
+            spatialdata.SpatialData(images=images, shapes=shapes, tables={TABLE: table}, attrs=sopa).write(temporary)
 
 
 def spatialdata_of(nuclei: Nuclei) -> Any:
@@ -142,7 +153,8 @@ def _elements(stream: NucleiStream, metadata_text: str) -> tuple[dict[str, Any],
     data = anndata.AnnData(obs=frame, obsm=obsm, uns=found.facts(stream.classes, metadata_text))
     polygons = {}
     if shapes:
-        frame_of_shapes = geopandas.GeoDataFrame(geometry=np.concatenate(shapes), index=number)
+        columns = {"class": frame["type"].astype(object).to_numpy(), "prob": frame["type_prob"].to_numpy()}
+        frame_of_shapes = geopandas.GeoDataFrame(columns, geometry=np.concatenate(shapes), index=number)
         polygons[SHAPES] = models.ShapesModel.parse(frame_of_shapes)
     return polygons, models.TableModel.parse(data, **tie)
 
@@ -157,3 +169,29 @@ def _picture(image: NDArray[np.uint8], bounds: tuple[float, float, float, float]
     place = {"global": moves.Sequence([scale, shift])}
     channels = ["r", "g", "b"]
     return models.Image2DModel.parse(image, dims=("y", "x", "c"), c_coords=channels, transformations=place)
+
+
+def _images(
+    image: NDArray[np.uint8] | Pixels | None, bounds: tuple[float, float, float, float] | None
+) -> dict[str, Any]:
+    """Return the pictures by name."""
+    if image is None:
+        return {}
+    return {THUMBNAIL: _picture(image, bounds)} if isinstance(image, np.ndarray) else {IMAGE: _whole(image)}
+
+
+def _whole(image: Pixels) -> Any:
+    """Return a whole image as an element of several levels, whose pixels are read when it is written."""
+    da, models = require("dask.array"), require("spatialdata.models")
+    width, height = image.level_sizes[0]
+
+    def read(block_info: Mapping[Any, Any]) -> NDArray[np.uint8]:
+        _, (top, bottom), (left, right) = block_info[None]["array-location"]
+        return image.read_region(left, top, right - left, bottom - top).transpose(2, 0, 1)
+
+    chunks = da.core.normalize_chunks((3, _CHUNK, _CHUNK), (3, height, width))
+    pixels = da.map_blocks(read, chunks=chunks, dtype=np.uint8, meta=np.zeros((0, 0, 0), np.uint8))
+    levels = max(0, math.ceil(math.log(max(width, height) / _CHUNK, _STEP)))
+    return models.Image2DModel.parse(
+        pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], scale_factors=[_STEP] * levels or None
+    )

@@ -622,3 +622,9 @@ def test_an_error_in_another_process_reaches_the_user(slide, tmp_path, monkeypat
         run(slide, out, formats=("points", "overlay"))
     (out / FORMATS["points"]).rmdir()
     assert run(slide, out, formats=("points", "overlay")).summary["nuclei"]["total"] > 0
+
+
+def test_a_format_that_cannot_hold_the_slide_is_refused_before_the_work(slide, tmp_path):
+    with pytest.raises(DataError, match="only a slide in DICOM"):
+        run(slide, tmp_path / "out", formats=("dicom-3d",))
+    assert not (tmp_path / "out").exists()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from export_samples import many, with_embedding
 
+from cellvit.cli import main
 from cellvit.errors import ConfigError, OutputError
 from cellvit.io import write_parquet, write_spatialdata
 from cellvit.io.spatialdata import _atomic_store
@@ -21,6 +23,16 @@ READ = """
     from cellvit import Nuclei, read_nuclei
     from cellvit.io import ParquetStream, write_spatialdata
     source, target, picture = sys.argv[1:]
+
+    class DrawnSlide:
+        path = None
+
+        def __init__(self, pixels):
+            self.pixels, self.level_sizes = pixels, (pixels.shape[1::-1],)
+
+        def read_region(self, x, y, width, height, *, level=0):
+            return self.pixels[y : y + height, x : x + width]
+
     if picture == "with":
         more = {"image": np.arange(600, dtype=np.uint8).reshape(10, 20, 3), "bounds": (100, 200, 200, 50)}
     else:
@@ -52,6 +64,9 @@ READ = """
             sdata=data, spatial_element_names="nuclei", table_name="table", how="inner"
         )
         found["joined"] = len(joined["nuclei"])
+    found["attrs"] = {name: data.attrs[name] for name in sorted(data.attrs) if name != "spatialdata_attrs"}
+    if "nuclei" in found["elements"]:
+        found["colored by"] = [shapes["class"].tolist(), shapes["prob"].tolist()]
     back = [read_nuclei(target), Nuclei.from_spatialdata(read_nuclei(target).to_spatialdata())]
     found["read"] = [[one.label.tolist(), one.type.tolist(), one.area.tolist(), one.mpp] for one in back]
     if picture == "with":
@@ -59,6 +74,12 @@ READ = """
         found["pixel"] = np.asarray(image.isel(y=3, x=4)).tolist()
         matrix = spatialdata.transformations.get_transformation(image).to_affine_matrix(("x", "y"), ("x", "y"))
         found["matrix"] = matrix.tolist()
+    if picture == "with":  # an open slide: written whole, in levels that the file need not have
+        slide = DrawnSlide(np.random.default_rng(0).integers(0, 256, (1300, 1100, 3), dtype=np.uint8))
+        write_spatialdata(ParquetStream(source), target, image=slide)
+        whole = spatialdata.read_zarr(target)
+        found["whole"] = [sorted(whole.images), whole.attrs["cell_segmentation_image"], len(whole["image"])]
+        found["same"] = bool((whole["image"]["scale0"].image.values == slide.pixels.transpose(2, 0, 1)).all())
     print(json.dumps(found))
 """
 
@@ -97,6 +118,10 @@ def test_polygons_and_their_table_are_read_back(tmp_path):
     x, y, _ = np.array(found["matrix"]) @ [0.5, 0.5, 1]
     assert (x, y) == (105, 202.5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "a.zarr"]
+    assert found["attrs"] == {"boundaries_shapes": "nuclei"}
+    assert found["colored by"] == [found["obs"]["type"], found["obs"]["type_prob"]]
+    assert found["whole"] == [["image"], "image", 2]
+    assert found["same"]
 
 
 @pytest.mark.slow
@@ -107,6 +132,16 @@ def test_zero_nuclei_have_a_table_with_all_columns(tmp_path):
     assert found["embedding"] == [[0, 3], "float32", []]
     assert {"label", "type", "type_id", "type_prob", "area_px"} < set(found["obs"])
     assert found["categories"] == []
+
+
+def test_a_slide_is_given_to_a_store_of_spatialdata(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("cellvit.io.spatialdata.write_spatialdata", lambda *_, image, **__: given.update(image=image))
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb", tile=(16, 16))
+    write_parquet(many(3), tmp_path / "a.parquet")
+    command = ["convert-nuclei", tmp_path / "a.parquet", tmp_path / "a.zarr", "--slide", tmp_path / "s.tif"]
+    assert main(list(map(str, command))) == 0
+    assert given["image"].level_sizes == ((64, 64),)
 
 
 def make_store(folder, text):

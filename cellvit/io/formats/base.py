@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from cellvit.errors import ConfigError, DataError
 from cellvit.io.provenance import with_mpp
@@ -28,6 +28,21 @@ if TYPE_CHECKING:  # the help of the command line lists formats, and waits for n
     from cellvit.types import Nuclei
 
 Size = tuple[int, int]
+
+
+class Pixels(Protocol):
+    """An image that is read part by part, as :func:`cellvit.open_slide` opens it."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def level_sizes(self) -> tuple[Size, ...]:
+        """``(width, height)`` per level, full resolution first."""
+
+    def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> "NDArray[np.uint8]":
+        """Return ``(height, width, 3)`` RGB of a part of a level."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class ImageFacts:
         simplify: Pixels by which outlines may deviate where a format can leave points out.
         picture: ``(h, w, 3)`` RGB, the image made smaller.
         bounds: The box ``(x, y, width, height)`` that the picture covers.
+        pixels: The image itself, for a format that can hold it.
     """
 
     mpp: float | None = None
@@ -55,6 +71,7 @@ class ImageFacts:
     simplify: float = 0.0
     picture: "NDArray[np.uint8] | None" = None
     bounds: tuple[int, int, int, int] | None = None
+    pixels: Pixels | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -155,6 +172,16 @@ class NucleiFormat(ABC):
         if image is None:
             image = ImageFacts(mpp=nuclei.mpp if isinstance(nuclei, Nuclei) else None)
         self._write(stream, Path(path), image)
+
+    def check_image(self, path: Path | None) -> None:
+        """Refuse an image whose nuclei the format cannot hold; asked before they are looked for.
+
+        Args:
+            path: The file of the image; None if there is none, or coordinates do not count from its corner.
+
+        Raises:
+            DataError: With what to choose instead.
+        """
 
     def check_packages(self) -> None:
         """Raise :class:`~cellvit.errors.ConfigError` if a package is not installed, with how to install it."""

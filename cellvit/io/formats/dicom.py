@@ -70,6 +70,7 @@ class Dicom(NucleiFormat):
 
         from cellvit.io.atomic import atomic_path
 
+        self.check_image(image.path)
         own = None if image.path is None else slide_head(image.path)
         source = self._made_head(stream, image) if own is None else own
         place = self._place(source)
@@ -117,11 +118,13 @@ class Dicom3d(Dicom):
         """Leave it to the format in pixels."""
         return False
 
-    def _made_head(self, stream: NucleiStream, image: ImageFacts) -> Any:
-        raise DataError(
-            "only a slide in DICOM has a frame of reference for millimetres; choose 'dicom' for pixels, or say where "
-            "the slide is with slide='FILE.dcm'"
-        )
+    def check_image(self, path: Path | None) -> None:
+        """Refuse what is no slide in DICOM."""
+        if path is None or slide_head(path) is None:
+            raise DataError(
+                "only a slide in DICOM, in coordinates of the whole slide, has a frame of reference for millimetres; "
+                "choose 'dicom' for pixels, or say where the slide is with slide='FILE.dcm'"
+            )
 
     def _place(self, source: Any) -> Any:
         from highdicom.spatial import ImageToReferenceTransformer

@@ -9,7 +9,7 @@ from cellvit.types import Nuclei
 
 @FORMATS.register("spatialdata")
 class SpatialData(NucleiFormat):
-    """SpatialData: a Zarr store of polygons, a table that annotates them, and a thumbnail."""
+    """SpatialData: a Zarr store of polygons, a table that annotates them, and a thumbnail or the whole image."""
 
     file = "nuclei.zarr"
     suffixes = (".zarr",)
@@ -31,4 +31,5 @@ class SpatialData(NucleiFormat):
     def _write(self, stream: NucleiStream, path: Path, image: ImageFacts) -> None:
         from cellvit.io.spatialdata import write_spatialdata
 
-        write_spatialdata(stream, path, metadata=image.facts, image=image.picture, bounds=image.bounds)
+        picture = {"image": image.picture, "bounds": image.bounds} if image.pixels is None else {"image": image.pixels}
+        write_spatialdata(stream, path, metadata=image.facts, **picture)

@@ -68,13 +68,12 @@ def convert_nuclei(
     source, target = Path(source), Path(target)
     name = format_name(target) if format is None else format
     chosen = FORMATS.get(name)()
-    chosen.check_packages()
-    if target.exists() and (not overwrite or target.samefile(source)):
-        raise OutputError(f"{str(target)!r} exists; pass overwrite=True to replace it, or choose another name")
-    found = stream_nuclei(source, embedding=chosen.embeddings)
     pixels = None if slide is None or isinstance(slide, str | Path) else slide
     file = pixels.path if pixels else Path(slide) if isinstance(slide, str | Path) else None
     chosen.check_image(file)
+    if target.exists() and (not overwrite or target.samefile(source)):
+        raise OutputError(f"{str(target)!r} exists; pass overwrite=True to replace it, or choose another name")
+    found = stream_nuclei(source, embedding=chosen.embeddings)
     stream = _Reported(found, progress)
     image = _image_of(found)
     image = ImageFacts(

@@ -174,14 +174,16 @@ class NucleiFormat(ABC):
         self._write(stream, Path(path), image)
 
     def check_image(self, path: Path | None) -> None:
-        """Refuse an image whose nuclei the format cannot hold; asked before they are looked for.
+        """Refuse an image whose nuclei the format cannot hold, before they are looked for; by default none.
 
         Args:
             path: The file of the image; None if there is none, or coordinates do not count from its corner.
 
         Raises:
-            DataError: With what to choose instead.
+            ConfigError: If a package is missing.
+            DataError: If it cannot, with what to choose instead.
         """
+        self.check_packages()
 
     def check_packages(self) -> None:
         """Raise :class:`~cellvit.errors.ConfigError` if a package is not installed, with how to install it."""

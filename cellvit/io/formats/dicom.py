@@ -120,6 +120,7 @@ class Dicom3d(Dicom):
 
     def check_image(self, path: Path | None) -> None:
         """Refuse what is no slide in DICOM."""
+        super().check_image(path)
         if path is None or slide_head(path) is None:
             raise DataError(
                 "only a slide in DICOM, in coordinates of the whole slide, has a frame of reference for millimetres; "

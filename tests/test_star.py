@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.geometry.star import object_probability, radial_distances, ray_directions, star_area
+from cellvit.geometry.rays import ray_directions, star_area
+from cellvit.geometry.star import object_probability, radial_distances
 
 
 def random_map(seed, *, shape=(9, 11), num=4):

@@ -1,10 +1,9 @@
 """Star-convex shapes: a centre and the distances from it to the outline along equally spaced rays.
 
-Ray ``k`` of ``K`` points along ``(x, y) = (cos 2πk/K, sin 2πk/K)``: ray 0 to the right, ray ``K / 4`` down.
-Positions are those of pixel centres, and a pixel is a square of side 1 around its centre.
+The rays are those of :mod:`cellvit.geometry.rays`. Positions are those of pixel centres, and a pixel is a square of
+side 1 around its centre.
 
-The targets are computed in torch, for the foreground pixels of a whole batch at once and on its device; what follows
-the network is computed in numpy.
+The targets are computed in torch, for the foreground pixels of a whole batch at once and on its device.
 
     Schmidt et al., Cell detection with star-convex polygons, MICCAI 2018, DOI 10.1007/978-3-030-00934-2_30
 """
@@ -17,51 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cellvit.errors import ConfigError, DataError
-
-NUM_RAYS = 32
-"""Rays of the paper."""
-
-MIN_RAYS = 3
-"""Fewer enclose nothing."""
+from cellvit.errors import DataError
+from cellvit.geometry.rays import NUM_RAYS, ray_directions
 
 _OUTSIDE = -1
 _STEPS_BEFORE_SORTING = 3  # picking out the rays that still go costs as much as three steps of all
 _SAME_LENGTH = 1e-9  # pixels; a ray that crosses two lines within that goes through a corner
-
-
-def ray_directions(num_rays: int = NUM_RAYS) -> NDArray[np.float64]:
-    """Return the unit vector of every ray, ``(K, 2)``, ``(x, y)``.
-
-    Args:
-        num_rays: ``K``.
-
-    Raises:
-        ConfigError: If there are fewer than three.
-
-    Example:
-        >>> ray_directions(4).tolist()
-        [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]
-    """
-    if num_rays < MIN_RAYS:
-        raise ConfigError(f"num_rays {num_rays} encloses nothing; use {MIN_RAYS} or more, {NUM_RAYS} as published")
-    angle = 2 * np.pi * np.arange(num_rays) / num_rays
-    directions = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    directions[np.abs(directions) < 1e-12] = 0  # a ray along an axis stays on it
-    return directions
-
-
-def star_area(distances: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the area of polygons ``(N,)`` whose corners lie at the given distances along the rays ``(N, K)``.
-
-    Example:
-        >>> star_area(np.full((1, 4), 2.0)).tolist()  # a square on its corner, with diagonals of 4
-        [8.0]
-    """
-    num_rays = distances.shape[1]
-    triangles = (distances * np.roll(distances, -1, axis=1)).sum(axis=1, dtype=np.float64)
-    area: NDArray[np.float64] = triangles * (np.sin(2 * np.pi / num_rays) / 2)
-    return area
 
 
 def object_probability(instance_map: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cellvit.geometry.star import NUM_RAYS, object_probability, radial_distances, ray_directions
+from cellvit.geometry.rays import NUM_RAYS, ray_directions
+from cellvit.geometry.star import object_probability, radial_distances
 from cellvit.geometry.symmetry import Symmetry
 from cellvit.heads.base import HEADS, Head, HeadSizes
 from cellvit.losses import background_distance_loss, object_probability_loss, radial_distance_loss

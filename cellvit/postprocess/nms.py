@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.geometry.star import ray_directions, star_area
+from cellvit.geometry.rays import ray_directions, star_area
 from cellvit.types import FloatMap
 
 Indices = NDArray[np.intp]

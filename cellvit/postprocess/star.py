@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.geometry.star import MIN_RAYS
+from cellvit.geometry.rays import MIN_RAYS
 from cellvit.postprocess.base import POSTPROCESSORS, Postprocessor
 from cellvit.postprocess.measure import check_finite, nuclei_from_instances
 from cellvit.postprocess.nms import Shapes, non_maximum_suppression
@@ -65,7 +65,7 @@ class StarPostprocessor(Postprocessor):
             maps: Activated maps without a batch axis:
 
                 * ``object_probability``: ``(1, H, W)`` floats in [0, 1].
-                * ``radial_distances``: ``(K, H, W)`` floats in pixels; see :mod:`cellvit.geometry.star` for the rays.
+                * ``radial_distances``: ``(K, H, W)`` floats in pixels; see :mod:`cellvit.geometry.rays`.
                 * ``nuclei_type_map``, optional: ``(C, H, W)`` probabilities, channel 0 is background; or ``(H, W)``
                   integer type ids. Without it every nucleus is type 1, and its ``type_prob`` the mean object
                   probability inside.

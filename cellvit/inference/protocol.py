@@ -15,6 +15,7 @@ from cellvit.inference.acceleration import accelerated_inference, one_thread_aft
 from cellvit.inference.settings import DEVICES, PRECISIONS
 from cellvit.model.network import CellViTNetwork
 from cellvit.postprocess.base import Postprocessor
+from cellvit.postprocess.base import postprocessor_of as postprocessor_of  # one of the functions below
 from cellvit.types import NucleiClasses, NucleiPrediction
 
 Progress = Callable[[int, int], None]
@@ -78,12 +79,6 @@ def about_of(model: NucleiModel) -> Mapping[str, Any]:
 def heads_of(model: NucleiModel) -> dict[str, Head] | None:
     """Return the heads of a model by the name of their map; None if it has none."""
     return dict(cast(FullModel, model).heads.items()) if hasattr(model, "heads") else None
-
-
-def postprocessor_of(model: NucleiModel) -> Postprocessor | None:
-    """Return the post-processor of a model; None for one that has none of this kind, as a stand-in may."""
-    found = cast(FullModel, model).postprocessor if hasattr(model, "postprocessor") else None
-    return found if isinstance(found, Postprocessor) else None
 
 
 def load_model(model: str | Path | NucleiModel, *, device: str = "auto", trust: Sequence[str] = ()) -> NucleiModel:

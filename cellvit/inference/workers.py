@@ -1,4 +1,8 @@
-"""Processes that turn maps into nuclei while the device computes the maps of the next tiles."""
+"""Processes that turn maps into nuclei while the device computes the maps of the next tiles.
+
+This module is what a new process imports first, and neither it nor what it imports needs torch, which would take a
+second and 200 MB of each.
+"""
 
 import multiprocessing
 import os
@@ -13,16 +17,17 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
-import torch
 from numpy.typing import NDArray
 
 from cellvit.errors import OutputError
-from cellvit.inference.protocol import NucleiModel, postprocessor_of
-from cellvit.postprocess.base import Postprocessor
+from cellvit.postprocess.base import Postprocessor, postprocessor_of
 from cellvit.types import Nuclei, NucleiPrediction
+
+if TYPE_CHECKING:
+    from cellvit.inference.protocol import NucleiModel
 
 Maps = Mapping[str, NDArray[Any]]
 Finish = Callable[[NucleiPrediction], Nuclei]
@@ -53,7 +58,7 @@ class PostprocessPool:
         capacity: Tiles that may be waiting or in work; more would only take memory.
     """
 
-    def __init__(self, model: NucleiModel, workers: int) -> None:
+    def __init__(self, model: "NucleiModel", workers: int) -> None:
         postprocessor = postprocessor_of(model)
         portable = postprocessor is not None and _can_travel(postprocessor)
         possible = workers > 0 and portable and may_have_children()
@@ -190,11 +195,18 @@ def _start(prepare: Callable[[], None] | None) -> None:
     if prepare is not None:
         prepare()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent, which ends this one
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    _compute_with_one_thread()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _compute_with_one_thread() -> None:
+    """Leave the other cores to the other processes; a post-processor of others may bring torch now or later."""
+    cv2.setNumThreads(1)
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # torch reads them when it is imported
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 def _die_with(sentinel: int) -> None:

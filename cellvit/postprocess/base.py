@@ -55,6 +55,12 @@ class Postprocessor(Configurable, ABC):
             raise DataError(message)
 
 
+def postprocessor_of(model: object) -> Postprocessor | None:
+    """Return the post-processor of a model; None for one that has none of this kind, as a stand-in may."""
+    found = getattr(model, "postprocessor", None)
+    return found if isinstance(found, Postprocessor) else None
+
+
 OWN = {
     "hv-watershed": "hv",
     "star-nms": "star",

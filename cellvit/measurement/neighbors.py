@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import Delaunay, KDTree, QhullError
 
 from cellvit.classes import NucleiClasses, type_label
 from cellvit.measurement.base import Columns
@@ -110,6 +109,8 @@ def _nearest(points: Floats, others: Floats, is_one: NDArray[np.bool_]) -> Float
     """Return the distance of every point to the nearest of others; of one that is itself among them to the second."""
     if not len(others):
         return np.full(len(points), np.nan)
+    from scipy.spatial import KDTree  # here, for processes that only write files import this module too
+
     away = KDTree(others).query(points, k=[1, 2])[0]
     away = np.where(is_one, away[:, 1], away[:, 0])
     return np.where(np.isfinite(away), away, np.nan)
@@ -117,6 +118,8 @@ def _nearest(points: Floats, others: Floats, is_one: NDArray[np.bool_]) -> Float
 
 def _counts(points: Floats, radii: Sequence[float]) -> Iterator[Floats]:
     """Yield for each radius how many others are within it of every point."""
+    from scipy.spatial import KDTree
+
     tree = KDTree(points) if len(points) else None
     for radius in radii:
         count = np.zeros(len(points))
@@ -132,6 +135,8 @@ def _delaunay_degree(points: Floats) -> Floats:
     places, back = np.unique(points, axis=0, return_inverse=True)
     if len(places) < 3:
         return np.full(len(points), np.nan)
+    from scipy.spatial import Delaunay, QhullError
+
     try:
         offsets = Delaunay(places - places.mean(axis=0)).vertex_neighbor_vertices[0]
     except QhullError:  # all on a line

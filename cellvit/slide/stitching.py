@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
 
 from cellvit.slide.tiling import Tile, TileGrid
 from cellvit.types import Nuclei
@@ -183,6 +181,9 @@ class _Overlaps:
 
     def groups_with(self, member: Mask) -> Mask:
         """Return which rows belong to a group of overlapping nuclei that has one of the given members."""
+        from scipy.sparse import csr_matrix  # here, for processes that only write files import this module too
+        from scipy.sparse.csgraph import connected_components
+
         count = len(member)
         graph = csr_matrix((np.ones(self.pairs.shape[1], dtype=bool), tuple(self.pairs)), shape=(count, count))
         groups = connected_components(graph, directed=False)[1]
@@ -245,6 +246,8 @@ def _priority(seam: TileNuclei, areas: NDArray[np.float64]) -> Rows:
 
 def _keep_first(order: Rows, pairs: Rows, eligible: Mask) -> Mask:
     """Return which rows are kept when each kept row excludes those paired with it, in the given order."""
+    from scipy.sparse import csr_matrix
+
     count = len(order)
     graph = csr_matrix((np.ones(pairs.shape[1], dtype=bool), (pairs[0], pairs[1])), shape=(count, count))
     contested = np.diff(graph.indptr) > 0

@@ -11,12 +11,11 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from cellvit.callbacks import item_with_nuclei
 from cellvit.data.pannuke.datamodule import PanNukeDataset
 from cellvit.errors import ConfigError
+from cellvit.evaluation.cross_validation.scores import LAST
 from cellvit.io.atomic import atomic_path
 from cellvit.io.format import write_json
 from cellvit.model.build import number_valid
 from cellvit.model.cellvit import CellViT
-
-LAST = "last.ckpt"
 
 
 class ResumePoint(Checkpoint):

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 
 from cellvit.errors import CellViTError, ConfigError, OutputError
-from cellvit.evaluation.cross_validation.callbacks import LAST
 from cellvit.evaluation.cross_validation.scores import FILE_NAME as SCORES
-from cellvit.evaluation.cross_validation.scores import DatasetFacts, Fold, FoldScores, write_scores
+from cellvit.evaluation.cross_validation.scores import LAST, DatasetFacts, Fold, FoldScores, write_scores
 from cellvit.io.format import write_json
 from cellvit.io.provenance import differences, read_record
 

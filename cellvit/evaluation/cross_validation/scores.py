@@ -15,6 +15,8 @@ from cellvit.io.format import plain_data, write_json
 FORMAT = "cellvit-scores"
 VERSION = 1
 FILE_NAME = "scores.json"
+LAST = "last.ckpt"
+"""Checkpoint of the last finished epoch of a run; named here, where no training is imported."""
 
 Fold = tuple[int, int, int]
 """Numbers of the folds that train, validate and test one model."""

@@ -110,10 +110,10 @@ def test_outputs_at_256_px_are_those_of_the_method(name, file):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_outputs_at_1024_px_are_those_of_the_method(name, file):
-    """By default ViT-256 runs whole and SAM-B without its decoder, which is convolutional and ran at 256 px."""
+    """By default without the decoder, which is convolutional and ran at 256 px."""
     if name in ("sam-l", "sam-h") and not EXHAUSTIVE:
         pytest.skip("SAM-L and SAM-H take ten minutes at 1024 px; set CELLVIT_EXHAUSTIVE=1 to run them")
-    compare(name, file, [(1024, 1024)], whole=EXHAUSTIVE or name == "vit-256")
+    compare(name, file, [(1024, 1024)], whole=EXHAUSTIVE)
 
 
 def test_a_small_network_gives_the_outputs_of_the_method_for_any_statistics_of_pixels(file):

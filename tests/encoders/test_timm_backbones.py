@@ -81,20 +81,19 @@ class TestEarlyStages(EncoderContract):
         return TimmEncoder(model="resnet18", taps=(1, 2, 3, 4))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_gives_outputs_of_exactly_the_size_of_its_input_and_trains(kind, size):
+def test_a_model_gives_outputs_of_exactly_the_size_of_its_input_and_trains(kind):
     model = CellViT(make(kind, drop_path_rate=0.1), num_nuclei_classes=3, decoder=TIMM_UNETR).eval()
     assert [info.stride for info in model.encoder.features] == KINDS[kind][2]
-    image = torch.rand(1, 3, *size)
-    with torch.inference_mode():
-        shapes = {name: tuple(x.shape) for name, x in model(image).items()}
-    deepest = shapes.pop("embedding_map")
-    assert set(shapes.values()) == {(1, 2, *size), (1, 3, *size)}
-    assert deepest == (1, model.encoder.features[-1].channels, size[0] // 16, size[1] // 16)
+    for size in SIZES:
+        with torch.inference_mode():
+            shapes = {name: tuple(x.shape) for name, x in model(torch.rand(1, 3, *size)).items()}
+        deepest = shapes.pop("embedding_map")
+        assert set(shapes.values()) == {(1, 2, *size), (1, 3, *size)}
+        assert deepest == (1, model.encoder.features[-1].channels, size[0] // 16, size[1] // 16)
 
     model.train()
-    sum(x.square().mean() for x in model(image.expand(2, -1, -1, -1)).values()).backward()
+    sum(x.square().mean() for x in model(torch.rand(2, 3, *SIZES[0])).values()).backward()
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []  # DDP would wait for them
 

@@ -41,6 +41,17 @@ def write_distribution(folder, name, entry_points, source, *, version="1.0"):
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
+_LISTING = """
+import sys
+from cellvit.cli import main
+codes = []
+for arguments in (["--json"], [sys.argv[1]]):
+    codes.append(main(["plugins", *arguments]))
+    print(end="\\0")
+print(codes)
+"""
+
+
 class Environment:
     """Runs commands in new processes that find the plug-ins of some folders."""
 
@@ -63,9 +74,14 @@ class Environment:
     def cellvit(self, *arguments, cwd, **variables):
         return self.python("-m", "cellvit", *map(str, arguments), cwd=cwd, **variables)
 
-    def listing(self, *arguments, cwd):
-        """Return the exit code of ``cellvit plugins --json`` and the rows that are not of cellvit."""
-        done = self.cellvit("plugins", *arguments, "--json", cwd=cwd)
-        assert done.stdout, done.stderr
-        rows = [row for row in json.loads(done.stdout) if row["distribution"] != "cellvit-lightning"]
-        return done.returncode, rows
+    def listing(self, kind, *, cwd):
+        """Return what ``cellvit plugins --json`` and ``cellvit plugins KIND`` say, both in one new process.
+
+        Returns:
+            Exit codes of both, the rows that are not of cellvit, the table, and what went to standard error.
+        """
+        done = self.python("-c", _LISTING, kind, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        rows, table, codes = done.stdout.split("\0")
+        rows = [row for row in json.loads(rows) if row["distribution"] != "cellvit-lightning"]
+        return json.loads(codes), rows, table, done.stderr

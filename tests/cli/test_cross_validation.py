@@ -1,6 +1,5 @@
 """Cross-validation as a user runs it: to the end, killed and gone on with, and refused."""
 
-import io
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +50,7 @@ def whole(tmp_path_factory):
     """An uninterrupted cross-validation: its configuration, folder and output."""
     folder = tmp_path_factory.mktemp("cross_validation")
     config = write_folds_config(folder / "drawn.yaml", write_folds(folder / "folds", patches=5))
-    text = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(text), redirect_stderr(text):
-        patch.setenv("OMP_NUM_THREADS", "1")  # for the processes that train, as below
-        assert main(["cross-validate", str(config), "--out", str(folder / "out")]) == 0, text.getvalue()[-4000:]
-    return config, folder / "out", text.getvalue()
+    return config, folder / "out", finish(start(config, folder / "out"))
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ PLACES = {
     "cellvit.postprocess": (3, "postprocess"),
     "cellvit.metrics": (3, "metrics"),
     "cellvit.measurement": (3, "measurement"),
+    "cellvit.labels": (3, "labels"),
     "cellvit.plotting": (3, "plotting"),
     "cellvit.heads": (4, "heads"),
     "cellvit.model": (5, "model"),

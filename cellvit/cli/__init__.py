@@ -42,7 +42,7 @@ _ROWS = (
     Verb("segment", _SLIDES, "find nuclei in slides and images: cellvit segment INPUT... --out DIR"),
     Verb("plan", _SLIDES, "tell what a slide would take, before it is segmented: cellvit plan SLIDE..."),
     Verb("info", _SLIDES, "tell what files are: reader, levels, resolution, pixels, doubts: cellvit info FILE..."),
-    Verb("prepare", _DATA, "check and convert a data set: cellvit prepare pannuke|pannuke-like|monuseg ROOT"),
+    Verb("prepare", _DATA, "check and convert a data set: cellvit prepare labels|pannuke|pannuke-like|monuseg ..."),
     Verb("fit", _MODELS, "train a model: cellvit fit --config docs/configs/nano.yaml"),
     Verb("validate", _MODELS, "score a model on the validation data"),
     Verb("test", _MODELS, "score a model on the test data"),
@@ -56,6 +56,9 @@ _ROWS = (
     Verb("convert-nuclei", _RESULTS, "turn a file of nuclei into another format: cellvit convert-nuclei SOURCE TARGET"),
     Verb("evaluate", _RESULTS, "score instance maps or GeoJSON, also of other tools, against a ground truth"),
     Verb("measure", _RESULTS, "measure nuclei, also of other tools: size, form, stain, texture, neighbours"),
+    Verb(
+        "label", _RESULTS, "labels of nuclei from QuPath, tables and others: cellvit label import FILE... --nuclei DIR"
+    ),
     Verb("card", _RESULTS, "measure a model for its model card: scores with intervals, calibration, failures"),
     Verb("doctor", _HERE, "check packages, devices, readers, models and workers, and say what to repair"),
     Verb("demo", _HERE, "find the nuclei of a real tissue image, with the model that ships with the package"),

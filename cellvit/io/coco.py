@@ -80,7 +80,7 @@ def nuclei_of_coco(data: Any, path: Path, *, name: str) -> LoadedNuclei:
         DataError: If there is no such image, or an annotation cannot be read.
     """
     try:
-        image = _chosen(coco_images(data), path, name)
+        image = chosen_image(data, path, name)
         entries = data if isinstance(data, list) else data["annotations"]
         own = [entry for entry in entries if entry["image_id"] == image.id]
         counts: Counter[str] = Counter()
@@ -146,8 +146,19 @@ def _stem(name: str) -> str:
     return PureWindowsPath(name).stem  # which knows both kinds of slash
 
 
-def _chosen(images: Sequence[CocoImage], path: Path, name: str) -> CocoImage:
-    found = [image for image in images if image.name == name] or (list(images) if len(images) == 1 else [])
+def chosen_image(data: Any, path: Path, name: str) -> CocoImage:
+    """Return the image of a name, or the only one of a file.
+
+    Args:
+        data: Plain data of COCO.
+        path: The file; named in errors.
+        name: Name of the image without folder and suffix.
+
+    Raises:
+        DataError: If there is none, or there are several.
+    """
+    images = coco_images(data)
+    found = [image for image in images if image.name == name] or (images if len(images) == 1 else [])
     if len(found) == 1:
         return found[0]
     shown = ", ".join(image.name for image in images[:_SHOWN]) + (", ..." if len(images) > _SHOWN else "")

@@ -14,6 +14,9 @@ from cellvit.io.images import DAMAGE
 from cellvit.io.limits import MALFORMED, brief, zip_entries
 from cellvit.io.loaded import LoadedNuclei, Ring, from_rings, points_of
 
+OUTLINES = ("polygon", "freehand", "traced", "rect", "oval")
+"""Kinds of regions of ImageJ that enclose something."""
+
 _CIRCLE_POINTS = 64
 _SHOWN = 20  # characters of a value of a file that a note quotes
 _LEVEL = "files state the magnification {mag}, which was not used: coordinates were taken as pixels of the image"
@@ -71,7 +74,7 @@ def nuclei_of_labelme(data: Any, path: Path) -> LoadedNuclei:
     try:
         for shape in data["shapes"]:
             kind = str(shape.get("shape_type") or "polygon")
-            ring = _labelme_ring(kind, points_of(shape["points"]))
+            ring = labelme_ring(kind, points_of(shape["points"]))
             if ring is None:
                 counts[f"shapes of the kind {kind[:_SHOWN]!r} are no outlines and were left out"] += 1
                 continue
@@ -84,8 +87,13 @@ def nuclei_of_labelme(data: Any, path: Path) -> LoadedNuclei:
     return from_rings(path, rings, kinds, skipped=counts)
 
 
-def _labelme_ring(kind: str, points: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return the outline of a shape, or None if it has none."""
+def labelme_ring(kind: str, points: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return the outline ``(K, 2)`` of a shape of LabelMe, or None if it has none.
+
+    Args:
+        kind: Its ``shape_type``.
+        points: ``(K, 2)``.
+    """
     if kind == "polygon":
         return points
     if kind == "rectangle" and len(points) == 2:
@@ -111,20 +119,13 @@ def read_imagej(path: Path) -> LoadedNuclei:
         ConfigError: If the package roifile is not installed.
         DataError: If the file cannot be read, or holds regions but no outline.
     """
+    counts: Counter[str] = Counter()
+    rings: list[Ring] = []
+    kinds: list[str | int | None] = []
     try:
-        import roifile
-    except ImportError as error:
-        message = f"'{path}' holds regions of ImageJ; to read them, install roifile: pip install roifile, "
-        raise ConfigError(message + "or save the regions as a label image") from error
-    try:
-        entries = zip_entries(path) if zipfile.is_zipfile(path) else iter([(".roi", path.read_bytes())])
-        found = [roifile.ImagejRoi.frombytes(data) for name, data in entries if name.lower().endswith(".roi")]
-        counts: Counter[str] = Counter()
-        rings: list[Ring] = []
-        kinds: list[str | int | None] = []
-        for roi in found:
+        for roi in imagej_regions(path):
             kind = roi.roitype.name.lower()
-            if kind not in ("polygon", "freehand", "traced", "rect", "oval"):
+            if kind not in OUTLINES:
                 counts[f"regions of the kind {kind!r} are no outlines and were left out"] += 1
                 continue
             parts = [np.asarray(part, np.float64) for part in roi.coordinates(multi=True)]
@@ -136,6 +137,30 @@ def read_imagej(path: Path) -> LoadedNuclei:
     except DAMAGE as error:
         raise DataError(f"'{path}' cannot be read as regions of ImageJ ({error}); save them again") from error
     return from_rings(path, rings, kinds, skipped=counts, corners=True)
+
+
+def imagej_regions(path: Path) -> list[Any]:
+    """Return the regions of ImageJ in a file, as the package roifile has them.
+
+    Args:
+        path: A ``.zip`` of regions, or one region ``.roi``.
+
+    Raises:
+        ConfigError: If the package roifile is not installed.
+        DataError: If the file cannot be read.
+    """
+    try:
+        import roifile
+    except ImportError as error:
+        message = f"'{path}' holds regions of ImageJ; to read them, install roifile: pip install roifile, "
+        raise ConfigError(message + "or save the regions as a label image") from error
+    try:
+        entries = zip_entries(path) if zipfile.is_zipfile(path) else iter([(".roi", path.read_bytes())])
+        return [roifile.ImagejRoi.frombytes(data) for name, data in entries if name.lower().endswith(".roi")]
+    except DataError:
+        raise
+    except DAMAGE as error:
+        raise DataError(f"'{path}' cannot be read as regions of ImageJ ({error}); save them again") from error
 
 
 def _area(ring: NDArray[np.float64]) -> float:

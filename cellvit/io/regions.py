@@ -103,13 +103,21 @@ def _polygons(item: QuPathObject, name: str, others: Counter[str]) -> list[Any]:
         if kind != "Polygon":
             others[f"of type {kind}"] += 1
         elif coordinates:
-            rings = [_ring(ring, name) for ring in coordinates]
+            rings = [ring_points(ring, name) for ring in coordinates]
             found.append(shapely.Polygon(rings[0], rings[1:]))
     return found
 
 
-def _ring(ring: Any, name: str) -> NDArray[np.float64]:
-    """Return the points of a ring ``(K, 2)``."""
+def ring_points(ring: Any, name: str) -> NDArray[np.float64]:
+    """Return the points of a ring of GeoJSON ``(K, 2)``; heights are dropped.
+
+    Args:
+        ring: Plain data.
+        name: The file, in quotes; named in errors.
+
+    Raises:
+        DataError: If there are fewer than three, or one is not finite.
+    """
     points = _points(ring)
     if not np.isfinite(points).all():
         row = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])

@@ -1,3 +1,7 @@
+from .importing import ImportedLabels as ImportedLabels
+from .importing import import_labels as import_labels
+from .match import labels_of as labels_of
+from .match import rematch as rematch
 from .table import LABELS_FILE as LABELS_FILE
 from .table import Labels as Labels
 from .table import nuclei_digest as nuclei_digest

@@ -19,6 +19,7 @@ REGISTRIES = {
     "metric": ("cellvit.metrics.base", "METRICS"),
     "reader": ("cellvit.slide.readers.base", "READERS"),
     "format": ("cellvit.io.formats.base", "FORMATS"),
+    "annotation": ("cellvit.io.annotations.base", "ANNOTATIONS"),
     "measurement": ("cellvit.measurement.base", "MEASUREMENTS"),
 }
 """Module and name of the registry of each kind, in the order of the data; imported when it is listed."""

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.io.annotations.base import Unit
+from cellvit.io.annotations.base import Unit, spelling_notes
 from cellvit.io.nuclei import stream_nuclei
 from cellvit.io.provenance import mpp_of
 from cellvit.io.stream import NucleiStream
 from cellvit.io.tables import write_csv
 from cellvit.labels.diagnosis import likely_reasons
 from cellvit.labels.match import RADIUS_PX, RADIUS_UM, Matches, labels_path, match, places_of, with_present_nuclei
-from cellvit.labels.reading import GivenLabels, LabelSettings, Objects, read_given, spelling_notes
+from cellvit.labels.reading import GivenLabels, LabelSettings, Objects, read_given
 from cellvit.labels.table import LABELS_FILE, UNMATCHED, Labels, nuclei_digest, read_labels, write_labels
 
 LEFT_OUT_FILE = "labels-left-out.csv"

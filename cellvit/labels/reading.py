@@ -1,7 +1,6 @@
 """Files of annotations as labels in pixels of a slide: which objects count, what their classes are called."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -131,27 +130,3 @@ def _placed(annotations: Annotations, settings: LabelSettings) -> Annotations:
         return annotations
     moved = shapely.transform(annotations.geometry, lambda points: points * factor + settings.shift)
     return Annotations(moved, annotations.class_name, annotations.found)
-
-
-def spelling_notes(names: Sequence[str]) -> list[str]:
-    """Return a sentence for classes that differ in nothing but case and blanks.
-
-    Args:
-        names: Of classes.
-
-    Example:
-        >>> spelling_notes(["Tumor", "Stroma", "tumor "])
-        ["'Tumor' and 'tumor ' differ in case or blanks only; to make them one class, pass class_map='tumor =Tumor'"]
-    """
-    alike: dict[str, dict[str, None]] = {}
-    for name in names:
-        alike.setdefault(re.sub(r"\s+", " ", name.strip()).casefold(), {})[name] = None
-    notes = []
-    for spellings in alike.values():
-        first, *others = spellings
-        notes += [
-            f"{first!r} and {other!r} differ in case or blanks only; to make them one class, "
-            f"pass class_map='{other}={first}'"
-            for other in others
-        ]
-    return notes

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import roifile
 import shapely
-from export_samples import make_nuclei
+from export_samples import make_nuclei, square
 
 from cellvit.errors import DataError
 from cellvit.io.annotations.base import ANNOTATIONS, AnnotationReader, Annotations, read_annotations
-from cellvit.io.cells_json import write_json
-from cellvit.io.formats.base import FORMATS
-from cellvit.io.geojson import write_geojson
-from cellvit.io.parquet import write_parquet
+from cellvit.io.formats.base import FORMATS, ImageFacts
 from cellvit.plugins.registry import RegistryEntry
 
 SQUARE = [[0, 0], [4, 0], [4, 2], [0, 2]]
@@ -143,30 +140,30 @@ def test_regions_of_imagej_by_name_and_group(tmp_path):
 
 @pytest.mark.parametrize("name", ["parquet", "imagej", "coco", "geojson", "json"])
 def test_nuclei_that_we_write_are_annotations_with_their_types(tmp_path, name):
-    nuclei = make_nuclei()
+    nuclei = make_nuclei([square(10, 10), square(30, 10), square(10, 40)], type=[1, 5, 0])
     path = tmp_path / ("a" + FORMATS.get(name).suffixes[0])
-    {"parquet": write_parquet, "geojson": write_geojson, "json": write_json}.get(name, FORMATS.get(name)().write)(
-        nuclei, path
-    )
+    FORMATS.get(name)().write(nuclei, path, ImageFacts(size=(60, 60)))
     found = read_annotations(path)
     expected = [nucleus.type_name for nucleus in nuclei]
     assert [one or "No type" for one in found.class_name] == expected
     assert found.found.all() == (name in ("parquet", "geojson", "json"))
-    if name != "coco":
-        assert [one.area for one in found.geometry] == pytest.approx(nuclei.area.tolist(), rel=0.3)
+    assert [one.area for one in found.geometry] == pytest.approx([64, 64, 64], rel=0.3)
 
 
 def test_geojson_keeps_holes_pieces_and_what_each_object_is(tmp_path):
     hole = [[1, 0.5], [2, 0.5], [2, 1], [1, 1], [1, 0.5]]
     ring = [*SQUARE, SQUARE[0]]
+    whole, holed = ({"type": "Polygon", "coordinates": rings} for rings in ([ring], [ring, hole]))
+    positive = {"objectType": "annotation", "classification": {"names": ["T", "P"]}}
+    nucleus = {"type": "Point", "coordinates": [2, 1]}
     features = [
-        {"properties": {"objectType": "annotation", "classification": {"names": ["T", "P"]}}, "geometry": {"type": "Polygon", "coordinates": [ring, hole]}},
-        {"properties": {"objectType": "cell"}, "geometry": {"type": "Polygon", "coordinates": [ring]}, "nucleusGeometry": {"type": "Point", "coordinates": [2, 1]}},
-        {"properties": {"objectType": "annotation"}, "geometry": {"type": "MultiPolygon", "coordinates": [[ring], [ring]]}},
-        {"properties": {"objectType": "tile"}, "geometry": {"type": "Polygon", "coordinates": [ring]}},
+        {"properties": positive, "geometry": holed},
+        {"properties": {"objectType": "cell"}, "geometry": whole, "nucleusGeometry": nucleus},
+        {"properties": {}, "geometry": {"type": "MultiPolygon", "coordinates": [[ring], [ring]]}},
+        {"properties": {"objectType": "tile"}, "geometry": whole},
         {"properties": {}, "geometry": {"type": "LineString", "coordinates": SQUARE}},
         {"properties": {}, "geometry": None},
-    ]  # fmt: skip
+    ]
     packed = tmp_path / "a.geojson.gz"
     packed.write_bytes(gzip.compress(json.dumps([{"type": "Feature", **one} for one in features]).encode()))
     found = read_annotations(packed)

@@ -5,6 +5,7 @@ import`` and ``cellvit prepare labels`` know a layout.
 """
 
 import gzip
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -204,3 +205,27 @@ def read_annotations(path: str | Path, *, image: str = "", class_name: str = "")
     raise DataError(
         f"annotations {str(path)!r} are of no kind that is read; give GeoJSON, CSV, COCO, LabelMe or ImageJ"
     )
+
+
+def spelling_notes(names: Sequence[str]) -> list[str]:
+    """Return a sentence for classes that differ in nothing but case and blanks.
+
+    Args:
+        names: Of classes.
+
+    Example:
+        >>> spelling_notes(["Tumor", "Stroma", "tumor "])
+        ["'Tumor' and 'tumor ' differ in case or blanks only; to make them one class, pass class_map='tumor =Tumor'"]
+    """
+    alike: dict[str, dict[str, None]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"\s+", " ", name.strip()).casefold(), {})[name] = None
+    notes = []
+    for spellings in alike.values():
+        first, *others = spellings
+        notes += [
+            f"{first!r} and {other!r} differ in case or blanks only; to make them one class, "
+            f"pass class_map='{other}={first}'"
+            for other in others
+        ]
+    return notes

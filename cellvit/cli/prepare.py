@@ -10,11 +10,13 @@ from rich.table import Table
 
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import not_there
-from cellvit.cli.verb import add_limit_option, add_output_options, command, verb_parser
+from cellvit.cli.options import positive
+from cellvit.cli.verb import UsageError, add_limit_option, add_output_options, command, verb_parser
 from cellvit.errors import DataError
 from cellvit.io.tables import console_text
 
 if TYPE_CHECKING:
+    from cellvit.data.datasets.annotated import PreparedLabels
     from cellvit.data.pannuke.convert import FoldSummary
     from cellvit.data.pannuke.prepare import Prepared
 
@@ -22,6 +24,10 @@ EPILOG = """\
 A run that was stopped is continued by the same command; finished folds and images are kept. Nothing is written into
 the source folder but 'prepared' (choose another place with --out). 'cellvit prepare DATASET --help' shows the options.
 """
+
+
+CHECKS = "checks"
+"""Folder of pictures in a data set that was made from annotations."""
 
 
 class _Faults:
@@ -51,18 +57,60 @@ def build_parser() -> argparse.ArgumentParser:
     monuseg = kinds.add_parser("monuseg", help="MoNuSeg: images with outlines in XML")
     monuseg.add_argument("root", type=Path, metavar="ROOT", help="folder with .tif images and .xml outlines")
     monuseg.set_defaults(run=_monuseg)
-    for kind, default in ((pannuke, "ROOT/prepared[-mppUM]"), (like, "./pannuke-like"), (monuseg, "ROOT/prepared")):
+    labels = kinds.add_parser(
+        "labels", help="your own annotations: outlines with classes, in images or regions of slides"
+    )
+    _add_labels(labels)
+    for kind, default in (
+        (labels, "./annotated"),
+        (pannuke, "ROOT/prepared[-mppUM]"),
+        (like, "./pannuke-like"),
+        (monuseg, "ROOT/prepared"),
+    ):
         kind.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write (default: {default})")
         add_limit_option(kind)
         add_output_options(kind, json="print one JSON object per fold or image instead of tables")
     return parser
 
 
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "annotations",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="GeoJSON, COCO, LabelMe, label images; named as images",
+    )
+    add(
+        "--images", nargs="+", type=Path, default=[], metavar="PATH", help="images, slides or folders (default: beside)"
+    )
+    add(
+        "--region-class",
+        nargs="+",
+        metavar="NAME",
+        help="class of rectangles in which all is outlined (default: Region*)",
+    )
+    add("--class-map", "--class", action="append", default=[], metavar="OLD=NEW", help="call class OLD by the name NEW")
+    add("--class-names", nargs="+", metavar="NAME", help="classes in their order, without background (default: all)")
+    for split, share in (("val", 0.2), ("test", 0.0)):
+        add(
+            f"--{split}",
+            nargs="+",
+            default=[str(share)],
+            metavar="X",
+            help=f"share or names of slides (default: {share})",
+        )
+    add("--patch-size", type=int, default=1024, metavar="PX", help="cut larger regions into pieces (default: 1024)")
+    add("--mpp", type=positive(float), metavar="UM", help="microns per pixel of all images")
+    add("--pictures", type=int, default=24, metavar="N", help="patches to draw with their outlines (default: 24)")
+    parser.set_defaults(run=_labels, root=None)
+
+
 def _run(options: argparse.Namespace, output: Output) -> int:
-    if reason := not_there(options.root):
+    if options.root is not None and (reason := not_there(options.root)):
         raise DataError(reason)
-    options.run(options, output)
-    return 0
+    return int(options.run(options, output) or 0)
 
 
 def _pannuke(options: argparse.Namespace, output: Output) -> None:
@@ -122,6 +170,84 @@ def _monuseg(options: argparse.Namespace, output: Output) -> None:
     if layers := sorted({name for one in made for name in one.layers}):
         output.note(f"the annotations {', '.join(layers)} were taken together; types are not kept.")
     _say_next(output, "cellvit segment --out results", out / "images")
+
+
+def _labels(options: argparse.Namespace, output: Output) -> int:
+    from cellvit.data.datasets.annotated import CLASSES_FILE, REGIONS, prepare_annotated
+
+    pairs = [text.partition("=") for text in options.class_map]
+    if wrong := [old for old, sign, _ in pairs if not (old and sign)]:
+        raise UsageError(f"--class-map {wrong[0]!r} is no pair; give OLD=NEW")
+    with output.progress("images") as advance:
+        made = prepare_annotated(
+            options.annotations,
+            options.out or Path("annotated"),
+            images=options.images,
+            region_class=options.region_class or REGIONS,
+            class_map={old: new for old, _, new in pairs},
+            class_names=options.class_names,
+            val=_share_or_names(options.val),
+            test=_share_or_names(options.test),
+            patch_size=options.patch_size,
+            mpp=options.mpp,
+            report=advance,
+        )
+    _draw_checks(made, options.pictures)
+    for problem in made.problems:
+        output.error(problem)
+    for note in made.notes:
+        output.note(note, "warning")
+    _show_patches(made, output)
+    output.line(f"look at {made.out / CHECKS}: outlines on every patch shown must be where nuclei are")
+    _say_next(output, "cellvit fit --config docs/configs/finetune.yaml --config", made.out / CLASSES_FILE)
+    return 1 if made.problems else 0
+
+
+def _share_or_names(values: list[str]) -> float | list[str]:
+    """Return a share if one number is given, else names."""
+    try:
+        (share,) = map(float, values)
+    except ValueError:
+        return values
+    return share
+
+
+def _draw_checks(made: "PreparedLabels", count: int) -> None:
+    """Draw the outlines and types of some patches, spread over all, as training reads them."""
+    from cellvit.io.atomic import make_folder
+    from cellvit.io.formats.label_maps import nuclei_of_map
+    from cellvit.io.images import read_image
+    from cellvit.io.labels import read_label
+    from cellvit.plotting import write_overlay
+
+    make_folder(made.out / CHECKS)
+    names = dict(enumerate(made.class_names[1:], start=1))
+    folder = made.out / made.dataset
+    for patch in made.patches[:: max(1, -(-len(made.patches) // max(count, 1)))][:count]:
+        instances, types = read_label(folder / "labels" / f"{patch.name}.npz")
+        kinds = {} if types is None else {label: max(kind, 0) for label, kind in enumerate(types.tolist())}
+        nuclei = nuclei_of_map(instances, source=patch.name, types=kinds, names=names)
+        image = read_image(folder / "images" / f"{patch.name}.png")
+        write_overlay(image, nuclei, made.out / CHECKS / f"{patch.split}_{patch.name}.png", mpp=patch.mpp)
+
+
+def _show_patches(made: "PreparedLabels", output: Output) -> None:
+    """Print what each split holds."""
+    from cellvit.data.datasets.annotated import SPLITS
+
+    table = Table(title=console_text(f"{made.dataset} in {str(made.out)!r}"))
+    table.add_column("split")
+    for heading in ("slides", "patches", "nuclei", *made.class_names[1:], "unknown"):
+        table.add_column(console_text(heading), justify="right")
+    for split in SPLITS:
+        patches = [one for one in made.patches if one.split == split]
+        counts = {name: sum(one.nuclei.get(name, 0) for one in patches) for name in (*made.class_names[1:], "")}
+        slides = len({one.slide for one in patches})
+        numbers = (slides, len(patches), sum(counts.values()), *counts.values())
+        table.add_row(split, *(f"{number:,}" for number in numbers))
+        facts = {"slides": slides, "patches": len(patches), "nuclei": counts, "out": made.out}
+        output.row({"split": split, **facts, "problems": made.problems, "notes": made.notes})
+    output.show(table)
 
 
 def _show_folds(prepared: "Prepared", output: Output) -> None:

@@ -19,7 +19,7 @@ from cellvit.geometry.polygons import ring_offsets
 from cellvit.geometry.raster import draw_rings
 from cellvit.io.annotations.base import Annotations, read_annotations, spelling_notes
 from cellvit.io.atomic import atomic_path, atomic_text, make_folder
-from cellvit.io.detections import images_in, stem_of
+from cellvit.io.detections import images_in, stem_of, suffix_of
 from cellvit.io.file_kind import file_kind
 from cellvit.io.labels import MANIFEST, read_label_map
 from cellvit.io.tables import write_csv
@@ -155,7 +155,7 @@ def prepare_annotated(
 
     Args:
         annotations: GeoJSON of QuPath, COCO, LabelMe and what else
-            :func:`cellvit.io.annotations.base.read_annotations` reads, or label images.
+            :func:`cellvit.io.annotations.base.read_annotations` reads, label images, or folders of one of these.
         out: Folder to write; it must not hold a data set.
         images: Images and slides, or folders of them; none: they lie beside the annotations.
         region_class: Classes of areas that are complete; case does not matter.
@@ -172,18 +172,18 @@ def prepare_annotated(
         DataError: If nothing can be prepared.
         OutputError: If the folder holds a data set, or a file cannot be written.
     """
-    out = Path(out)
+    out, files = Path(out), _files(annotations)
     dataset = out.resolve().name or "data"
     _check(out, patch_size, mpp)
     work = _Work(
-        images=_images_by_name([Path(each) for each in images], [Path(each) for each in annotations]),
+        images=_images_by_name([Path(each) for each in images], files),
         region_class=frozenset(name.casefold() for name in region_class),
         class_map=dict(class_map or {}),
         class_names=None if class_names is None else tuple(class_names),
         patch_size=patch_size,
         mpp=mpp,
     )
-    sources = list(_sources([Path(each) for each in annotations], work))
+    sources = list(_sources(files, work))
     if not sources:
         raise DataError("nothing to prepare: " + ("; ".join(work.problems) or "no annotations were named"))
     names = _names_of(sources, work)
@@ -205,6 +205,16 @@ def _check(out: Path, patch_size: int, mpp: float | None) -> None:
     given_resolution(mpp, None)
     if (out / MANIFEST).exists():
         raise OutputError(f"{str(out)!r} holds a data set already; remove it or choose another out=FOLDER")
+
+
+def _files(paths: Sequence[str | Path]) -> list[Path]:
+    """Return files, and those in folders: outlines, or label images where there are none."""
+    found = []
+    for path in map(Path, paths):
+        inside = sorted(each for each in path.iterdir() if suffix_of(each)) if path.is_dir() else [path]
+        outlines = [each for each in inside if each.suffix.lower() not in _IMAGES]
+        found += outlines if path.is_dir() and outlines else inside
+    return found
 
 
 def _images_by_name(images: Sequence[Path], annotations: Sequence[Path]) -> dict[str, list[Path]]:
@@ -474,17 +484,11 @@ def _write_lists(out: Path, dataset: str, names: Sequence[str], patches: Sequenc
             f"data:\n  init_args:\n    root: {_yaml(str(out))}\n    datasets: null\n"
         )
     columns = ("dataset", "image", "split", "mpp", "slide", "x", "y", "width", "height", "nuclei")
-    rows = [
-        dict(
-            zip(
-                columns,
-                (dataset, one.name, one.split, one.mpp or "unknown", one.slide, *one.box, sum(one.nuclei.values())),
-                strict=True,
-            )
-        )
+    rows = (
+        (dataset, one.name, one.split, one.mpp or "unknown", one.slide, *one.box, sum(one.nuclei.values()))
         for one in patches
-    ]
-    write_csv(out / MANIFEST, rows, columns=columns)
+    )
+    write_csv(out / MANIFEST, (dict(zip(columns, row, strict=True)) for row in rows), columns=columns)
 
 
 def _yaml(value: Any) -> str:

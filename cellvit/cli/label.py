@@ -1,6 +1,7 @@
 """``cellvit label``: what people call nuclei, kept beside the nuclei of a slide."""
 
 import argparse
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,10 +150,20 @@ def _show_classes(current: "Labels", output: Output) -> None:
         output.line(f"  {name}: {count:,}{alone}")
 
 
-def _list(options: argparse.Namespace, output: Output) -> int:
+def _labels(options: argparse.Namespace, output: Output) -> "Labels":
+    """Return the labels of a slide; what the library warns of is printed as ours."""
     from cellvit.labels.match import labels_of
 
-    labels = labels_of(options.nuclei)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        labels = labels_of(options.nuclei)
+    for one in told:
+        output.note(str(one.message), "warning")
+    return labels
+
+
+def _list(options: argparse.Namespace, output: Output) -> int:
+    labels = _labels(options, output)
     current, unmatched = labels.current(), int((labels.nucleus < 0).sum())
     by = {name: dict(Counter(getattr(current, name).tolist()).most_common()) for name in ("who", "source")}
     facts = {"labels": len(labels), "nuclei": len(current), "unmatched": unmatched, "classes": _counts(current), **by}
@@ -166,9 +177,8 @@ def _list(options: argparse.Namespace, output: Output) -> int:
 
 def _export(options: argparse.Namespace, output: Output) -> int:
     from cellvit.labels.export import write_points
-    from cellvit.labels.match import labels_of
 
-    current = labels_of(options.nuclei).current()
+    current = _labels(options, output).current()
     write_points(current, options.out)
     output.row({"out": options.out, "labels": len(current)})
     output.line(f"wrote {len(current):,} points to {options.out}")

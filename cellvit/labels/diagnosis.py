@@ -4,43 +4,66 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from cellvit.errors import DataError
+from cellvit.labels.match import Matches, places_of
+
 _SAMPLE = 2_000  # labels that are tried in another frame
 _LEVELS = (2.0, 4.0, 8.0, 16.0, 32.0)
-_CONVINCING = 0.5  # of the labels would meet a nucleus
+_ENOUGH = 10  # labels; of fewer, chance puts many on nuclei
+_CONVINCING = 0.75  # of the labels would lie on nuclei
+_TIMES = 1.4  # as many as do
+_FEW = 0.6  # in dense tissue, four labels of ten lie on nuclei by chance
+_WIDE = 4  # times the side of a nucleus: an area around many says little about the frame
 
 
-def likely_reasons(
-    places: NDArray[np.float64],
-    centroid: NDArray[np.float64],
+def check_frame(
+    geometry: NDArray[Any],
+    found: Matches,
     *,
-    side: float,
     mpp: float | None,
     facts: Mapping[str, Any],
-) -> str:
-    """Return where labels and nuclei lie, and in which other frame or unit most labels would lie on nuclei.
+    stated: bool = False,
+) -> tuple[str, ...]:
+    """Return what to say where few labels lie on nuclei.
 
     Args:
-        places: ``(K, 2)`` of labels, as they were taken.
-        centroid: ``(N, 2)`` of nuclei.
-        side: Side of the box of a typical nucleus in pixels.
+        geometry: ``(K,)`` shapely geometries of labels, as they were taken.
+        found: What they were matched to.
         mpp: Micrometres per pixel, None if unknown.
         facts: What the file of the nuclei says of them.
+        stated: Whether the user states the frame; then only labels that meet no nucleus at all are refused.
+
+    Raises:
+        DataError: If no label meets a nucleus, or most would in another frame.
     """
-    centroid = centroid[np.isfinite(centroid).all(axis=1)]
-    spans = f"labels span x {_span(places[:, 0])}, y {_span(places[:, 1])}, "
-    if not len(centroid):
-        return spans + "and there are no nuclei"
-    spans += f"nuclei x {_span(centroid[:, 0])}, y {_span(centroid[:, 1])}"
-    step = max(1, len(places) // _SAMPLE)
-    tree, tried = cKDTree(centroid), places[::step]
-    shares = {text: _share(tree, moved, side) for text, moved in _others(tried, mpp, facts).items()}
-    best = max(shares, key=lambda text: shares[text])
-    if shares[best] < max(_CONVINCING, 2 * _share(tree, tried, side)):
-        return f"{spans}: is it the same slide, in pixels of its full resolution?"
-    return f"{spans}; {best}, {shares[best]:.0%} of them would lie on nuclei"
+    met, count = len(np.unique(found.geometry)), len(geometry)
+    bounds = shapely.bounds(geometry)
+    small = np.ptp(bounds.reshape(-1, 2, 2), axis=1).max(axis=1) <= _WIDE * found.side
+    places = places_of(geometry[small] if small.any() else geometry)
+    known = found.centroid[np.isfinite(found.centroid).all(axis=1)]
+    if not len(known):
+        raise DataError(f"none of {count:,} labels meets a nucleus: there are no nuclei; segment the slide first")
+    tree, tried = cKDTree(known), places[:: max(1, len(places) // _SAMPLE)]
+    share = _share(tree, tried, found.side)
+    others = {text: _share(tree, moved, found.side) for text, moved in _others(tried, mpp, facts).items()}
+    best = max(others, key=lambda text: others[text])
+    convincing = others[best] >= max(_CONVINCING, _TIMES * share) and (not met or len(tried) >= _ENOUGH)
+    spans = f"labels span {_spans(places)}, nuclei {_spans(known)}"
+    if convincing:
+        spans += f"; {best}, {others[best]:.0%} of them would lie on nuclei"
+    else:
+        spans += ": is it the same slide, in pixels of its full resolution?"
+    if not met:
+        raise DataError(f"none of {count:,} labels meets a nucleus: {spans}")
+    if share >= _FEW or not small.any():
+        return ()
+    if convincing and not stated:
+        raise DataError(f"only {share:.0%} of the labels lie on nuclei: {spans}; pass unit='px' if they are right")
+    return (f"only {share:.0%} of the labels lie on nuclei: {spans}",)
 
 
 def _others(places: NDArray[np.float64], mpp: float | None, facts: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
@@ -65,5 +88,6 @@ def _share(tree: Any, places: NDArray[np.float64], side: float) -> float:
     return float((tree.query(places)[0] <= side / 2).mean())
 
 
-def _span(values: NDArray[np.float64]) -> str:
-    return f"{values.min():,.0f} to {values.max():,.0f}"
+def _spans(places: NDArray[np.float64]) -> str:
+    (left, top), (right, bottom) = places.min(axis=0), places.max(axis=0)
+    return f"x {left:,.0f} to {right:,.0f}, y {top:,.0f} to {bottom:,.0f}"

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.errors import ConfigError, DataError
+from cellvit.errors import ConfigError
 from cellvit.io.annotations.base import Unit, spelling_notes
 from cellvit.io.nuclei import stream_nuclei
 from cellvit.io.provenance import mpp_of
 from cellvit.io.stream import NucleiStream
 from cellvit.io.tables import write_csv
-from cellvit.labels.diagnosis import likely_reasons
+from cellvit.labels.diagnosis import check_frame
 from cellvit.labels.match import RADIUS_PX, RADIUS_UM, Matches, labels_path, match, places_of, with_present_nuclei
 from cellvit.labels.reading import GivenLabels, LabelSettings, Objects, read_given
 from cellvit.labels.table import LABELS_FILE, UNMATCHED, Labels, nuclei_digest, read_labels, write_labels
@@ -26,7 +26,6 @@ LEFT_OUT_FILE = "labels-left-out.csv"
 """Beside the table of labels: what the last import left out, and why."""
 
 NO_NUCLEUS, OFF_SLIDE, CONTRADICTED = "no nucleus there", "off the slide", "the nucleus is called two things"
-_FEW = 0.5  # of the labels meet a nucleus: something may be wrong with all
 
 
 @dataclass(frozen=True)
@@ -117,14 +116,16 @@ def import_labels(
         class_name: Class of what states none.
         objects: Which objects of QuPath count: ``"drawn"`` by people, ``"found"`` by programs, ``"all"``; ``"auto"``
             are those drawn, where some have a class, else those found.
-        unit: Of the coordinates; None: as the files say, else pixels.
+        unit: Of the coordinates; None: as the files say, else pixels. Stating a frame, also by ``scale`` or ``shift``,
+            takes labels in that would lie on more nuclei in another.
         scale: Coordinates are multiplied by it, as for files that were made on a smaller level of the slide.
         shift: ``(x, y)`` level-0 pixels, added after that.
         mpp: Micrometres per pixel, where the nuclei do not state them.
 
     Raises:
         ConfigError: If a setting cannot work.
-        DataError: If no file holds a label, no label meets a nucleus, or the nuclei cannot be read.
+        DataError: If no file holds a label, no label meets a nucleus, most would in another frame and none is stated,
+            or the nuclei cannot be read.
         OutputError: If a file cannot be written.
     """
     path, stream = labels_path(Path(nuclei)), stream_nuclei(nuclei, embedding=False)
@@ -136,7 +137,8 @@ def import_labels(
     given = read_given(map(Path, files), settings)
     found = match(given.geometry, stream, radius=reach, single=given.single)
     left_out = _missed(given, found, facts)
-    notes = [*given.notes, *_overlap_notes(given, found, mpp, facts)]
+    stated = unit is not None or scale != 1 or any(shift)
+    notes = [*given.notes, *check_frame(given.geometry, found, mpp=mpp, facts=facts, stated=stated)]
     before, rematched = _labels_before(path, stream)
     new, conflicts, outranked = _decided(given, found)
     stamp = np.datetime64(datetime.now(UTC).replace(tzinfo=None, microsecond=0), "s")
@@ -188,21 +190,6 @@ def _missed(given: GivenLabels, found: Matches, facts: Mapping[str, Any]) -> lis
     off = np.any((places < 0) | (places > size), axis=1)
     columns = zip(given.source[rows], places.tolist(), given.class_name[rows], off.tolist(), strict=True)
     return [LeftOut(source, x, y, kind, OFF_SLIDE if out else NO_NUCLEUS) for source, (x, y), kind, out in columns]
-
-
-def _overlap_notes(given: GivenLabels, found: Matches, mpp: float | None, facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what to say where few labels meet nuclei.
-
-    Raises:
-        DataError: If none does.
-    """
-    met, count = len(np.unique(found.geometry)), len(given.geometry)
-    if met > _FEW * count:
-        return ()
-    reasons = likely_reasons(places_of(given.geometry), found.centroid, side=found.side, mpp=mpp, facts=facts)
-    if met:
-        return (f"only {met:,} of {count:,} labels meet a nucleus: {reasons}",)
-    raise DataError(f"none of {count:,} labels meets a nucleus: {reasons}")
 
 
 def _labels_before(path: Path, stream: NucleiStream) -> tuple[Labels, tuple[str, ...]]:

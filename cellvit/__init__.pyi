@@ -12,6 +12,7 @@ from . import geometry as geometry
 from . import heads as heads
 from . import inference as inference
 from . import io as io
+from . import labels as labels
 from . import losses as losses
 from . import measurement as measurement
 from . import metrics as metrics

@@ -19,8 +19,8 @@ from cellvit.plugins.listing import OURS, REGISTRIES, plugin_rows
 
 EPILOG = """\
 Packages bring plug-ins through entry points of the groups cellvit.encoders, cellvit.decoders, cellvit.heads,
-cellvit.postprocess, cellvit.metrics, cellvit.readers and cellvit.formats. One that cannot be imported, is of the wrong
-kind or claims a name that is taken is listed with the reason.
+cellvit.postprocess, cellvit.metrics, cellvit.readers, cellvit.formats and cellvit.annotations. One that cannot be
+imported, is of the wrong kind or claims a name that is taken is listed with the reason.
 
 exit status: 0 all can be used; 1 some cannot; 2 wrong usage.
 """
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
     parser = verb_parser(
         "plugins",
-        "List the parts of models, readers of slides and formats of nuclei, and which package brings each.",
+        "List parts of models, readers of slides and annotations and formats of nuclei, and which package brings each.",
         EPILOG,
     )
     parser.add_argument(

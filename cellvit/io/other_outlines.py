@@ -119,11 +119,11 @@ def read_imagej(path: Path) -> LoadedNuclei:
         ConfigError: If the package roifile is not installed.
         DataError: If the file cannot be read, or holds regions but no outline.
     """
-    counts: Counter[str] = Counter()
+    regions, counts = imagej_regions(path), Counter[str]()
     rings: list[Ring] = []
     kinds: list[str | int | None] = []
     try:
-        for roi in imagej_regions(path):
+        for roi in regions:
             kind = roi.roitype.name.lower()
             if kind not in OUTLINES:
                 counts[f"regions of the kind {kind!r} are no outlines and were left out"] += 1
@@ -132,8 +132,6 @@ def read_imagej(path: Path) -> LoadedNuclei:
             counts["smaller parts of regions in several parts were left out"] += len(parts) - 1
             rings.append(max(parts, key=_area))
             kinds.append(int(roi.group) or None)
-    except DataError:
-        raise
     except DAMAGE as error:
         raise DataError(f"'{path}' cannot be read as regions of ImageJ ({error}); save them again") from error
     return from_rings(path, rings, kinds, skipped=counts, corners=True)

@@ -167,7 +167,7 @@ class TestSplit:
         for patch in made.patches:
             assert of.setdefault(patch.slide, patch.split) == patch.split
         assert len(made.patches) == 24
-        # 21 nuclei: the largest slide trains, the next two fill what would be empty, the others go where most is missing
+        # the largest slide trains, the next two fill what would be empty, the others go where most is missing
         assert of == {
             **{"s5.png": "train", "s4.png": "val", "s3.png": "test"},
             **{"s2.png": "train", "s1.png": "train", "s0.png": "train"},

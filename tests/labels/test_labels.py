@@ -245,6 +245,19 @@ class TestImport:
         assert advice in str(caught.value)
         assert not (folder / LABELS_FILE).exists()
 
+    def test_in_dense_tissue_chance_is_not_taken_for_a_match(self, tmp_path):
+        centres = np.random.default_rng(0).uniform(5, 295, (600, 2))
+        folder = write_result(tmp_path / "slide", squares(centres, side=8), width=300, height=300)
+        half = table(tmp_path / "a.csv", *(f"{x},{y},A" for x, y in centres[::12] * 0.5))
+        with pytest.raises(DataError, match=r"only \d+% of the labels lie on nuclei: .*pass unit='um'.*pass unit='px'"):
+            import_labels([half], folder)
+        assert not (folder / LABELS_FILE).exists()
+        assert any("only" in note for note in import_labels([half], folder, unit="px").notes)
+        right = table(tmp_path / "b.csv", *(f"{x},{y},A" for x, y in centres[::12]))
+        assert import_labels([right], folder).notes == ()
+        with pytest.raises(DataError, match="there are no nuclei"):
+            import_labels([right], write_result(tmp_path / "empty", squares([])))
+
     def test_one_bad_file_does_not_cost_the_others(self, tmp_path):
         folder = write_result(tmp_path / "slide")
         (tmp_path / "bad.geojson").write_text("{")
@@ -320,6 +333,12 @@ class TestVerb:
         assert "pass --class-map ' a=A'" in " ".join(err.split())
         assert main(["label", "list", "--nuclei", str(folder), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["classes"] == {"A": 2, " a": 1}
+        write_result(folder, squares(CENTRES[1:]))
+        assert main(["label", "list", "--nuclei", str(folder)]) == 0
+        out, err = capsys.readouterr()
+        assert "2 nuclei have a label; 3 labels in all, 1 without a nucleus" in out
+        assert "2 of 3 labels were matched again" in " ".join(err.split())
+        write_result(folder)
         target = tmp_path / "points.geojson"
         assert main(["label", "export", "--nuclei", str(folder), "--out", str(target)]) == 0
         back = read_annotations(target)

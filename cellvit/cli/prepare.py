@@ -80,7 +80,7 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="GeoJSON, COCO, LabelMe, label images; named as images",
+        help="GeoJSON, COCO, LabelMe, label images, or folders of them",
     )
     add(
         "--images", nargs="+", type=Path, default=[], metavar="PATH", help="images, slides or folders (default: beside)"

@@ -139,8 +139,8 @@ def import_labels(
     left_out = _missed(given, found, facts)
     stated = unit is not None or scale != 1 or any(shift)
     notes = [*given.notes, *check_frame(given.geometry, found, mpp=mpp, facts=facts, stated=stated)]
-    before, rematched = _labels_before(path, stream)
     new, conflicts, outranked = _decided(given, found)
+    before, rematched = _labels_before(path, stream, new.matched_to)
     stamp = np.datetime64(datetime.now(UTC).replace(tzinfo=None, microsecond=0), "s")
     name = _user() if who is None else who
     new = replace(new, who=np.full(len(new), name, object), when=np.full(len(new), stamp))
@@ -192,11 +192,11 @@ def _missed(given: GivenLabels, found: Matches, facts: Mapping[str, Any]) -> lis
     return [LeftOut(source, x, y, kind, OFF_SLIDE if out else NO_NUCLEUS) for source, (x, y), kind, out in columns]
 
 
-def _labels_before(path: Path, stream: NucleiStream) -> tuple[Labels, tuple[str, ...]]:
+def _labels_before(path: Path, stream: NucleiStream, digest: str) -> tuple[Labels, tuple[str, ...]]:
     """Return the labels that there are, matched to the present nuclei, and what to say of it."""
     if not path.exists():
         return Labels.empty(), ()
-    labels, note = with_present_nuclei(read_labels(path), stream)
+    labels, note = with_present_nuclei(read_labels(path), stream, digest=digest)
     return labels, (note,) if note else ()
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from cellvit.geometry.polygons import ring_lengths
+from cellvit.io.detections import stem_of
 from cellvit.io.nuclei import stream_nuclei
 from cellvit.io.stream import NucleiStream, as_stream
 from cellvit.io.valid_polygons import polygons_from_rings, valid_rings
@@ -59,17 +60,17 @@ def labels_path(nuclei: Path) -> Path:
         >>> labels_path(Path("a/nuclei.parquet")).as_posix(), labels_path(Path("a/roi7.parquet")).as_posix()
         ('a/labels.parquet', 'a/roi7.labels.parquet')
     """
-    if nuclei.is_dir() or nuclei.name == LABELS_FILE:
-        return nuclei / LABELS_FILE if nuclei.is_dir() else nuclei
-    stem = nuclei.name.split(".")[0]
-    return nuclei.with_name(LABELS_FILE if nuclei.name == _TABLE else f"{stem}.{LABELS_FILE}")
+    if nuclei.is_dir():
+        return nuclei / LABELS_FILE
+    stem = stem_of(nuclei)
+    return nuclei.with_name(LABELS_FILE if stem == Path(_TABLE).stem else f"{stem}.{LABELS_FILE}")
 
 
 def labels_of(nuclei: str | Path) -> Labels:
     """Return the labels of the nuclei of a slide, matched again where the slide was segmented anew.
 
     Args:
-        nuclei: Folder of a slide's results, its file of nuclei, or its file of labels.
+        nuclei: Folder of a slide's results, or its file of nuclei.
 
     Raises:
         DataError: If there are no labels or no nuclei, or a file is damaged.
@@ -79,25 +80,24 @@ def labels_of(nuclei: str | Path) -> Labels:
     """
     path = labels_path(Path(nuclei))
     labels = read_labels(path)
-    table = path.with_name(_TABLE) if path.name == LABELS_FILE else Path(nuclei)
-    stream = stream_nuclei(table, embedding=False)
-    found, note = with_present_nuclei(labels, stream)
+    found, note = with_present_nuclei(labels, stream_nuclei(nuclei, embedding=False))
     if note:
         warnings.warn(f"{str(path)!r}: {note}", stacklevel=2)
     return found
 
 
-def with_present_nuclei(labels: Labels, nuclei: NucleiStream) -> tuple[Labels, str]:
+def with_present_nuclei(labels: Labels, nuclei: NucleiStream, *, digest: str | None = None) -> tuple[Labels, str]:
     """Return labels matched again if the nuclei changed, and what to say of it; else as they are, and nothing.
 
     Args:
         labels: Labels, matched to some nuclei or none.
         nuclei: The nuclei as they are now.
+        digest: Their :func:`~cellvit.labels.table.nuclei_digest`, if it is known.
     """
     if not len(labels):
         return labels, ""
-    parts = [chunk.centroid for chunk in nuclei]
-    digest = nuclei_digest(np.concatenate([np.zeros((0, 2)), *parts]))
+    if digest is None:
+        digest = nuclei_digest(np.concatenate([np.zeros((0, 2)), *(chunk.centroid for chunk in nuclei)]))
     if digest == labels.matched_to:
         return labels, ""
     found = rematch(labels, nuclei)

@@ -71,7 +71,7 @@ def images_in(path: Path) -> tuple[str, ...]:
             array = np.load(path, mmap_mode="r")
             names = [str(i) for i in range(len(array))] if is_stack(array.shape) and array.size else []
         elif kind == "json":
-            data = _load(path)
+            data = cached_json(path)
             names = [one.name for one in coco_images(data)] if is_coco(data) else []
     except DAMAGE:  # DataError is a ValueError
         return ()
@@ -101,7 +101,7 @@ def read_nuclei(path: Path | Nuclei, *, image: str | None = None) -> LoadedNucle
         return from_outlines(path, Path("nuclei in memory"), corners=True)
     kind = file_kind(path)
     if kind == "json":
-        return _from_json(_load(path), path, image or stem_of(path))
+        return _from_json(cached_json(path), path, image or stem_of(path))
     if kind in _OUTLINE_FILES:
         return _OUTLINE_FILES[kind](path)
     if kind is None:
@@ -154,8 +154,15 @@ def _scorable(found: FoundNuclei) -> FoundNuclei:
     return found._replace(nuclei=found.nuclei.select(drawn), further=found.further.select(drawn), notes=notes)
 
 
-def _load(path: Path) -> Any:
-    """Return the content of a JSON file; that of the last is kept, as one file may hold many images."""
+def cached_json(path: Path) -> Any:
+    """Return the content of a JSON file; that of the last two is kept, as one file may hold many images.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: If it is no JSON.
+    """
     state = path.stat()
     return _loaded(path, state.st_mtime_ns, state.st_size)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cellvit.classes import NucleiClasses, type_name
 from cellvit.errors import ConfigError
 from cellvit.io.annotations.base import Unit, spelling_notes
 from cellvit.io.nuclei import stream_nuclei
@@ -26,6 +27,7 @@ LEFT_OUT_FILE = "labels-left-out.csv"
 """Beside the table of labels: what the last import left out, and why."""
 
 NO_NUCLEUS, OFF_SLIDE, CONTRADICTED = "no nucleus there", "off the slide", "the nucleus is called two things"
+_MANY, _SAME = 20, 0.9  # detections, and the share of them, that make an echo
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def import_labels(
     left_out = _missed(given, found, facts)
     stated = unit is not None or scale != 1 or any(shift)
     notes = [*given.notes, *check_frame(given.geometry, found, mpp=mpp, facts=facts, stated=stated)]
+    notes += _echo(given, found, stream.classes)
     new, conflicts, outranked = _decided(given, found)
     before, rematched = _labels_before(path, stream, new.matched_to)
     stamp = np.datetime64(datetime.now(UTC).replace(tzinfo=None, microsecond=0), "s")
@@ -190,6 +193,19 @@ def _missed(given: GivenLabels, found: Matches, facts: Mapping[str, Any]) -> lis
     off = np.any((places < 0) | (places > size), axis=1)
     columns = zip(given.source[rows], places.tolist(), given.class_name[rows], off.tolist(), strict=True)
     return [LeftOut(source, x, y, kind, OFF_SLIDE if out else NO_NUCLEUS) for source, (x, y), kind, out in columns]
+
+
+def _echo(given: GivenLabels, found: Matches, classes: NucleiClasses | None) -> list[str]:
+    """Return what to say of detections that repeat the types of the nuclei, from which a model would learn itself."""
+    rows = np.flatnonzero(given.single[found.geometry])
+    names = np.array([type_name(classes, kind) or "" for kind in range(int(found.type.max(initial=0)) + 1)], object)
+    same = names[found.type[found.nucleus[rows]]] == given.class_name[found.geometry[rows]]
+    if len(rows) < _MANY or same.mean() < _SAME:
+        return []
+    return [
+        f"{int(same.sum()):,} of {len(rows):,} detections have the type that the nuclei have already: are they labels "
+        "of people, or what the model said?"
+    ]
 
 
 def _labels_before(path: Path, stream: NucleiStream, digest: str) -> tuple[Labels, tuple[str, ...]]:

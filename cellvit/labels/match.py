@@ -39,6 +39,7 @@ class Matches:
         place: ``(M, 2)`` float64 ``(x, y)`` where the label stands: the point, or the centroid of a nucleus in an area.
         around: ``(M,)`` bool, whether the nucleus is one of those in an area.
         centroid: ``(N, 2)`` of all nuclei.
+        type: ``(N,)`` class ids of all nuclei.
         side: Side of the box of a typical nucleus in pixels.
     """
 
@@ -47,6 +48,7 @@ class Matches:
     place: NDArray[np.float64]
     around: NDArray[np.bool_]
     centroid: NDArray[np.float64]
+    type: NDArray[np.int32]
     side: float
 
 
@@ -165,6 +167,7 @@ def match(
         place=places[order],
         around=np.repeat([True, False], [len(area), len(one)])[order],
         centroid=centroid,
+        type=np.concatenate([np.zeros(0, np.int32), *scan.types]),
         side=scan.side(),
     )
 
@@ -178,6 +181,7 @@ class _Scan:
     radius: float
     count: int = 0
     centroids: list[NDArray[np.float64]] = field(default_factory=list)
+    types: list[NDArray[np.int32]] = field(default_factory=list)
     sides: list[float] = field(default_factory=list)
     pairs: list[NDArray[np.int64]] = field(default_factory=list)
     rows: list[NDArray[np.int64]] = field(default_factory=list)
@@ -192,6 +196,7 @@ class _Scan:
     def add(self, nuclei: Nuclei) -> None:
         """Take the next chunk in."""
         self.centroids.append(nuclei.centroid)
+        self.types.append(nuclei.type)
         size = nuclei.bbox[:, 2:] - nuclei.bbox[:, :2]
         known = np.flatnonzero(np.isfinite(nuclei.centroid).all(axis=1))
         if self.tree is not None and len(known):

@@ -124,7 +124,7 @@ class TestPatches:
     def test_coco_labelme_and_label_images(self, tmp_path):
         images = tmp_path / "images"
         images.mkdir()
-        for name in ("a", "b", "c", "d", "e"):
+        for name in ("a", "b", "c", "d", "e", "f"):
             write_image(images / f"{name}.png")
         flat = [10, 10, 20, 10, 20, 20, 10, 20]
         coco = {
@@ -133,13 +133,15 @@ class TestPatches:
             "annotations": [{"image_id": i, "category_id": 1, "segmentation": [flat]} for i in (1, 2)],
         }
         (tmp_path / "coco.json").write_text(json.dumps(coco))
+        one = {**coco, "images": [{"id": 1, "file_name": "f.png"}], "annotations": coco["annotations"][:1]}
+        (tmp_path / "all.json").write_text(json.dumps(one))  # called by its image, not by its own name
         shapes = [{"label": "lymphocyte", "points": [[5, 5], [15, 5], [15, 15]]}]
         (tmp_path / "c.json").write_text(json.dumps({"shapes": shapes}))
         labels = np.zeros((SIDE, SIDE), np.uint16)
         labels[10:20, 10:20], labels[30:40, 30:40], labels[50:60, 50:60] = 3, 7, 9
         np.savez(tmp_path / "d.npz", inst_map=labels, inst_type=np.array([0, 0, 0, 1, 0, 0, 0, 2, 0, -1]))
         Image.fromarray(labels).save(tmp_path / "e.tif")
-        files = [tmp_path / name for name in ("coco.json", "c.json", "d.npz", "e.tif")]
+        files = [tmp_path / name for name in ("coco.json", "all.json", "c.json", "d.npz", "e.tif")]
         made = prepare_annotated(
             files,
             tmp_path / "set",
@@ -156,6 +158,7 @@ class TestPatches:
             "c.png": ("test", {"Immune": 1}),
             "d.png": ("test", {"Tumor": 1, "Immune": 1, "": 1}),
             "e.png": ("train", {"": 3}),
+            "f.png": ("train", {"Tumor": 1}),
         }
 
 

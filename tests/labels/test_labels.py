@@ -26,6 +26,7 @@ from cellvit.labels import (
 )
 from cellvit.labels import table as labels_table
 from cellvit.labels.match import match
+from cellvit.types import NucleiClasses
 
 
 def by_nucleus(labels):
@@ -208,6 +209,22 @@ class TestImport:
         done = import_labels([file], folder, class_map={" tumor ": "Tumor"})
         assert by_nucleus(done.labels) == {0: "Tumor", 1: "Tumor", 2: "Other"}
         assert not [note for note in done.notes if "differ in case" in note]
+
+    def test_the_model_s_own_types_are_no_labels_of_people(self, tmp_path):
+        named = replace(squares(), classes=NucleiClasses(("Background", "A"), ((0, 0, 0), (1, 1, 1))))
+        folder = write_result(tmp_path / "slide", named)
+        done = import_labels([folder / "nuclei.parquet"], folder)
+        assert (done.added, len(done.notes)) == (25, 1)
+        assert "25 of 25 detections have the type that the nuclei have already" in done.notes[0]
+        other = import_labels([folder / "nuclei.parquet"], folder, class_map={"A": "B"})
+        assert other.notes == ()
+
+    def test_labels_lie_beside_any_file_of_nuclei(self, tmp_path):
+        folder = write_result(tmp_path / "slide")
+        (folder / "nuclei.parquet").rename(folder / "roi.7.parquet")
+        done = import_labels([table(tmp_path / "a.csv", "20,20,A")], folder / "roi.7.parquet")
+        assert done.path == folder / "roi.7.labels.parquet"
+        assert by_nucleus(labels_of(folder / "roi.7.parquet")) == {0: "A"}
 
     def test_micrometres_by_name_of_the_column_or_by_option(self, tmp_path):
         folder = write_result(tmp_path / "slide")

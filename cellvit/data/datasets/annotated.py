@@ -19,9 +19,11 @@ from cellvit.geometry.polygons import ring_offsets
 from cellvit.geometry.raster import draw_rings
 from cellvit.io.annotations.base import Annotations, read_annotations, spelling_notes
 from cellvit.io.atomic import atomic_path, atomic_text, make_folder
-from cellvit.io.detections import images_in, stem_of, suffix_of
+from cellvit.io.coco import coco_images, is_coco
+from cellvit.io.detections import cached_json, stem_of, suffix_of
 from cellvit.io.file_kind import file_kind
 from cellvit.io.labels import MANIFEST, read_label_map
+from cellvit.io.limits import MALFORMED, brief
 from cellvit.io.tables import write_csv
 from cellvit.slide.naming import SLIDE_SUFFIXES
 from cellvit.slide.open import Slide, open_slide
@@ -237,9 +239,10 @@ def _sources(annotations: Sequence[Path], work: _Work) -> Iterable[_Source]:
     for path in annotations:
         try:
             kind = file_kind(path)
-            names = (images_in(path) if kind == "json" else ()) or (stem_of(path),)
-        except CellViTError as error:
-            work.problems.append(str(error))
+            data = cached_json(path) if kind == "json" else None
+            names = [image.name for image in coco_images(data)] if is_coco(data) else [stem_of(path)]
+        except MALFORMED as error:  # DataError among them
+            work.problems.append(str(error) if isinstance(error, CellViTError) else f"{str(path)!r}: {brief(error)}")
             continue
         for name in names:
             try:

@@ -19,9 +19,9 @@ import shapely
 from numpy.typing import NDArray
 
 from cellvit.errors import CellViTError, DataError
+from cellvit.io.detections import cached_json
 from cellvit.io.limits import MALFORMED, MAX_COORDINATE, brief
 from cellvit.io.loaded import Note
-from cellvit.io.schema import load_json
 from cellvit.plugins.registry import Registry
 
 Unit = Literal["px", "um"]
@@ -132,7 +132,7 @@ class AnnotationFile:
         Raises:
             DataError: If it begins as JSON and is none.
         """
-        return load_json(self.path) if self.start.lstrip()[:1] in (b"{", b"[") else None
+        return cached_json(self.path) if self.start.lstrip()[:1] in (b"{", b"[") else None
 
 
 class AnnotationReader(ABC):

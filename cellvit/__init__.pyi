@@ -1,5 +1,6 @@
 from . import callbacks as callbacks
 from . import classes as classes
+from . import classification as classification
 from . import cli as cli
 from . import conversions as conversions
 from . import data as data

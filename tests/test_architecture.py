@@ -54,6 +54,7 @@ PLACES = {
     "cellvit.inference": (6, "inference"),
     "cellvit.evaluation": (7, "evaluation"),
     "cellvit.testing": (7, "testing"),  # for the tests of plug-ins
+    "cellvit.classification": (8, "classification"),  # judged with the scores of evaluation
     "cellvit.doctor": (8, "doctor"),
     "cellvit.cli": (9, "cli"),
 }

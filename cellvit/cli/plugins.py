@@ -19,8 +19,9 @@ from cellvit.plugins.listing import OURS, REGISTRIES, plugin_rows
 
 EPILOG = """\
 Packages bring plug-ins through entry points of the groups cellvit.encoders, cellvit.decoders, cellvit.heads,
-cellvit.postprocess, cellvit.metrics, cellvit.readers, cellvit.formats and cellvit.annotations. One that cannot be
-imported, is of the wrong kind or claims a name that is taken is listed with the reason.
+cellvit.postprocess, cellvit.metrics, cellvit.readers, cellvit.formats, cellvit.annotations and
+cellvit.classifiers. One that cannot be imported, is of the wrong kind or claims a name that is taken is listed with the
+reason.
 
 exit status: 0 all can be used; 1 some cannot; 2 wrong usage.
 """

@@ -39,6 +39,7 @@ EXTRAS = {
     "lora": "fine-tune large encoders with adapters",
     "cluster": "spread slides over a Dask cluster: cellvit segment --cluster",
     "spatial": "write h5ad and SpatialData: cellvit segment --formats h5ad,spatialdata",
+    "classify": "train types of your own: cellvit classify",
     "formats": "write ImageJ, COCO, DICOM and OME-Zarr, make frames of polars and geopandas, read MATLAB 7.3",
 }
 """What the optional packages of the project are for, by the name of the extra."""

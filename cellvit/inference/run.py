@@ -25,7 +25,7 @@ from cellvit.inference.settings import FORMATS, SlideSettings, default_workers
 from cellvit.inference.statistics import slide_statistics
 from cellvit.inference.summary import SlideFacts, stage_seconds
 from cellvit.inference.tta import with_tta
-from cellvit.inference.verify import DAMAGED, check_sizes, contents
+from cellvit.inference.verify import DAMAGED, check_sizes, contents, types_differ
 from cellvit.io.atomic import atomic_path, is_link, is_store, keep_aside
 from cellvit.io.provenance import write_record
 
@@ -113,6 +113,11 @@ class SlideRun:
         if summary is None or not (self.out / TABLE).exists():
             return None
         refuse_difference(summary, {"fingerprints": self._fingerprints}, self.out)
+        if types_differ(self.out, summary):
+            raise OutputError(
+                f"the types in {str(self.out)!r} are being changed, and the call that does it was stopped; finish it: "
+                "run the same `cellvit classify apply` again"
+            )
         damaged = {check.name: check.text for check in check_sizes(self.out, summary) if check.status == DAMAGED}
         if TABLE not in damaged:
             if damaged:

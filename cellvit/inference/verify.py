@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cellvit.errors import OutputError
+from cellvit.errors import DataError, OutputError
+from cellvit.inference.assemble import TABLE
 from cellvit.inference.cohort.summary import read_summary as read_cohort
 from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary
+from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import content_of, size_of
 
 OK, UNKNOWN, MISSING, DAMAGED = "ok", "unknown", "missing", "damaged"
@@ -72,6 +74,20 @@ def check_sizes(folder: Path, summary: Mapping[str, Any]) -> list[FileCheck]:
     noted = summary.get("digests") or {}
     names = dict.fromkeys([*(summary.get("files") or {}).values(), *noted])
     return [_check_size(folder, str(name), noted.get(name) or {}) for name in names]
+
+
+def types_differ(folder: Path, summary: Mapping[str, Any]) -> bool:
+    """Tell whether the table has types of another classifier than the summary notes: a change of types was stopped.
+
+    Args:
+        folder: The result folder.
+        summary: What its ``summary.json`` holds.
+    """
+    try:
+        stated = ParquetStream(folder / TABLE, embedding=False).metadata.get("classifier")
+    except DataError:  # gone or damaged, which is another matter
+        return False
+    return bool(stated != (summary.get("classification") or {}).get("classifier"))
 
 
 def verify_results(folder: str | Path) -> FolderCheck:

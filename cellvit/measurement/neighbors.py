@@ -61,15 +61,31 @@ def measure_neighbors(
     unit = "px" if mpp is None else "um"
     known = np.flatnonzero(np.isfinite(centroid).all(axis=1))
     points = centroid[known] * ((1.0, 1.0) if mpp is None else mpp)
-    radii, kind = _radii(unit), type[known]
+    radii = _radii(unit)
     found = [_nearest(points, points, np.ones(len(points), bool)), *_counts(points, radii), _delaunay_degree(points)]
-    names = [*_names(radii, unit)]
-    for code, name in _by_type(classes, unit):
-        found.append(_nearest(points, points[kind == code], kind == code))
-        names.append(name)
-    columns = {name: np.full(len(centroid), np.nan, np.float32) for name in names}
+    columns = {name: np.full(len(centroid), np.nan, np.float32) for name in _names(radii, unit)}
     for column, values in zip(columns.values(), found, strict=True):
         column[known] = values
+    return columns | nearest_of_types(centroid, type, classes=classes, mpp=mpp)
+
+
+def nearest_of_types(
+    centroid: Floats, type: NDArray[np.int32], *, classes: NucleiClasses | None, mpp: tuple[float, float] | None
+) -> Columns:
+    """Measure the distance to the nearest other nucleus of each type: what :func:`measure_neighbors` says by type.
+
+    Args:
+        centroid: ``(N, 2)`` pixels.
+        type: ``(N,)`` class ids.
+        classes: Names of the types.
+        mpp: ``(x, y)`` microns per pixel; None where not known.
+    """
+    known = np.flatnonzero(np.isfinite(centroid).all(axis=1))
+    points, kind = centroid[known] * ((1.0, 1.0) if mpp is None else mpp), type[known]
+    columns: Columns = {}
+    for code, name in _by_type(classes, "px" if mpp is None else "um"):
+        columns[name] = np.full(len(centroid), np.nan, np.float32)
+        columns[name][known] = _nearest(points, points[kind == code], kind == code)
     return columns
 
 
@@ -111,7 +127,7 @@ def _nearest(points: Floats, others: Floats, is_one: NDArray[np.bool_]) -> Float
         return np.full(len(points), np.nan)
     from scipy.spatial import KDTree  # here, for processes that only write files import this module too
 
-    away = KDTree(others).query(points, k=[1, 2])[0]
+    away = KDTree(others).query(points, k=[1, 2], workers=-1)[0]
     away = np.where(is_one, away[:, 1], away[:, 0])
     return np.where(np.isfinite(away), away, np.nan)
 

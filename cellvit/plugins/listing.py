@@ -21,6 +21,7 @@ REGISTRIES = {
     "format": ("cellvit.io.formats.base", "FORMATS"),
     "annotation": ("cellvit.io.annotations.base", "ANNOTATIONS"),
     "measurement": ("cellvit.measurement.base", "MEASUREMENTS"),
+    "classifier": ("cellvit.classification.base", "CLASSIFIERS"),
 }
 """Module and name of the registry of each kind, in the order of the data; imported when it is listed."""
 OURS = "cellvit-lightning"

@@ -75,11 +75,12 @@ def _finished_before(folder: Path) -> Mapping[str, Any]:
 
 
 def type_colors(outcomes: Iterable[SlideOutcome]) -> dict[str, Rgb]:
-    """Return the colours of all types of the models that were used, in their order; no type only where counted."""
+    """Return the colours of all types of what typed the nuclei, in their order; no type only where counted."""
     colors: dict[str, Rgb] = {}
     counted: dict[str, None] = {}
     for outcome in outcomes:
-        model = (outcome.summary or {}).get("model") or {}
+        summary = outcome.summary or {}
+        model = summary.get("classification") or summary.get("model") or {}  # types of a classifier come after
         names = [str(name) for name in model.get("classes") or ()]
         stated = [(int(r), int(g), int(b)) for r, g, b in model.get("colors") or standard_colors(names)]
         for name, color in list(zip(names, stated, strict=True))[1:]:

@@ -1,0 +1,11 @@
+from .apply import AppliedTypes as AppliedTypes
+from .apply import apply_types as apply_types
+from .apply import undo_types as undo_types
+from .base import CLASSIFIERS as CLASSIFIERS
+from .base import ClassifierRecipe as ClassifierRecipe
+from .classifier import UNSURE as UNSURE
+from .classifier import TypeClassifier as TypeClassifier
+from .suggest import Suggestions as Suggestions
+from .suggest import suggest_nuclei as suggest_nuclei
+from .train import TrainedClassifier as TrainedClassifier
+from .train import train_classifier as train_classifier

@@ -223,6 +223,9 @@ class _Change:
         if changed := table.classifier != self.about:
             mpp = mpp_of(table.facts["metadata"])
             notes = self.write(table, None if mpp is None else (mpp, mpp))
+            beside = sorted(file.name for file in path.parent.glob(f"{path.stem}.*") if file.suffix != ".parquet")
+            for name in beside:
+                notes = (*notes, f"{name!r} keeps other types; write it anew with `cellvit convert-nuclei {path.name}`")
         counts, unsure = _counts(path)
         return AppliedTypes(path, counts, unsure, changed, notes)
 

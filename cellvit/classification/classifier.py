@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cellvit.classes import BACKGROUND_COLOR, NucleiClasses, standard_colors
 from cellvit.classification.base import ClassWeight, build_estimator
-from cellvit.classification.features import EMBEDDING, Floats, assemble, uses_embedding
+from cellvit.classification.features import EMBEDDING, Floats, assemble, embedded_columns
 from cellvit.classification.folds import choose_folds, out_of_fold
 from cellvit.classification.storage import read_estimator, write_estimator
 from cellvit.errors import ConfigError, DataError
@@ -251,7 +251,7 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             "settings": {**settings, "features": list(self.features)},
             "classes": self.classes_.tolist(),
             "features": int(self.n_features_in_),
-            "typical": [float(value) for value in getattr(self, "typical_", ())],
+            "typical": getattr(self, "typical_", np.zeros(0)).tolist(),
             "temperature": self.temperature_,
             "notes": self.notes_,
             "embedding_model": self.embedding_model_,
@@ -279,7 +279,7 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         found.classes_ = np.array(facts["classes"])
         found.n_features_in_ = int(facts["features"])
         if facts["typical"]:
-            found.typical_ = np.array(facts["typical"], np.float32)
+            found.typical_ = np.array([np.nan if value is None else value for value in facts["typical"]], np.float32)
         found.estimator_, found.temperature_ = estimator, float(facts["temperature"])
         found.notes_, found.embedding_model_ = list(facts["notes"]), facts["embedding_model"]
         return found
@@ -299,29 +299,28 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         x = assemble(nuclei, self.features, source="the table")[rows]
         chosen = names[rows]
         labels = chosen.astype(str) if all(isinstance(name, str) for name in chosen) else np.array(chosen.tolist())
-        x = self.fill_typical(x)
+        x = self.fill_typical(x, embedded_columns(nuclei, self.features))
         return x, labels, None if groups is None else np.asarray(groups)[rows]
 
-    def fill_typical(self, x: Floats) -> Floats:
+    def fill_typical(self, x: Floats, embedded: int) -> Floats:
         """Return features to fit on, with the median in place of measurements that are not known; keep the medians.
 
         Args:
-            x: ``(N, D)`` of labelled nuclei.
+            x: ``(N, F)`` of labelled nuclei.
+            embedded: How many of the columns, the first ones, are of embeddings; those must be known.
 
         Raises:
             DataError: If an embedding is not known.
         """
         known = np.isfinite(x)
-        width = x.shape[1]
-        typical = np.array([np.median(x[known[:, i], i]) if known[:, i].any() else 0.0 for i in range(width)])
-        if uses_embedding(self.features):
-            broken = int((~known[:, 0]).sum())
-            if broken:
-                raise DataError(
-                    f"{broken} of {len(x)} labelled nuclei have embeddings that are no numbers (NaN or inf); leave "
-                    "these out, or segment the slide again"
-                )
-        self.typical_ = typical.astype(np.float32)
+        broken = int((~known[:, :embedded].all(axis=1)).sum())
+        if broken:
+            raise DataError(
+                f"{broken} of {len(x)} labelled nuclei have embeddings that are no numbers (NaN or inf); leave these "
+                "out, or segment the slide again"
+            )
+        typical = [np.median(x[known[:, i], i]) if known[:, i].any() else 0.0 for i in range(embedded, x.shape[1])]
+        self.typical_ = np.array([np.nan] * embedded + typical, np.float32)
         return np.where(known, x, self.typical_.astype(x.dtype))
 
     def _check_settings(self) -> None:

@@ -95,6 +95,12 @@ def assemble(nuclei: Nuclei, features: Sequence[str], around: Floats | None = No
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
+def embedded_columns(nuclei: Nuclei, features: Sequence[str]) -> int:
+    """Return how many of the features of :func:`assemble`, the first ones, are of embeddings."""
+    parts = (EMBEDDING in features) + (NEIGHBORHOOD in features)
+    return parts * (0 if nuclei.embedding is None else nuclei.embedding.shape[1])
+
+
 def no_embeddings(source: str) -> DataError:
     """Return the error of a table without embeddings."""
     return DataError(

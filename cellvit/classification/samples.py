@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.classification.features import (
-    EMBEDDING,
     NEIGHBORHOOD,
     Floats,
     assemble,
+    embedded_columns,
     neighborhood_means,
     neighbors,
     uses_embedding,
@@ -126,7 +126,7 @@ def read_sample(sources: Sequence[str | Path], features: Sequence[str], *, witho
             notes += refuse_other_model(model, found, source=repr(str(table)))
         model = model or found
         nuclei, x = rows_of(stream, labels.nucleus, features)
-        known = _known(x, features, stream.embedding_dim)
+        known = np.isfinite(x[:, : embedded_columns(nuclei, features)]).all(axis=1)
         if not known.all():
             text = f"{int((~known).sum())} labelled nuclei have embeddings that are no numbers and are left out"
             notes.append(f"{str(source)!r}: {text}")
@@ -166,12 +166,6 @@ def _table_of(path: Path) -> Path:
             f"{str(path)!r}: no table of nuclei {str(table)!r}; give the result folder of a slide, or labels"
         )
     return table
-
-
-def _known(x: Floats, features: Sequence[str], width: int | None) -> NDArray[np.bool_]:
-    """Return which nuclei have an embedding; measurements may lack."""
-    parts = (EMBEDDING in features) + (NEIGHBORHOOD in features)
-    return np.asarray(np.isfinite(x[:, : parts * (width or 0)]).all(axis=1))
 
 
 def one_spelling(names: NDArray[np.object_]) -> tuple[NDArray[np.object_], list[str]]:

@@ -200,9 +200,11 @@ def _matrix(column: Any) -> NDArray[Any]:
 def _around(table: TypedTable, metadata: Mapping[str, Any]) -> Callable[[int, int], Floats]:
     """Return what gives the mean embeddings around a run of nuclei; embeddings lie in a file that is removed."""
     first = next(table.chunks(["embedding"]))["embedding"].type.list_size
-    file = TemporaryFile(dir=table.path.parent)  # noqa: SIM115  # it lives as long as the array over it
-    file.truncate(max(1, table.rows * first * 4))
-    everywhere = np.memmap(file, np.float32, "r+", shape=(table.rows, first)) if table.rows else np.zeros((0, first))
+    everywhere: Any = np.zeros((0, first), np.float32)
+    if table.rows:
+        with TemporaryFile(dir=table.path.parent) as file:  # the array keeps it until nobody needs it
+            file.truncate(table.rows * first * 4)
+            everywhere = np.memmap(file, np.float32, "r+", shape=(table.rows, first))
     centers, start = [np.zeros((0, 2))], 0
     for chunk in table.chunks(["embedding", "centroid"]):
         nuclei = _light(chunk, ())
@@ -252,7 +254,8 @@ def write_types(
     nearest = {}
     if by_type:
         in_microns = by_type[0].endswith("_um")
-        nearest = nearest_of_types(scores.centroid, scores.kind, classes=classes, mpp=mpp if in_microns else None)
+        named = NucleiClasses(*(values[: len(classifier.classes_) + 1] for values in (classes.names, classes.colors)))
+        nearest = nearest_of_types(scores.centroid, scores.kind, classes=named, mpp=mpp if in_microns else None)
     facts = {**table.facts, "classes": classes_to_list(classes)}
     facts["metadata"] = {**facts["metadata"], "classifier": dict(about)}
     if "measurements" in facts:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cellvit.classification.base import ClassWeight, takes_class_weight
 from cellvit.classification.classifier import Calibration, TypeClassifier
-from cellvit.classification.features import EMBEDDING
+from cellvit.classification.features import EMBEDDING, embedded_columns
 from cellvit.classification.folds import blocks_of, choose_folds
 from cellvit.classification.report import write_report
 from cellvit.classification.samples import Sample, read_sample
@@ -85,7 +85,7 @@ def train_classifier(
     _check_labels(sample.name)
     make_folder(Path(out))
     groups, held_out = _groups(sample)
-    x = classifier.fill_typical(sample.x)
+    x = classifier.fill_typical(sample.x, embedded_columns(sample.nuclei, features))
     codes = np.unique(sample.name.astype(str), return_inverse=True)[1]
     folds = choose_folds(codes, groups, seed=seed)
     if not folds:  # a type lies on one slide only

@@ -14,7 +14,7 @@ from cellvit.classification.features import EMBEDDING, Floats, assemble, embedde
 from cellvit.classification.folds import choose_folds, out_of_fold
 from cellvit.classification.storage import read_estimator, write_estimator
 from cellvit.errors import ConfigError, DataError
-from cellvit.evaluation.calibration import TypeSample, fit_temperature
+from cellvit.evaluation.calibration import negative_log_likelihood
 from cellvit.io.spatial import require
 from cellvit.types import Nuclei
 
@@ -27,6 +27,7 @@ UNSURE = "unsure"
 Calibration = Literal["temperature", "sigmoid"] | None
 
 _TINY = 1e-12
+_EXPONENTS = (-6, 4)  # of two: temperatures that are tried
 
 
 class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn states no types
@@ -39,8 +40,8 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         estimator: ``"logistic"``, ``"gradient-boosting"``, ``"knn"``, another name in
             :data:`~cellvit.classification.CLASSIFIERS`, the dotted path of a class like those of scikit-learn, a
             mapping with ``class_path`` and ``init_args``, or an estimator.
-        features: Of nuclei: ``"embedding"``, ``"neighborhood"`` (the mean embedding of the ten nearest within 25 µm),
-            kinds of measurements such as ``"shape"`` and ``"stain"``, or names of single ones.
+        features: Of nuclei: ``"embedding"``, ``"neighborhood"`` (the mean embedding of the others within 50 µm, at most
+            the 32 nearest), kinds of measurements such as ``"shape"`` and ``"stain"``, or names of single ones.
         unsure_below: In [0, 1]; below this probability the answer is ``"unsure"``.
         class_weight: ``"balanced"`` makes rare types count as much as frequent ones, None does not.
         calibration: How probabilities are made true on labels that were held out: ``"temperature"`` (one number; the
@@ -330,36 +331,24 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             raise ConfigError(f"calibration {self.calibration!r} is unknown; use 'temperature', 'sigmoid' or None")
 
 
-def sample_of(
-    probabilities: NDArray[np.float64], codes: NDArray[np.int64], groups: NDArray[Any] | None = None
-) -> TypeSample:
-    """Return probabilities ``(N, K)`` of held-out labels as what :mod:`cellvit.evaluation.calibration` looks at.
-
-    Args:
-        probabilities: Of every type.
-        codes: ``(N,)`` number of the true type, from 0.
-        groups: ``(N,)`` of slide or image; None takes each label for its own.
-    """
-    number = len(codes)
-    log = np.log(np.maximum(np.column_stack([np.zeros(number), probabilities]), _TINY)).astype(np.float32)
-    return TypeSample(
-        true=codes.astype(np.int64) + 1,
-        stated=probabilities.argmax(axis=1).astype(np.int64) + 1,
-        confidence=probabilities.max(axis=1),
-        image=np.arange(number) if groups is None else np.unique(groups, return_inverse=True)[1].astype(np.int64),
-        log_pixels=log,
-        offsets=np.arange(number + 1, dtype=np.int64),
-    )
-
-
 def temperature_of(probabilities: NDArray[np.float64], codes: NDArray[np.int64]) -> float:
-    """Return the temperature that makes probabilities ``(N, K)`` of held-out labels most likely."""
-    return round(fit_temperature(sample_of(probabilities, codes)), 4)
+    """Return the temperature that makes probabilities ``(N, K)`` of held-out labels most likely [1].
+
+    References:
+        [1] Guo et al., On calibration of modern neural networks, ICML 2017.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def cost(exponent: float) -> float:
+        return negative_log_likelihood(with_temperature(probabilities, 2.0**exponent), codes + 1)
+
+    return round(float(2 ** minimize_scalar(cost, bounds=_EXPONENTS, method="bounded").x), 4)
 
 
 def with_temperature(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
     """Return probabilities ``(N, K)`` with their logarithms divided by a temperature."""
-    powers = np.maximum(probabilities, _TINY) ** (1 / temperature)
+    log = np.log(np.maximum(probabilities, _TINY)) / temperature
+    powers = np.exp(log - log.max(axis=1, keepdims=True))
     return cast("NDArray[np.float64]", powers / powers.sum(axis=1, keepdims=True))
 
 

@@ -13,7 +13,7 @@ from cellvit.types import Nuclei
 
 EMBEDDING, NEIGHBORHOOD = "embedding", "neighborhood"
 
-NEIGHBORS, REACH_UM = 10, 25.0
+NEIGHBORS, REACH_UM = 32, 50.0
 """The neighbourhood of a nucleus: so many of the nearest others, and no further than this, from centre to centre."""
 
 Floats = NDArray[np.floating[Any]]

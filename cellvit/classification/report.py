@@ -50,9 +50,7 @@ def write_report(
         OutputError: If a file cannot be written.
     """
     names = [score.name for score in found.types]
-    curves = {"as the estimator states it": found.calibration.before.reliability}
-    if found.calibration.after is not None:
-        curves["calibrated on other labels"] = found.calibration.after.reliability
+    curves = {"as the estimator states it": found.stated, "calibrated on other labels": found.calibrated}
     pictures: dict[str, tuple[str, Picture]] = {
         "confusion.png": ("Held-out labels: what they are, and what they were called", draw_confusion(found, names)),
         "reliability.png": ("How often the most probable type is right", draw_reliability(curves)),
@@ -68,7 +66,7 @@ def write_report(
         "macro_f1_interval": list(found.macro_interval),
         "types": [asdict(score) for score in found.types],
         "confusion": {"rows": names, "columns": [*names, UNSURE], "counts": found.confusion.tolist()},
-        "calibration": asdict(found.calibration),
+        "calibration": {"stated": asdict(found.stated), "calibrated": asdict(found.calibrated)},
         "learning_curve": [asdict(point) for point in found.curve],
         "notes": list(notes),
     }

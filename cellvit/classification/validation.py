@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.classification.classifier import TypeClassifier, sample_of, temperature_of, with_temperature
+from cellvit.classification.classifier import TypeClassifier, temperature_of, with_temperature
 from cellvit.classification.folds import Split, out_of_fold
 from cellvit.evaluation.bootstrap import MIN_IMAGES, image_weights, percentile_interval
-from cellvit.evaluation.calibration import Calibration, calibrate
+from cellvit.evaluation.calibration import Reliability, reliability
 
 RESAMPLES = 1000
 SIZES = (5, 10, 25, 50, 100, 200, 400, 800)
@@ -70,7 +70,8 @@ class Validation:
         types: Scores of each type.
         macro_f1: Mean F1 over types.
         macro_interval: 95 % interval of it over slides.
-        calibration: Whether probabilities mean what they say.
+        stated: How often the most probable type is right, by the probability that the estimator states.
+        calibrated: The same by the probability that is calibrated.
         curve: Score against number of labels.
         folds: Number of parts in turn held out.
     """
@@ -81,7 +82,8 @@ class Validation:
     types: tuple[TypeScore, ...]
     macro_f1: float
     macro_interval: tuple[float, float]
-    calibration: Calibration
+    stated: Reliability
+    calibrated: Reliability
     curve: tuple[CurvePoint, ...]
     folds: int
 
@@ -132,7 +134,8 @@ def validate(
         types=tuple(types),
         macro_f1=float(np.nanmean(f1)),
         macro_interval=percentile_interval(np.nanmean(drawn, axis=1)) if enough else unknown,
-        calibration=calibrate(sample_of(plain, codes, groups), seed=classifier.random_state),
+        stated=reliability(plain.max(axis=1), plain.argmax(axis=1) == codes),
+        calibrated=reliability(held.max(axis=1), held.argmax(axis=1) == codes),
         curve=learning_curve(blank, x, codes, folds, seed=classifier.random_state),
         folds=len(folds),
     )

@@ -61,7 +61,7 @@ def test_scikit_learn_accepts_it(calibration):
             x, y = points()
             found = TypeClassifier(calibration="sigmoid").fit(x, y)
             assert np.allclose(found.predict_proba(x).sum(axis=1), 1)
-            assert (found.predict(x) == y).mean() > 0.9
+            assert (found.predict(x) == y).mean() > 0.8
             return
         check_estimator(TypeClassifier())
 
@@ -214,16 +214,26 @@ def test_scores_are_those_of_scikit_learn_on_held_out_groups():
     assert all(score.low <= score.f1 <= score.high for score in found.types)
     assert [point.labels for point in found.curve][:2] == [5, 10]
     assert found.curve[-1].mean == pytest.approx(found.macro_f1)
-    assert found.calibration.after is not None
+    assert found.calibrated.ece < found.stated.ece
 
 
 def test_temperature_makes_probabilities_of_noise_modest():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 30)), np.tile(["a", "b"], 30)
+    weak = {"class_path": "logistic", "init_args": {"regularization": 1.0}}
     sharp, calm = (
+        TypeClassifier(weak, calibration=how).fit(x, y).predict_proba(x).max(axis=1) for how in (None, "temperature")
+    )
+    assert calm.mean() < sharp.mean() - 0.1
+
+
+def test_temperature_makes_a_strong_penalty_good():
+    x, y = points(60, apart=4.0)
+    modest, sure = (
         TypeClassifier(calibration=how).fit(x, y).predict_proba(x).max(axis=1) for how in (None, "temperature")
     )
-    assert calm.mean() < sharp.mean() - 0.05
+    assert modest.mean() < 0.6
+    assert sure.mean() > 0.9
 
 
 def test_a_slide_is_cut_into_parts_of_as_many_labels_and_types_get_one_spelling():

@@ -232,6 +232,16 @@ def test_one_slide_is_held_out_in_parts_and_neighbourhoods_are_read_from_the_tab
     assert io.read_parquet(results / TABLE).type.tolist() == expected.type.tolist()
 
 
+def test_the_python_of_the_page_runs(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    results.rename(results.with_name("slide1"))
+    page = Path(__file__).parents[2] / "docs/pages/how-to/your-own-types.md"
+    (piece,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(compile(piece, str(page), "exec"), {})
+    assert "Warm" in capsys.readouterr().out
+    assert TypeClassifier.load("my-types").unsure_below == 0.5
+
+
 def test_suggestions_are_points_without_a_class_and_crops(first, types, results, capsys):
     assert main(["classify", "suggest", str(results), "-n", "12", "--classifier", str(types), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

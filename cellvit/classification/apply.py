@@ -145,7 +145,7 @@ def update_cohorts(folders: Sequence[str | Path]) -> list[Path]:
     roots = dict.fromkeys(root for folder in folders for root in (Path(folder), Path(folder).parent))
     reports = []
     for root in roots:
-        outcomes = read_cohort(root / SUMMARY_NAME)
+        outcomes = read_cohort(root / SUMMARY_NAME) if (root / SUMMARY_NAME).is_file() else []
         if not outcomes:
             continue
         write_summary(outcomes, root / SUMMARY_NAME)

@@ -126,7 +126,7 @@ def read_sample(sources: Sequence[str | Path], features: Sequence[str], *, witho
             notes += refuse_other_model(model, found, source=repr(str(table)))
         model = model or found
         nuclei, x = rows_of(stream, labels.nucleus, features)
-        known = np.isfinite(x[:, : embedded_columns(nuclei, features)]).all(axis=1)
+        known = np.asarray(np.isfinite(x[:, : embedded_columns(nuclei, features)]).all(axis=1))
         if not known.all():
             text = f"{int((~known).sum())} labelled nuclei have embeddings that are no numbers and are left out"
             notes.append(f"{str(source)!r}: {text}")

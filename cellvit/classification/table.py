@@ -254,7 +254,8 @@ def write_types(
     nearest = {}
     if by_type:
         in_microns = by_type[0].endswith("_um")
-        named = NucleiClasses(*(values[: len(classifier.classes_) + 1] for values in (classes.names, classes.colors)))
+        count = len(classifier.classes_) + 1
+        named = NucleiClasses(classes.names[:count], classes.colors[:count])  # of unsure ones nobody asks who is near
         nearest = nearest_of_types(scores.centroid, scores.kind, classes=named, mpp=mpp if in_microns else None)
     facts = {**table.facts, "classes": classes_to_list(classes)}
     facts["metadata"] = {**facts["metadata"], "classifier": dict(about)}

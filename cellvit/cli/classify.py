@@ -2,14 +2,17 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellvit.cli.console import Output
 from cellvit.cli.options import add_trust, positive
 from cellvit.cli.verb import UsageError, add_output_options, command, verb_parser
+from cellvit.errors import CellViTError
 
 if TYPE_CHECKING:
+    from cellvit.classification.apply import AppliedTypes
     from cellvit.classification.train import TrainedClassifier
     from cellvit.io.tables import Row
 
@@ -40,7 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
     train.set_defaults(task=_train)
     apply = tasks.add_parser("apply", help="give nuclei the types of a classifier, in all files of their results")
     add = apply.add_argument
-    add("paths", nargs="+", type=Path, metavar="CLASSIFIER RESULTS", help="the classifier, then results or tables")
+    add(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="the classifier, then results or tables (with --undo: results)",
+    )
     add("--undo", action="store_true", help="bring back the types of the model; then no classifier is named")
     add("--no-pictures", action="store_true", help="remove pictures instead of drawing them anew from the slide")
     apply.set_defaults(task=_apply)
@@ -110,29 +119,35 @@ def _apply(options: argparse.Namespace, output: Output) -> int:
     from cellvit.plugins.trust import trusted_packages
 
     given = options.paths if options.undo else options.paths[1:]
-    if not options.undo:
-        TypeClassifier.load(options.paths[0], trust=trusted_packages(options.trust))  # told before anything is written
+    trust = trusted_packages(options.trust)
+    classifier = None if options.undo else TypeClassifier.load(options.paths[0], trust=trust)
     settings = {"slides": options.slides, "pictures": not options.no_pictures}
     folders = list(dict.fromkeys(folder for path in given for folder in tables_of(path)))
+    failed = False
     with output.progress("nuclei") as advance:
         for folder in folders:
-            name = folder.name
-
-            def report(done: int, total: int, name: str = name) -> None:
-                advance(name, done, total)
-
-            if options.undo:
-                found = undo_types(folder, progress=report, **settings)
-            else:
-                found = apply_types(options.paths[0], folder, trust=options.trust, progress=report, **settings)
-            for text in found.notes:
-                output.note(text, "warning")
-            output.row({"folder": folder, "types": dict(found.counts), "changed": found.changed})
-            counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items() if count)
-            output.line(f"{folder}: {counts or 'no nuclei'}{'' if found.changed else ' (as it was)'}")
+            progress = partial(advance, folder.name)
+            try:
+                if classifier is None:
+                    found = undo_types(folder, progress=progress, **settings)
+                else:
+                    found = apply_types(options.paths[0], folder, trust=trust, progress=progress, **settings)
+            except CellViTError as error:  # the others are done all the same
+                output.error(str(error))
+                failed = True
+                continue
+            _show_counts(found, output)
     for page in update_cohorts([*given, *folders]):
         output.line(f"all slides: {page}")
-    return 0
+    return int(failed)
+
+
+def _show_counts(found: "AppliedTypes", output: Output) -> None:
+    for text in found.notes:
+        output.note(text, "warning")
+    output.row({"folder": found.folder, "types": dict(found.counts), "changed": found.changed})
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items() if count)
+    output.line(f"{found.folder}: {counts or 'no nuclei'}{'' if found.changed else ' (as it was)'}")
 
 
 def _suggest(options: argparse.Namespace, output: Output) -> int:

@@ -168,7 +168,7 @@ def test_without_the_slide_pictures_are_refused_or_removed(types, results):
     assert [path.name for path in found.files] == ["suggestions.geojson"]
 
 
-def test_embeddings_of_another_model_and_none_are_refused(types, results, tmp_path):
+def test_embeddings_of_another_model_and_none_are_refused(types, results, tmp_path, capsys):
     nuclei, facts = io.read_parquet(results / TABLE), io.ParquetStream(results / TABLE).metadata
     for name, changes, found, message in (
         ("model", {"model": "other", "weights_hash": "0" * 64}, nuclei, r"model 'other' \(weights 0{12}.*'DrawnModel'"),
@@ -181,13 +181,16 @@ def test_embeddings_of_another_model_and_none_are_refused(types, results, tmp_pa
         with pytest.raises(DataError, match=message):
             apply_types(types, path)
         assert path.read_bytes() == before
+    capsys.readouterr()
     path = tmp_path / "nan.parquet"
     broken = nuclei.embedding.copy()
     broken[7] = np.nan
     io.write_parquet(replace(nuclei, embedding=broken), path, metadata=facts)
-    done = apply_types(types, path)
-    assert done.counts["No type"] == 1
-    assert "1 nuclei have no type" in done.notes[0]
+    assert main(["classify", "apply", str(types), str(tmp_path / "none.parquet"), str(path)]) == 1
+    printed = capsys.readouterr()
+    assert "holds no embeddings" in printed.err
+    assert "1 nuclei have no type" in printed.err
+    assert "nan.parquet: 1 No type" in printed.out
     (tmp_path / "nan.geojson").touch()
     assert "'nan.geojson' keeps other types" in undo_types(path).notes[0]
     assert io.read_parquet(path).type.tolist() == nuclei.type.tolist()

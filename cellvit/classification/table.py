@@ -29,6 +29,7 @@ from cellvit.classification.samples import embedding_model, refuse_other_model
 from cellvit.errors import DataError
 from cellvit.io.arrow import read_facts
 from cellvit.io.atomic import atomic_path
+from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import mpp_of
 from cellvit.measurement.neighbors import nearest_of_types, neighbor_columns
 from cellvit.types import Nuclei
@@ -70,6 +71,7 @@ class TypedTable:
         path: The file.
         facts: What the table said of itself before other types were applied.
         columns: Its columns then, and what each is called now.
+        width: Numbers of an embedding; None without any.
         classifier: What is noted of the classifier whose types it has now; None for those of the model.
 
     Raises:
@@ -78,7 +80,8 @@ class TypedTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _opened(path) as file:
+        ParquetStream(path)  # refuses what is missing, damaged, not of nuclei or too large
+        with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             self.rows: int = file.metadata.num_rows
             self.groups: int = file.num_row_groups
@@ -89,6 +92,8 @@ class TypedTable:
         self.facts: dict[str, Any] = json.loads(self._facts_text)
         names: list[str] = before["columns"] if before else schema.names
         self.columns = {name: name + BEFORE if before and name + BEFORE in schema.names else name for name in names}
+        place = self.columns.get("embedding")
+        self.width: int | None = None if place is None else schema.field(place).type.list_size
 
     @property
     def measurements(self) -> list[str]:
@@ -117,13 +122,16 @@ class TypedTable:
             columns: Former names of the columns to read; None reads all.
         """
         wanted = None if columns is None else [self.columns[name] for name in columns]
-        with _opened(self.path) as file, ThreadPoolExecutor(1) as ahead:
+        with pq.ParquetFile(self.path) as file, ThreadPoolExecutor(1) as ahead:
             if not self.groups:
                 yield self.former(file.schema_arrow.empty_table())
                 return
 
             def read(group: int) -> pa.Table:
-                return self.former(file.read_row_group(group, columns=wanted))
+                try:
+                    return self.former(file.read_row_group(group, columns=wanted))
+                except (OSError, pa.ArrowException) as error:
+                    raise DataError(f"{str(self.path)!r} is damaged ({error}); put a copy back") from error
 
             following = ahead.submit(read, 0)
             for group in range(self.groups):
@@ -149,11 +157,10 @@ def score_table(table: TypedTable, classifier: TypeClassifier, *, progress: Prog
     metadata = table.facts["metadata"]
     notes = []
     if uses_embedding(features):
-        if "embedding" not in table.columns:
+        if table.width is None:
             raise no_embeddings(source)
-        width = next(table.chunks(["embedding"]))["embedding"].type.list_size
         known = getattr(classifier, "embedding_model_", None)
-        notes = refuse_other_model(known, embedding_model(metadata, width), source=source)
+        notes = refuse_other_model(known, embedding_model(metadata, table.width), source=source)
     columns = ["centroid", *(["embedding"] if uses_embedding(features) else []), *measured]
     around = _around(table, metadata) if NEIGHBORHOOD in features else None
     centroid, found, done = [np.zeros((0, 2))], [np.zeros((0, len(classifier.classes_)), np.float32)], 0
@@ -199,7 +206,7 @@ def _matrix(column: Any) -> NDArray[Any]:
 
 def _around(table: TypedTable, metadata: Mapping[str, Any]) -> Callable[[int, int], Floats]:
     """Return what gives the mean embeddings around a run of nuclei; embeddings lie in a file that is removed."""
-    first = next(table.chunks(["embedding"]))["embedding"].type.list_size
+    first = table.width or 0
     everywhere: Any = np.zeros((0, first), np.float32)
     if table.rows:
         with TemporaryFile(dir=table.path.parent) as file:  # the array keeps it until nobody needs it
@@ -343,12 +350,3 @@ def counts_of(kind: NDArray[np.int32], classes: NucleiClasses) -> NDArray[np.int
 def unsure_of(kind: NDArray[np.int32], classes: NucleiClasses) -> int:
     """Return the number of nuclei of which the classifier is not sure."""
     return int((kind == len(classes) - 1).sum()) if classes.names[-1] == UNSURE else 0
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return pq.ParquetFile(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{str(path)!r} does not exist; check the path") from error
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{str(path)!r} is not a readable Parquet file ({error}); write it again") from error

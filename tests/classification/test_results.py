@@ -181,6 +181,13 @@ def test_embeddings_of_another_model_and_none_are_refused(types, results, tmp_pa
         with pytest.raises(DataError, match=message):
             apply_types(types, path)
         assert path.read_bytes() == before
+    path = tmp_path / "damaged.parquet"
+    whole = bytearray((results / TABLE).read_bytes())
+    whole[1000 : len(whole) // 2] = bytes(len(whole) // 2 - 1000)
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"'.*damaged.parquet' is damaged"):
+        apply_types(types, path)
+    assert path.read_bytes() == whole
     capsys.readouterr()
     path = tmp_path / "nan.parquet"
     broken = nuclei.embedding.copy()

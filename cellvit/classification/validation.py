@@ -21,7 +21,7 @@ DRAWS = 3
 
 @dataclass(frozen=True)
 class TypeScore:
-    """How well a type is told.
+    """How well a type is told, by the most probable type of every label.
 
     Attributes:
         name: The type.
@@ -31,6 +31,7 @@ class TypeScore:
         f1: Harmonic mean of the two.
         low: Lower end of the 95 % interval of F1 over slides; nan with fewer than three.
         high: Upper end.
+        unsure: Share of its labels of which the classifier is not sure.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TypeScore:
     f1: float
     low: float
     high: float
+    unsure: float
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def validate(
     blank = classifier._blank(codes)
     plain = out_of_fold(blank, x, codes, folds)
     held = _calibrated(classifier, blank, x, codes, folds, plain)
-    stated = classifier.codes_of(held) - 1
+    stated = held.argmax(axis=1)  # who is not sure is told beside, and spoils no score
     members, place = np.unique(groups, return_inverse=True)
     kinds = len(names)
     counts = np.zeros((len(members), kinds, kinds + 1), np.int64)
@@ -118,15 +120,18 @@ def validate(
     weights = image_weights(["all"] * len(members), resamples=RESAMPLES, seed=classifier.random_state)
     drawn = _f1(np.tensordot(weights, counts, axes=1))
     enough = len(members) >= MIN_IMAGES
-    confusion = counts.sum(axis=0)
-    f1 = _f1(confusion[None])[0]
+    table = counts.sum(axis=0)
+    f1 = _f1(table[None])[0]
+    confusion = np.zeros_like(table)
+    np.add.at(confusion, (codes, classifier.codes_of(held) - 1), 1)
     unknown = (np.nan, np.nan)
     types = []
     for k, name in enumerate(names):
-        right, called = int(confusion[k, k]), int(confusion[:, k].sum())
+        right, called = int(table[k, k]), int(table[:, k].sum())
         low, high = percentile_interval(drawn[:, k]) if enough else unknown
-        number = int(confusion[k].sum())
-        types.append(TypeScore(name, number, right / called if called else np.nan, right / number, f1[k], low, high))
+        number = int(table[k].sum())
+        precision, unsure = right / called if called else np.nan, float(confusion[k, -1] / number)
+        types.append(TypeScore(name, number, precision, right / number, f1[k], low, high, unsure))
     return Validation(
         probabilities=held,
         codes=codes,

@@ -105,7 +105,14 @@ def _show_scores(found: "TrainedClassifier", output: Output) -> None:
     low, high = scores.macro_interval
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low == low else ""
     rows: list[Row] = [
-        {"type": s.name, "labels": s.labels, "precision": s.precision, "recall": s.recall, "F1": s.f1}
+        {
+            "type": s.name,
+            "labels": s.labels,
+            "precision": s.precision,
+            "recall": s.recall,
+            "F1": s.f1,
+            "unsure": s.unsure,
+        }
         for s in scores.types
     ]
     output.scores(rows, title=f"Labels that were held out: macro F1 {scores.macro_f1:.3f}{interval}")

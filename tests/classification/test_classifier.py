@@ -211,6 +211,10 @@ def test_scores_are_those_of_scikit_learn_on_held_out_groups():
     stated = out_of_fold(made._blank(codes), x, codes, folds).argmax(axis=1)  # a temperature changes no order
     assert np.allclose([score.f1 for score in found.types], f1_score(codes, stated, average=None))
     assert found.confusion.sum() == len(y)
+    careful = validate(made.set_params(unsure_below=0.7), x, codes, groups, folds, names=KINDS)
+    assert [score.f1 for score in careful.types] == [score.f1 for score in found.types]
+    assert careful.confusion[:, -1].tolist() == [round(score.unsure * score.labels) for score in careful.types]
+    assert careful.confusion[:, -1].sum() > 0
     assert all(score.low <= score.f1 <= score.high for score in found.types)
     assert [point.labels for point in found.curve][:2] == [5, 10]
     assert found.curve[-1].mean == pytest.approx(found.macro_f1)

@@ -69,8 +69,8 @@ class SubpixelDecoder(Decoder):
             )
         if embedding and NUCLEI_TYPE_MAP not in branches:
             raise ConfigError(
-                f"decoder 'subpixel' has embedding True, which needs a branch {NUCLEI_TYPE_MAP!r}, but the branches are "
-                f"{', '.join(branches)}; add the head, or leave embedding out"
+                f"decoder 'subpixel' has embedding True, which needs a branch {NUCLEI_TYPE_MAP!r}, but the branches "
+                f"are {', '.join(branches)}; add the head, or leave embedding out"
             )
         self.embedding = embedding
         self.out_channels = widths[0]
@@ -98,18 +98,15 @@ class SubpixelDecoder(Decoder):
         x = features[-1]
         for up, level, skip in zip(self.ups, self.levels, features[-2::-1], strict=True):
             x = level(torch.cat([skip, up(x)], dim=1))
-        inside = {branch: path[0](x) for branch, path in self.paths.items()}
-        maps = {branch: _enlarged(inside[branch], path) for branch, path in self.paths.items()}
+        inside, maps = {}, {}
+        for branch, path in self.paths.items():
+            first, *rest = path.children()
+            inside[branch] = maps[branch] = first(x)
+            for layer in rest:
+                maps[branch] = layer(maps[branch])
         if self.embedding:
             maps[EMBEDDING_MAP] = F.avg_pool2d(torch.cat([x, inside[NUCLEI_TYPE_MAP]], dim=1), 2)
         return maps
-
-
-def _enlarged(x: Tensor, path: nn.Sequential) -> Tensor:
-    """Return what the layers of a path after its convolutions make of their result."""
-    for layer in list(path)[1:]:
-        x = layer(x)
-    return x
 
 
 def _convs(sizes: Sequence[int], *, dropout: float) -> nn.Sequential:

@@ -271,7 +271,9 @@ def nuclei_embeddings(embedding_map: ArrayLike, instance_map: IntMap, bbox: Arra
     """
     tokens = _checked_tokens(np.asarray(embedding_map))
     y, x = np.nonzero(instance_map)
-    return _embedding(tokens, np.asarray(bbox, np.int64), instance_map.shape, (instance_map[y, x].astype(int) - 1, y, x))
+    return _embedding(
+        tokens, np.asarray(bbox, np.int64), instance_map.shape, (instance_map[y, x].astype(int) - 1, y, x)
+    )
 
 
 def _embedding(

@@ -1,0 +1,157 @@
+"""What few labels are worth: types taught on the embeddings of nano, against those that its own head predicts.
+
+Images of CoNSeP are segmented; found nuclei meet true ones at an IoU above 0.5, whose types are the labels. So many per
+type are drawn from the ``train`` images, five times, a logistic regression is fitted, and macro F1 is measured on the
+matched nuclei of ``val``. nano itself learnt from all labels of the same ``train`` images. Prints JSON, and draws the
+curves.
+
+    python tests/benchmarks/learning_curve.py $CELLVIT_TEST_DATA/nuclei --picture curve.png
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.spatial import KDTree
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from cellvit import segment_image
+from cellvit.geometry.raster import draw_rings
+from cellvit.inference.protocol import load_model
+from cellvit.io.images import read_image
+from cellvit.io.labels import find_records
+from cellvit.metrics.functional.panoptic import match_instances
+from cellvit.plotting.charts import COLORS, new_axes, to_picture
+
+LABELS = (10, 25, 50, 100, 400)
+DRAWS = 5
+NEAR_UM = 50.0
+STRENGTHS = {"logisticregression__C": [3e-4, 1e-3, 1e-2, 1e-1]}
+SETS = {
+    "embedding": ("embedding",),
+    "+ measurements": ("embedding", "measured"),
+    "+ measurements, neighbours": ("embedding", "measured", "around"),
+}
+
+
+def features(record, model):
+    """Return true type, predicted type and features of the found nuclei of an image that meet true ones."""
+    pixels = read_image(record.image)
+    nuclei = segment_image(pixels, model=model, mpp=record.mpp or model.mpp)
+    with np.load(record.label) as label:
+        truth, types = label["inst_map"].astype(np.int32), label["inst_type"]
+    found = draw_rings(nuclei.contour_points, nuclei.contour_offsets, truth.shape)
+    row, true = match_instances(found, truth).pairs.T
+    measured = np.nan_to_num(np.stack([*nuclei.measurements.values()], axis=1), posinf=0, neginf=0)
+    tree = KDTree(nuclei.centroid)
+    pairs = tree.query_pairs(NEAR_UM / model.mpp, output_type="ndarray")
+    pairs = np.concatenate([pairs, pairs[:, ::-1]])
+    around = np.zeros_like(nuclei.embedding)
+    np.add.at(around, pairs[:, 0], nuclei.embedding[pairs[:, 1]])
+    count = np.bincount(pairs[:, 0], minlength=len(nuclei))[:, None]
+    around = np.where(count > 0, around / np.maximum(count, 1), nuclei.embedding)
+    columns = {
+        "embedding": nuclei.embedding,
+        "measured": np.sign(measured) * np.log1p(np.abs(measured)),
+        "around": around,
+        "own": nuclei.type,
+    }
+    print(f"{record.name}: {len(row)} of {len(nuclei)} nuclei meet true ones", file=sys.stderr, flush=True)
+    return {"true": types[true].astype(int)} | {name: values[row - 1] for name, values in columns.items()}
+
+
+def split_features(root, split, model):
+    """Return the same of all images of a split."""
+    parts = [features(record, model) for record in find_records(root, split=split, datasets=["consep"])]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def draw(types, number, seed):
+    """Return rows: so many of each type, or all where there are fewer."""
+    rng = np.random.default_rng(seed)
+    rows = (np.flatnonzero(types == kind) for kind in np.unique(types))
+    return np.concatenate([rng.permutation(of)[:number] for of in rows])
+
+
+def taught(known, types, rows):
+    """Return a classifier that has learnt the labels of some rows; how strongly it is held back they choose."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=500))
+    folds = min(5, int(np.unique(types[rows], return_counts=True)[1].min()))
+    return GridSearchCV(model, STRENGTHS, scoring="f1_macro", cv=folds).fit(known[rows], types[rows])
+
+
+def curve(train, val, columns, labels, *, of=None):
+    """Return macro F1 by number of labels: mean, least and most of the draws."""
+    known, asked = (np.concatenate([part[name] for name in columns], axis=1) for part in (train, val))
+    types, truth = ((part["true"] == of).astype(int) if of else part["true"] for part in (train, val))
+    result = []
+    for number in labels:
+        said = [taught(known, types, draw(types, number, seed)).predict(asked) for seed in range(DRAWS)]
+        scores = [float(f1_score(truth, one, average="macro")) for one in said]
+        by_type = np.mean([f1_score(truth, one, average=None) for one in said], axis=0)
+        spread = {"mean": np.mean(scores), "least": min(scores), "most": max(scores)}
+        result.append({"labels": number, **spread, "by_type": by_type.round(3).tolist()})
+    return result
+
+
+def own_score(val):
+    """Return macro F1 of the types that the model predicts, and the middle 95 % of resamples of the nuclei."""
+    rng, truth, own = np.random.default_rng(0), val["true"], val["own"]
+    resamples = (rng.integers(0, len(truth), len(truth)) for _ in range(500))
+    drawn = [f1_score(truth[rows], own[rows], average="macro") for rows in resamples]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    by_type = f1_score(truth, own, average=None).round(3).tolist()
+    return {"mean": f1_score(truth, own, average="macro"), "low": low, "high": high, "by_type": by_type}
+
+
+def picture(found, path):
+    """Draw the curves, and the model's own score as a line."""
+    figure, axes = new_axes(900, 600)
+    for color, (name, points) in zip(COLORS, found["curves"].items(), strict=True):
+        x = [point["labels"] for point in points]
+        axes.fill_between(x, [p["least"] for p in points], [p["most"] for p in points], color=color, alpha=0.15, lw=0)
+        axes.plot(x, [p["mean"] for p in points], "o-", color=color, label=name)
+    axes.axhline(found["own"]["mean"], color="black", ls="--", label="types of nano's own head")
+    axes.axhspan(found["own"]["low"], found["own"]["high"], color="black", alpha=0.06, lw=0)
+    axes.set(xscale="log", xlabel="labels per type", ylabel="macro F1, matched nuclei of val")
+    axes.set_xticks(LABELS, [str(number) for number in LABELS], minor=False)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    Image.fromarray(to_picture(figure)).save(path)
+
+
+def main():
+    """Measure, print and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--coarse", action="store_true", help="the mean of tokens 16 px wide, as older models store it")
+    options = parser.parse_args()
+    model = load_model("nano")
+    model.decoder.embedding = not options.coarse
+    train, val = (split_features(options.root, split, model) for split in ("train", "val"))
+    found = {
+        "labels": np.bincount(train["true"])[1:].tolist(),
+        "asked": np.bincount(val["true"])[1:].tolist(),
+        "own": own_score(val),
+        "curves": {name: curve(train, val, columns, LABELS) for name, columns in SETS.items()},
+        "inflammatory": {
+            "own": f1_score(val["true"] == 2, val["own"] == 2, average="macro"),
+            **curve(train, val, SETS["embedding"], [20], of=2)[0],
+        },
+    }
+    print(json.dumps(found, indent=1))
+    if options.picture:
+        picture(found, options.picture)
+
+
+if __name__ == "__main__":
+    main()

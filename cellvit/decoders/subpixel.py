@@ -105,7 +105,7 @@ class SubpixelDecoder(Decoder):
             for layer in rest:
                 maps[branch] = layer(maps[branch])
         if self.embedding:
-            maps[EMBEDDING_MAP] = F.avg_pool2d(torch.cat([x, inside[NUCLEI_TYPE_MAP]], dim=1), 2)
+            maps[EMBEDDING_MAP] = torch.cat([F.avg_pool2d(one, 2) for one in (x, inside[NUCLEI_TYPE_MAP])], dim=1)
         return maps
 
 

@@ -32,6 +32,7 @@ from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary, refuse
 from cellvit.inference.run import make_room, remove_results
 from cellvit.inference.settings import Origin, SlideSettings
 from cellvit.inference.slide import SlideResult
+from cellvit.inference.statistics import slide_statistics
 from cellvit.inference.summary import SlideFacts
 from cellvit.inference.verify import contents
 from cellvit.io import detections
@@ -95,10 +96,13 @@ def read_given(path: str | Path) -> GivenNuclei:
     notes = tuple(dict.fromkeys(str(one.message) for one in heard if one.category is UserWarning))
     if not len(nuclei):
         raise DataError(f"{str(path)!r} holds no nuclei; give a file with outlines or centroids")
-    labels = nuclei.label
+    types, labels = np.maximum(nuclei.type, 0), nuclei.label
+    if nuclei.classes is None:
+        names = ("Background", *(type_label(None, kind) for kind in range(1, int(types.max()) + 1)))
+        nuclei = replace(nuclei, classes=NucleiClasses(names, standard_colors(names)))
     if labels.min() < 1 or len(np.unique(labels)) < len(labels):
         nuclei = replace(nuclei, label=np.arange(1, len(nuclei) + 1, dtype=np.int32))
-    return GivenNuclei(path, replace(nuclei, embedding=None), facts, notes)
+    return GivenNuclei(path, replace(nuclei, embedding=None, type=types), facts, notes)
 
 
 def _read(path: Path) -> tuple[Nuclei, Mapping[str, Any]]:
@@ -388,6 +392,7 @@ class _EmbeddingRun:
         prepared, settings, nuclei = self._prepared, self.settings, self._measured.nuclei
         facts = SlideFacts(prepared, settings, self.model, self.model_name, self._fingerprints)
         told = {"stains": self._measured.stains.facts(), "outlines": self._outlines()}
+        metadata = {**facts.metadata(), **told}
         first = next(chunk.nuclei for chunk in map(resume.read_part, range(prepared.parts)) if len(chunk.nuclei))
         assert first.embedding is not None
         io.write_parquet_stream(
@@ -396,26 +401,24 @@ class _EmbeddingRun:
             classes=nuclei.classes,
             embedding_dim=first.embedding.shape[1],
             measurements=tuple(first.measurements),
-            metadata={**facts.metadata(), **told},
+            metadata=metadata,
         )
         with atomic_path(self.out / TISSUE) as temporary:
             Image.fromarray(prepared.tissue.to_png()).save(temporary)
         table = SlideTable(prepared.view, prepared.grid, prepared.parts, prepared.part, self.model.classes)
         table.counts = np.zeros(len(self.model.classes), np.int64)
-        metadata = {**facts.metadata(), **told}
-        write_formats(
-            self.out,
-            settings.formats,
-            OutputContext(
-                slide=self.slide,
-                thumbnail=prepared.thumbnail,
-                mpp=prepared.mpp,
-                metadata=metadata,
-                patches=table.patches,
-                origin=settings.origin,
-                tissue=prepared.tissue.mask,
-            ),
+        context = OutputContext(
+            slide=self.slide,
+            thumbnail=prepared.thumbnail,
+            mpp=prepared.mpp,
+            metadata=metadata,
+            patches=table.patches,
+            origin=settings.origin,
+            tissue=prepared.tissue.mask,
         )
+        write_formats(self.out, settings.formats, context)
+        light = io.ParquetStream(self.out / TABLE, embedding=False)
+        mpp = prepared.resolution.mpp
         summary = facts.summary(table, digest=digest, started=started, batch_size=begun["batch_size"])
         kept = nuclei.type[self._owner >= 0]
         by_type = {type_label(nuclei.classes, int(kind)): int((kept == kind).sum()) for kind in np.unique(kept)}
@@ -424,6 +427,8 @@ class _EmbeddingRun:
             "nuclei": {"total": len(kept), "by_type": by_type, "density_per_mm2": None, "off_tissue": 0},
             "tissue": {**summary["tissue"], "source": "outlines of another tool"},
             "warnings": list(dict.fromkeys([*summary["warnings"], *begun["notes"], *self._warnings(unreadable)])),
+            "settings": {**summary["settings"], "measurements": True},
+            "statistics": slide_statistics(light, bounds=context.bounds, mpp=mpp, tissue=prepared.tissue),
             "digests": contents(self.out, summary["files"].values()),
             "seconds": {"total": round(time.perf_counter() - clock, 3)},
         }

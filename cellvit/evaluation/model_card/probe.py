@@ -70,8 +70,8 @@ def sample_places(nuclei: Nuclei, shape: tuple[int, int], *, seed: int) -> Place
 def probe_places(samples: Sequence[PlaceSample]) -> PlaceProbe | None:
     """Return R² of ridge regressions of the place on the embedding, cross-validated over groups of images.
 
-    The penalty is the one that explains most there, so that no linear model of this kind tells more. What a place has in
-    common with the tissue of one image alone does not count, as that image is not among those that are learnt from.
+    The penalty is the one that explains most there, so that no linear model of this kind tells more. What a place has
+    in common with the tissue of one image alone does not count: that image is not among those that are learnt from.
 
     Args:
         samples: One per image.
@@ -100,4 +100,5 @@ def _told(known: Floats, place: Floats, asked: Floats) -> Floats:
     values, vectors = np.linalg.eigh(((known - centre) / scale).T @ ((known - centre) / scale))
     target = vectors.T @ (((known - centre) / scale).T @ (place - place.mean(axis=0)))
     given = ((asked - centre) / scale) @ vectors
-    return np.stack([given @ (target / (values[:, None] + p)) for p in _PENALTIES]) + place.mean(axis=0)
+    told: Floats = np.stack([given @ (target / (values[:, None] + p)) for p in _PENALTIES]) + place.mean(axis=0)
+    return told

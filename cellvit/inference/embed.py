@@ -69,7 +69,7 @@ class GivenNuclei:
     @cached_property
     def without_outline(self) -> NDArray[np.bool_]:
         """Which nuclei are only places."""
-        return ring_lengths(self.nuclei.contour_offsets) == 0
+        return np.asarray(ring_lengths(self.nuclei.contour_offsets) == 0)
 
     @cached_property
     def sha256(self) -> str:
@@ -264,9 +264,14 @@ class _EmbeddingRun:
     @cached_property
     def _measured(self) -> MeasuredNuclei:
         """The nuclei with shape, stain and texture; raises where they are not of this slide."""
-        nuclei, facts, scene = self.given.nuclei, self.given.facts, self.settings.scene
-        given = {"mpp": self.settings.mpp, "magnification": self.settings.magnification}
-        return measure_nuclei(self.slide.path, nuclei, scene=scene, facts=facts, **given)
+        return measure_nuclei(
+            self.slide.path,
+            self.given.nuclei,
+            mpp=self.settings.mpp,
+            magnification=self.settings.magnification,
+            scene=self.settings.scene,
+            facts=self.given.facts,
+        )
 
     @cached_property
     def _placed(self) -> Nuclei:
@@ -372,7 +377,7 @@ class _EmbeddingRun:
         size = np.array([tile.width, tile.height])
         centre = np.tile(placed.centroid[rows] - (tile.x, tile.y), 2)
         bounds = ring_bounds(points, offsets)
-        bounds = np.where(np.isfinite(bounds).all(axis=1)[:, None], bounds, centre)
+        bounds = np.where(np.isfinite(bounds).all(axis=1, keepdims=True), bounds, centre)
         low = np.clip(np.floor(bounds[:, :2]), 0, size - 1)
         high = np.clip(np.ceil(bounds[:, 2:]), low + 1, size)
         labels = draw_rings(points, offsets, (tile.height, tile.width))

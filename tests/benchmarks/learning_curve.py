@@ -126,20 +126,24 @@ def own_score(val):
     return {"mean": f1_score(truth, own, average="macro"), "low": low, "high": high, "by_type": by_type}
 
 
-def picture(found, path):
+def picture(found, path, before):
     """Draw the curves, and the model's own score as a line."""
     figure, axes = new_axes(900, 600)
     for color, (name, points) in zip(COLORS, found["curves"].items(), strict=True):
         x = [point["labels"] for point in points]
         axes.fill_between(x, [p["least"] for p in points], [p["most"] for p in points], color=color, alpha=0.15, lw=0)
         axes.plot(x, [p["mean"] for p in points], "o-", color=color, label=name)
+    if before:
+        points = before["curves"]["embedding"]
+        label = "embedding of 16 px tokens, as before"
+        axes.plot([p["labels"] for p in points], [p["mean"] for p in points], "o:", color="gray", label=label)
     axes.axhline(found["own"]["mean"], color="black", ls="--", label="types of nano's own head")
     axes.axhspan(found["own"]["low"], found["own"]["high"], color="black", alpha=0.06, lw=0)
     axes.set(xscale="log", xlabel="labels per type", ylabel="macro F1, matched nuclei of val")
     axes.set_xticks(LABELS, [str(number) for number in LABELS], minor=False)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="center right")
     Image.fromarray(to_picture(figure)).save(path)
 
 
@@ -148,6 +152,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--before", type=Path, help="what a call with --coarse printed, to draw it too")
     parser.add_argument("--features", type=Path, help="where features are kept for the next call")
     parser.add_argument("--coarse", action="store_true", help="the mean of tokens 16 px wide, as older models store it")
     options = parser.parse_args()
@@ -177,7 +182,7 @@ def main():
     }
     print(json.dumps(found, indent=1))
     if options.picture:
-        picture(found, options.picture)
+        picture(found, options.picture, json.loads(options.before.read_text()) if options.before else None)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def picture(found, path, before):
     axes.set_xticks(LABELS, [str(number) for number in LABELS], minor=False)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(loc="center right")
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.6))
     Image.fromarray(to_picture(figure)).save(path)
 
 

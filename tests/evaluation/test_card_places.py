@@ -1,8 +1,12 @@
 """What embeddings say of the place of a nucleus in its image."""
 
+from pathlib import Path
+
 import numpy as np
 
+from cellvit.evaluation.model_card.measure import CardSettings
 from cellvit.evaluation.model_card.probe import PLACES, PlaceSample, probe_places, sample_places
+from cellvit.io.tables import render
 from cellvit.types import Nuclei
 
 
@@ -44,3 +48,18 @@ def test_places_are_of_nuclei_that_the_border_does_not_cut():
     order = np.argsort(found.place[:, 0])
     np.testing.assert_allclose(found.place[order], [[0.15, 0.1, 30], [0.775, 0.2625, 45]])
     assert found.embedding[order].tolist() == [[2, 3], [4, 5]]
+
+
+def test_the_card_says_it():
+    found = probe_places([sample(seed, telling=[0]) for seed in range(3)])
+    rows = {name: [{"a": 1}] for name in ("data", "scores")}
+    nothing = dict.fromkeys(("types", "calibration", "failures", "no_calibration"))
+    page = render(
+        "evaluation/model_card/card.md.jinja",
+        model={"name": "drawn", "sha256": None},
+        settings=CardSettings(Path("data")),
+        places=found,
+        **rows,
+        **nothing,
+    )
+    assert f"embeddings of 600 nuclei of 3 images: {found.r2['x']:.3f} of x" in page

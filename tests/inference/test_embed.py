@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cellvit import cli, io, segment_image
 from cellvit.errors import ConfigError, DataError, ImageError, OutputError
 from cellvit.inference.embed import embed_slide, read_given
+from cellvit.inference.fingerprints import weights_hash
 from cellvit.inference.protocol import load_model
+from cellvit.model.network import CellViTNetwork
 from cellvit.postprocess.measure import nuclei_from_instances
 
 MPP = 0.25
@@ -95,6 +98,17 @@ def test_tiles_are_resumed_and_a_finished_folder_is_left_alone(drawn, nano, tmp_
         embed_slide(drawn[0], other, tmp_path / "out", **job)
     again = embed_slide(drawn[0], other, tmp_path / "out", overwrite=True, **job)
     assert set(again.nuclei().type) == {2}
+
+
+def test_the_digest_of_a_model_covers_how_it_embeds(nano):
+    decoder = nano.settings["decoder"]
+    widths = {"widths": decoder["init_args"]["widths"]}
+    assert decoder["init_args"] == {**widths, "embedding": True}
+    before = CellViTNetwork(**{**nano.settings, "decoder": {**decoder, "init_args": widths}}).eval()
+    before.load_state_dict(nano.state_dict())
+    maps = [model.predict_maps(torch.rand(1, 3, 32, 32)) for model in (before, nano)]
+    assert [tuple(of["embedding_map"].shape) for of in maps] == [(1, 256, 2, 2), (1, 64, 8, 8)]
+    assert weights_hash(before) != weights_hash(nano)
 
 
 @pytest.mark.parametrize("name", ["labels.tif", "labels.npz", "labels.png", "outlines.parquet", "nuclei.csv"])

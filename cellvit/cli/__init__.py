@@ -60,6 +60,7 @@ _ROWS = (
         "label", _RESULTS, "labels of nuclei from QuPath, tables and others: cellvit label import FILE... --nuclei DIR"
     ),
     Verb("classify", _RESULTS, "types of your own: cellvit classify train|apply|suggest"),
+    Verb("embed", _RESULTS, "give nuclei of other tools our embeddings: cellvit embed SLIDE --outlines FILE"),
     Verb("card", _RESULTS, "measure a model for its model card: scores with intervals, calibration, failures"),
     Verb("doctor", _HERE, "check packages, devices, readers, models and workers, and say what to repair"),
     Verb("demo", _HERE, "find the nuclei of a real tissue image, with the model that ships with the package"),

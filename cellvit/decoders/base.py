@@ -34,7 +34,9 @@ class Decoder(Configurable, nn.Module, ABC):
             features: The encoder's maps ``(B, C_i, H / stride_i, W / stride_i)``.
 
         Returns:
-            For every branch a map ``(B, C, H, W)``.
+            For every branch a map ``(B, C, H, W)``. Beside them there may be ``embedding_map`` ``(B, D, H / s, W / s)``
+            of a stride ``s`` below 16, of which embeddings of nuclei are made; without it they are made of the
+            encoder's deepest map.
         """
 
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cellvit.decoders.base import DECODERS, Decoder
 from cellvit.decoders.unetr import conv_block, upsample
 from cellvit.errors import ConfigError
-from cellvit.types import FeatureInfo
+from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, FeatureInfo
 
 _STRIDES = (2, 4, 8, 16)
 
@@ -30,9 +31,13 @@ class SubpixelDecoder(Decoder):
         shared_convs: Convolutions at each of strides 2, 4 and 8.
         branch_convs: Convolutions of each branch at stride 2.
         dropout: Dropout in every convolution block.
+        embedding: Also give ``embedding_map``, by which nuclei are told apart: the level at stride 2 that all branches
+            share and the convolutions of the branch of types after it, averaged to stride 4. Without it the embedding
+            of a nucleus is made of the encoder's deepest map, whose tokens are wider than a nucleus.
 
     Raises:
-        ConfigError: If the strides of the features do not fit, or a number is out of range.
+        ConfigError: If the strides of the features do not fit, a number is out of range, or there is no branch of types
+            to make an embedding of.
 
     References:
         [1] Shi et al., Real-time single image and video super-resolution using an efficient sub-pixel convolutional
@@ -48,6 +53,7 @@ class SubpixelDecoder(Decoder):
         shared_convs: int = 2,
         branch_convs: int = 1,
         dropout: float = 0.0,
+        embedding: bool = False,
     ) -> None:
         super().__init__(features, branches)
         strides = tuple(feature.stride for feature in features)
@@ -61,6 +67,12 @@ class SubpixelDecoder(Decoder):
                 f"decoder 'subpixel' has widths {list(widths)}, shared_convs {shared_convs}, branch_convs "
                 f"{branch_convs}; give {len(_STRIDES)} widths from 1, shared_convs from 1 and branch_convs from 0"
             )
+        if embedding and NUCLEI_TYPE_MAP not in branches:
+            raise ConfigError(
+                f"decoder 'subpixel' has embedding True, which needs a branch {NUCLEI_TYPE_MAP!r}, but the branches "
+                f"are {', '.join(branches)}; add the head, or leave embedding out"
+            )
+        self.embedding = embedding
         self.out_channels = widths[0]
         self.ups, self.levels = nn.ModuleList(), nn.ModuleList()
         below = features[-1].channels
@@ -86,7 +98,15 @@ class SubpixelDecoder(Decoder):
         x = features[-1]
         for up, level, skip in zip(self.ups, self.levels, features[-2::-1], strict=True):
             x = level(torch.cat([skip, up(x)], dim=1))
-        return {branch: path(x) for branch, path in self.paths.items()}
+        inside, maps = {}, {}
+        for branch, path in self.paths.items():
+            first, *rest = path.children()
+            inside[branch] = maps[branch] = first(x)
+            for layer in rest:
+                maps[branch] = layer(maps[branch])
+        if self.embedding:
+            maps[EMBEDDING_MAP] = torch.cat([F.avg_pool2d(one, 2) for one in (x, inside[NUCLEI_TYPE_MAP])], dim=1)
+        return maps
 
 
 def _convs(sizes: Sequence[int], *, dropout: float) -> nn.Sequential:

@@ -154,7 +154,8 @@ class CellViTNetwork(PretrainedMixin, nn.Module):
             image: ``(B, 3, H, W)`` float in [0, 1]; ``H`` and ``W`` are multiples of 16.
 
         Returns:
-            Logits of every head, and ``embedding_map`` ``(B, D, H / 16, W / 16)``, the deepest feature map.
+            Logits of every head, and ``embedding_map`` ``(B, D, H / s, W / s)``: that of the decoder where it makes
+            one, else the encoder's deepest feature map, ``s`` 16.
 
         Raises:
             ConfigError: If the sides are no multiples of 16, or the values are not in [0, 1]: bytes, or floats up to
@@ -173,7 +174,7 @@ class CellViTNetwork(PretrainedMixin, nn.Module):
         encoded = self.encoder(normalised)
         decoded = self.decoder(normalised, encoded.features)
         logits = {name: head(decoded.get(name, encoded.pooled)) for name, head in self._heads()}
-        return {**logits, EMBEDDING_MAP: encoded.features[-1]}
+        return {**logits, EMBEDDING_MAP: decoded.get(EMBEDDING_MAP, encoded.features[-1])}
 
     @torch.inference_mode()
     def predict_maps(self, image: Tensor) -> dict[str, Tensor]:

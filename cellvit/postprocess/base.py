@@ -34,7 +34,7 @@ class Postprocessor(Configurable, ABC):
         Args:
             maps: Activated maps keyed by name, without a batch axis: ``nuclei_binary_map`` ``(2, H, W)`` and
                 ``nuclei_type_map`` ``(C, H, W)`` probabilities, ``hv_map`` ``(2, H, W)``, and optionally
-                ``embedding_map`` ``(D, h, w)``, the deepest feature map, averaged per nucleus.
+                ``embedding_map`` ``(D, h, w)``, a feature map, averaged per nucleus.
 
         Returns:
             The instance map and the table of nuclei.

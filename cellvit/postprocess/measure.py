@@ -14,6 +14,8 @@ from cellvit.types import UNKNOWN_TYPE, IntMap, Nuclei, NucleiClasses, NucleiPre
 TypeRule = Literal["majority", "mean"]
 
 _Box = tuple[slice, slice]
+_Pixels = tuple[NDArray[np.int64], NDArray[np.intp], NDArray[np.intp]]  # row of the nucleus, y, x
+_WIDE = 16  # pixels: a token of that stride is wider than most nuclei
 
 
 def nuclei_from_instances(
@@ -46,10 +48,11 @@ def nuclei_from_instances(
             None makes every nucleus type 1.
         nucleus_prob: ``(H, W)`` in [0, 1], read only where ``type_map`` is None: ``type_prob`` is its mean
             inside the nucleus. None makes ``type_prob`` 1.
-        embedding_map: ``(D, h, w)`` feature map of the image, padded at the bottom and the right to whole tokens. A
-            nucleus's embedding is the mean of the tokens its bounding box covers: rows ``floor(ymin / s)`` to
-            ``ceil(ymax / s)`` (half-open), and likewise for columns, where the stride ``s`` is the least power of
-            two that makes ``h`` tokens cover ``H`` pixels. None leaves the embedding out.
+        embedding_map: ``(D, h, w)`` feature map of the image, padded at the bottom and the right to whole tokens. The
+            stride ``s`` is the least power of two that makes ``h`` tokens cover ``H`` pixels. From 16 on a token is
+            wider than a nucleus, and its embedding is, as published, the mean of the tokens its bounding box covers:
+            rows ``floor(ymin / s)`` to ``ceil(ymax / s)`` (half-open), and likewise for columns. In a finer map it is
+            the mean of the tokens under its pixels, each as often as it has pixels there. None leaves it out.
         classes: Names and colours of the types, passed on to the table.
         type_rule: ``"majority"`` or ``"mean"``; labels per pixel count as probabilities of 0 and 1.
         min_contour_points: Points that OpenCV's contour of the border pixels needs; 1 keeps every instance, single
@@ -101,7 +104,7 @@ def nuclei_from_instances(
         contour_offsets=offsets,
         contour_points=points.astype(np.float64),
         label=np.arange(1, num + 1, dtype=np.int32),
-        embedding=None if tokens is None else _box_means(tokens, bbox, instances.shape),
+        embedding=None if tokens is None else _embedding(tokens, bbox, instances.shape, (row_of, y, x)),
         classes=classes,
     )
     return NucleiPrediction(instances, nuclei)
@@ -244,7 +247,63 @@ def _type_counts(row_of: NDArray[np.int64], types: NDArray[np.int64], num: int) 
     return np.bincount(row_of * num_types + types, minlength=num * num_types).reshape(num, num_types)
 
 
-def _box_means(tokens: NDArray[Any], bbox: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float32]:
+def nuclei_embeddings(embedding_map: ArrayLike, instance_map: IntMap, bbox: ArrayLike) -> NDArray[np.float32]:
+    """Return the embedding of every nucleus of a map, as :func:`nuclei_from_instances` makes it.
+
+    Args:
+        embedding_map: ``(D, h, w)`` feature map of the image, padded at the bottom and the right to whole tokens.
+        instance_map: Integers ``(H, W)``, 0 is background, nucleus ``i`` is ``i + 1``.
+        bbox: ``(N, 4)`` boxes inside the image, of one pixel or more. A nucleus that has no pixel in the map, as others
+            cover it, gets the mean of the tokens its box covers.
+
+    Returns:
+        ``(N, D)`` float32.
+
+    Raises:
+        DataError: If the map has the wrong shape, number type or values.
+
+    Example:
+        >>> tokens = np.arange(4.0, dtype=np.float32).reshape(1, 2, 2)
+        >>> nucleus = np.zeros((16, 16), np.int32)
+        >>> nucleus[7:9, 0:6] = 1
+        >>> nuclei_embeddings(tokens, nucleus, [[0, 7, 6, 9]]).tolist()
+        [[1.0]]
+    """
+    tokens = _checked_tokens(np.asarray(embedding_map))
+    y, x = np.nonzero(instance_map)
+    return _embedding(
+        tokens, np.asarray(bbox, np.int64), instance_map.shape, (instance_map[y, x].astype(int) - 1, y, x)
+    )
+
+
+def _embedding(
+    tokens: NDArray[Any], bbox: NDArray[np.int64], shape: tuple[int, ...], pixels: _Pixels
+) -> NDArray[np.float32]:
+    """Return the mean token of every nucleus, ``(N, D)``."""
+    strides = _stride(shape[0], tokens.shape[1]), _stride(shape[1], tokens.shape[2])
+    if max(strides) >= _WIDE:
+        return _box_means(tokens, bbox, strides)
+    means = _area_means(tokens, pixels, strides, len(bbox))
+    hidden = np.isnan(means[:, 0])
+    if hidden.any():
+        means[hidden] = _box_means(tokens, bbox[hidden], strides)
+    return means
+
+
+def _area_means(tokens: NDArray[Any], pixels: _Pixels, strides: tuple[int, int], num: int) -> NDArray[np.float32]:
+    """Return the mean of the tokens under the pixels of every nucleus, ``(N, D)``, NaN for one without pixels."""
+    from scipy import sparse  # as above
+
+    row_of, y, x = pixels
+    cell = (y // strides[0]) * tokens.shape[2] + x // strides[1]
+    counts = sparse.csr_matrix((np.ones(len(cell), np.float32), (row_of, cell)), shape=(num, tokens[0].size))
+    area = np.bincount(row_of, minlength=num).astype(np.float32)
+    area[area == 0] = np.nan
+    means: NDArray[np.float32] = counts @ tokens.reshape(len(tokens), -1).T.astype(np.float32) / area[:, None]
+    return means
+
+
+def _box_means(tokens: NDArray[Any], bbox: NDArray[np.int64], strides: tuple[int, int]) -> NDArray[np.float32]:
     """Return the mean token under every box, ``(N, D)``, from one summed-area table."""
     dim, height, width = tokens.shape
     table = np.zeros((height + 1, width + 1, dim))
@@ -254,7 +313,7 @@ def _box_means(tokens: NDArray[Any], bbox: NDArray[np.int64], shape: tuple[int, 
         table[row + 1] += table[row]
     for column in range(width):
         table[:, column + 1] += table[:, column]
-    rows, cols = _stride(shape[0], height), _stride(shape[1], width)
+    rows, cols = strides
     x0, y0, x1, y1 = bbox[:, 0] // cols, bbox[:, 1] // rows, -(-bbox[:, 2] // cols), -(-bbox[:, 3] // rows)
     total = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
     means: NDArray[np.float64] = total / ((y1 - y0) * (x1 - x0))[:, None]

@@ -131,3 +131,20 @@ def test_a_model_is_built_with_it_by_name():
     assert {name: tuple(result[name].shape) for name in channels} == {n: (1, c, 48, 32) for n, c in channels.items()}
     with pytest.raises(ConfigError, match="use decoder 'unetr'"):
         CellViT("vit-256", num_nuclei_classes=3, decoder="subpixel")
+
+
+def test_an_embedding_is_the_shared_level_and_the_path_of_types_at_stride_4():
+    branches, features, image = ["nuclei_type_map", "a"], maps(32, 48), torch.randn(2, 3, 32, 48)
+    decoder, seen = SubpixelDecoder(PYRAMID, branches, embedding=True, **SMALL).eval(), []
+    for layers in (decoder.levels[-1], decoder.paths["nuclei_type_map"][0]):
+        layers.register_forward_hook(lambda _, __, made: seen.append(made))
+    plain = SubpixelDecoder(PYRAMID, branches, **SMALL).eval()
+    plain.load_state_dict(decoder.state_dict())  # it has no weights of its own
+    with torch.inference_mode():
+        found, without = decoder(image, features), plain(image, features)
+        expected = torch.nn.functional.avg_pool2d(torch.cat(seen, dim=1), 2)
+    torch.testing.assert_close(found.pop("embedding_map"), expected)
+    assert expected.shape == (2, 2 * 6, 8, 12)
+    torch.testing.assert_close(found, without)
+    with pytest.raises(ConfigError, match="embedding True, which needs a branch 'nuclei_type_map', but the branches"):
+        SubpixelDecoder(PYRAMID, ["a"], embedding=True, **SMALL)

@@ -8,6 +8,7 @@ from support.reference_postprocess import assert_same, literal_nuclei
 
 from cellvit.errors import DataError
 from cellvit.postprocess import nuclei_from_instances
+from cellvit.postprocess.measure import nuclei_embeddings
 from cellvit.types import NucleiClasses
 
 
@@ -165,11 +166,10 @@ def test_by_mean_labels_are_certain_probabilities():
     [
         ((128, 160), (8, 10), 16),
         ((121, 146), (8, 10), 16),  # the image was padded to whole tokens
-        ((128, 160), (32, 40), 4),
-        ((128, 160), (128, 160), 1),
+        ((128, 160), (4, 5), 32),
     ],
 )
-def test_embedding_is_the_mean_of_the_tokens_under_the_box(shape, grid, stride):
+def test_embedding_is_the_mean_of_wide_tokens_under_the_box(shape, grid, stride):
     instances = draw_ellipses(40, shape, seed=5)
     tokens = np.random.default_rng(1).normal(3, 1, (4, *grid)).astype(np.float32)
     nuclei = nuclei_from_instances(instances, embedding_map=tokens).nuclei
@@ -182,6 +182,23 @@ def test_embedding_is_the_mean_of_the_tokens_under_the_box(shape, grid, stride):
             if row * stride < ymax and (row + 1) * stride > ymin and col * stride < xmax and (col + 1) * stride > xmin
         ]
         np.testing.assert_allclose(found, np.mean(covered, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "stride"), [((128, 160), (16, 20), 8), ((121, 146), (32, 40), 4), ((128, 160), (128, 160), 1)]
+)
+def test_embedding_is_the_mean_of_fine_tokens_under_the_pixels(shape, grid, stride):
+    instances = draw_ellipses(40, shape, seed=5)
+    tokens = np.random.default_rng(1).normal(3, 1, (4, *grid)).astype(np.float32)
+    found = nuclei_from_instances(instances, embedding_map=tokens)
+    assert found.nuclei.embedding.dtype == np.float32
+    of_pixels = tokens.repeat(stride, 1).repeat(stride, 2)[:, : shape[0], : shape[1]]
+    expected = [of_pixels[:, found.instance_map == label].mean(axis=1) for label in found.nuclei.label]
+    np.testing.assert_allclose(found.nuclei.embedding, expected, rtol=1e-5)
+    hidden = np.where(found.instance_map == 1, 0, found.instance_map)
+    (x0, y0, x1, y1), again = found.nuclei.bbox[0].astype(int), nuclei_embeddings(tokens, hidden, found.nuclei.bbox)
+    under_box = tokens[:, y0 // stride : -(-y1 // stride), x0 // stride : -(-x1 // stride)].mean(axis=(1, 2))
+    np.testing.assert_allclose(again, [under_box, *expected[1:]], rtol=1e-5)
 
 
 def test_class_names_are_passed_on_and_must_suffice():

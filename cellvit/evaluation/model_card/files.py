@@ -113,6 +113,7 @@ def write_card(
         "calibration": None
         if calibration is None
         else {"mpp": found.main, "type_rule": found.type_rule, **asdict(calibration)},
+        "places": None if found.places is None else asdict(found.places),
         "failures": failures,
         "seconds": float(seconds),
         "versions": versions(),
@@ -176,6 +177,7 @@ def _page(
         notes=[] if calibration is None else calibration_notes(calibration, found.type_rule),
         bins=[] if calibration is None else bin_table(calibration),
         no_calibration=NO_CALIBRATION,
+        places=found.places,
         failures=failures,
     )
 

@@ -11,6 +11,7 @@ from cellvit.errors import ConfigError
 from cellvit.evaluation.calibration import Calibration, TypeSample, calibrate, sample_types
 from cellvit.evaluation.model_card.images import LabelledImage, predict_image, read_labelled, resample_via_mpp
 from cellvit.evaluation.model_card.pictures import Window, choose_windows, worst_window
+from cellvit.evaluation.model_card.probe import PlaceProbe, PlaceSample, probe_places, sample_places
 from cellvit.evaluation.scoring import ImageScores, ScoreSettings, score_nuclei
 from cellvit.geometry.symmetry import symmetries
 from cellvit.inference.protocol import NucleiModel, evaluation_mode
@@ -101,6 +102,7 @@ class Measurements:
         windows: Where most goes wrong.
         main: The resolution of calibration and windows: the one nearest to the model's.
         type_rule: Rule by which the model chooses the type of a nucleus.
+        places: What embeddings say of the place in the image, at the main resolution; None where that cannot be told.
     """
 
     images: tuple[CardImage, ...]
@@ -108,6 +110,7 @@ class Measurements:
     windows: tuple[Window, ...]
     main: float
     type_rule: str
+    places: PlaceProbe | None = None
 
 
 def find_images(settings: CardSettings, model: NucleiModel) -> list[ImageRecord]:
@@ -183,6 +186,7 @@ def measure(
         windows=job.windows,
         main=job.main,
         type_rule=str(getattr(getattr(network, "postprocessor", None), "type_rule", "majority")),
+        places=probe_places(job.places),
     )
 
 
@@ -195,6 +199,7 @@ class _Job:
         self.main = min(settings.mpp, key=lambda m: abs(np.log(m / model.mpp)))
         self.samples: list[TypeSample] = []
         self.windows: tuple[Window, ...] = ()
+        self.places: list[PlaceSample] = []
 
     def measure(self, number: int, image: LabelledImage) -> CardImage:
         """Measure one image at every resolution."""
@@ -218,8 +223,10 @@ class _Job:
             window = worst_window(image.record, seen, target.nuclei, found.nuclei.nuclei, radius=radius)
             if window is not None:  # chosen at once, so that few are in memory
                 self.windows = choose_windows([*self.windows, window], self.settings.pictures)
+            seed = self.settings.seed + number
+            places = sample_places(found.nuclei.nuclei, (seen.shape[0], seen.shape[1]), seed=seed)
+            self.places += [] if places is None else [places]
             if found.type_map is not None and len(found.type_map) > 2:
-                seed = self.settings.seed + number
                 self.samples.append(
                     sample_types(found.nuclei, target, found.type_map, radius=radius, image=number, seed=seed)
                 )

@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="result folder; made if missing")
     add("--model", default="nano", metavar="NAME", help="name, folder, or released .pth of a model (default: nano)")
     add_trust(parser)
+    add("--classifier", type=Path, metavar="DIR", help="types of this classifier of 'cellvit classify', not FILE's")
     add("--radius", type=positive(float), default=4.0, metavar="UM", help="of discs for bare centroids (default: 4)")
     add("--mpp", type=positive(float), metavar="UM", help="microns per pixel (default: as SLIDE, else FILE states)")
     add("--magnification", type=positive(float), metavar="X", help="objective power instead: 40 is 0.25 microns")
@@ -48,6 +49,11 @@ def _run(options: argparse.Namespace, output: Output) -> int:
     from cellvit.inference.embed import embed_slide
     from cellvit.plugins.trust import trusted_packages
 
+    trust = trusted_packages(options.trust)
+    if options.classifier:
+        from cellvit.classification import TypeClassifier
+
+        TypeClassifier.load(options.classifier, trust=trust)  # told before anything is written
     with output.bars() as bars:
         task = bars.add_task("tiles", total=None)
         done = embed_slide(
@@ -67,12 +73,20 @@ def _run(options: argparse.Namespace, output: Output) -> int:
             precision=options.precision,
             formats=tuple(name for name in options.formats.split(",") if name),
             overwrite=options.overwrite,
-            trust=trusted_packages(options.trust),
+            trust=trust,
         )
     for text in done.summary["warnings"]:
         output.note(f"{str(options.slide)!r}: {text}", "warning")
     nuclei = done.summary["nuclei"]
-    output.row({"out": options.out, "nuclei": nuclei["total"], "types": nuclei["by_type"]})
+    types = nuclei["by_type"]
+    if options.classifier:
+        from cellvit.classification import apply_types
+
+        typed = apply_types(options.classifier, options.out, trust=trust)
+        types = dict(typed.counts)
+        for text in typed.notes:
+            output.note(text, "warning")
+    output.row({"out": options.out, "nuclei": nuclei["total"], "types": types})
     output.line(
         f"{nuclei['total']:,} nuclei of {options.outlines.name} have embeddings of {done.summary['model']['name']}"
     )

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from cellvit import cli, io, segment_image
+from cellvit.classification import TypeClassifier
 from cellvit.errors import ConfigError, DataError, ImageError, OutputError
 from cellvit.inference.embed import embed_slide, read_given
 from cellvit.inference.fingerprints import weights_hash
@@ -182,3 +183,19 @@ def test_command(drawn, tmp_path, capsys):
     }
     assert cli.main([*call[:3], str(tmp_path / "none.geojson"), *call[4:]]) == 1
     assert "none.geojson' does not exist" in capsys.readouterr().err
+
+
+def test_command_with_a_classifier(drawn, tmp_path, capsys):
+    outlines, out = write(tmp_path / "a.geojson", drawn[1]), tmp_path / "out"
+    call = ["embed", str(drawn[0]), "--outlines", str(outlines), "--mpp", "0.25", "--formats", "", "--json"]
+    assert cli.main([*call, "--out", str(out)]) == 0
+    nuclei = io.read_parquet(out / "nuclei.parquet")
+    names = np.where(nuclei.embedding[:, 0] > np.median(nuclei.embedding[:, 0]), "High", "Low").astype(object)
+    TypeClassifier(features=("embedding",)).fit(nuclei, names).save(tmp_path / "mine")
+    capsys.readouterr()
+    assert cli.main([*call, "--out", str(out), "--classifier", str(tmp_path / "mine")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["types"]) & {"High", "Low"}
+    assert set(io.read_parquet(out / "nuclei.parquet").classes.names) >= {"High", "Low"}
+    assert cli.main([*call, "--out", str(tmp_path / "new"), "--classifier", str(tmp_path / "none")]) == 1
+    assert not (tmp_path / "new").exists()

@@ -54,7 +54,9 @@ def _searched(plan: SlidePlan) -> str:
 def _tiles(plan: SlidePlan) -> str:
     done = f"; {plan.tiles - plan.tiles_left:,} done, {plan.tiles_left:,} left" if plan.tiles_left < plan.tiles else ""
     empty = "; there is nothing to do" if not plan.tiles else ""
-    return f"{plan.tiles:,} of {plan.tiles_total:,} are searched{done}{empty}"
+    share = plan.whole_tiles / plan.tiles if plan.tiles else 1.0
+    cut = f", cut down to {share:.0%} of their pixels" if round(share, 2) < 1 else ""
+    return f"{plan.tiles:,} of {plan.tiles_total:,} are searched{cut}{done}{empty}"
 
 
 def _started(plan: SlidePlan) -> str:

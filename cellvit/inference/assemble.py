@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from cellvit.io.stream import Patches
 from cellvit.measurement.base import Columns
 from cellvit.measurement.measure import TileMeasurement, measure_missing, measured_names
 from cellvit.measurement.neighbors import measure_neighbors, neighbor_columns
-from cellvit.slide.stitching import StreamingStitcher, TileNuclei
+from cellvit.slide.stitching import SeamReplay, SeamStep, StreamingStitcher, TileNuclei
 from cellvit.slide.tiling import TileGrid
 from cellvit.slide.tissue import TissueMask
 from cellvit.slide.view import SlideView
@@ -26,9 +27,21 @@ TISSUE = "tissue.png"
 _MARGIN = 64
 
 
+class _Scanned(NamedTuple):
+    """What was decided on a part: how its seams are joined and which nuclei are kept then; of these place and type."""
+
+    step: SeamStep
+    kept: NDArray[np.intp]
+    centroid: NDArray[np.float64]
+    type: NDArray[np.int32]
+
+
 @dataclass
 class SlideTable:
     """Makes the table of nuclei of a slide from its parts; only a part and the nuclei at open seams are held.
+
+    Outlines at seams are compared when a part is scanned, which may be while later tiles are still computed; then the
+    table is made by the same decisions. Of every nucleus its centre, its type and its row are held until then.
 
     Attributes:
         view: The slide at the model's resolution.
@@ -41,11 +54,11 @@ class SlideTable:
         region: Nuclei whose centroid lies outside are left out; None keeps all.
         origin: ``"slide"`` or ``"bounds"``: where coordinates count from.
         measure: What measured the nuclei of the tiles; None for nuclei that were not.
-        counts: ``(C,)`` nuclei per type, filled while it is iterated.
-        off_tissue: Nuclei of the region that were left out as they lie off the tissue, filled while it is iterated.
-        unreadable: Numbers of the tiles that could not be read, filled while it is iterated.
-        seconds: What the parts took, by stage, in all runs together, filled while it is iterated.
-        made_on: What the parts were computed on, each once, filled while it is iterated.
+        counts: ``(C,)`` nuclei per type, filled while parts are scanned.
+        off_tissue: Nuclei of the region that were left out as they lie off the tissue, filled while parts are scanned.
+        unreadable: Numbers of the tiles that could not be read, filled while parts are scanned.
+        seconds: What the parts took, by stage, in all runs together, filled while parts are scanned.
+        made_on: What the parts were computed on, each once, filled while parts are scanned.
     """
 
     view: SlideView
@@ -57,73 +70,87 @@ class SlideTable:
     region: Region | None = None
     origin: Origin = "slide"
     measure: TileMeasurement | None = None
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts: NDArray[np.int64] = field(init=False)
     off_tissue: int = 0
     unreadable: list[int] = field(default_factory=list)
     seconds: Counter[str] = field(default_factory=Counter)
     made_on: list[str] = field(default_factory=list)
 
-    def embedding_dim(self, resume: ResumeFolder) -> int | None:
-        """Return the width of the embeddings, or None if nuclei have none: of the first part that has nuclei."""
-        width = None
-        for number in range(self.parts):
-            found = resume.read_part(number).nuclei
-            width = None if found.embedding is None else found.embedding.shape[1]
-            if len(found):
-                break
-        return width
+    def __post_init__(self) -> None:
+        self.counts = np.zeros(len(self.classes), np.int64)
+        self._stitcher = StreamingStitcher(self.grid)
+        self._scanned: list[_Scanned] = []
+        self._width: int | None = None
+        self._found = 0
+
+    @property
+    def scanned(self) -> int:
+        """Return the number of parts that are scanned."""
+        return len(self._scanned)
 
     @property
     def measured_names(self) -> tuple[str, ...]:
         """Return the names of what is measured, in the order of the columns."""
         return () if self.measure is None else (*measured_names(), *neighbor_columns(self.classes))
 
+    def embedding_dim(self, resume: ResumeFolder) -> int | None:
+        """Return the width of the embeddings, or None if nuclei have none: of the first part that has nuclei."""
+        self.scan(resume, self.parts)
+        return self._width
+
+    def scan(self, resume: ResumeFolder, stop: int) -> None:
+        """Decide which nuclei of the parts below a number are kept, once for each part, in their order.
+
+        Args:
+            resume: Holds these parts.
+            stop: Number of the first part that is not looked at.
+        """
+        for number in range(self.scanned, stop):
+            chunk = resume.read_part(number)
+            self.unreadable += chunk.unreadable
+            self.seconds.update(chunk.seconds)
+            self.made_on += [chunk.made_on] if chunk.made_on and chunk.made_on not in self.made_on else []
+            if not self._found:
+                self._width = None if chunk.nuclei.embedding is None else chunk.nuclei.embedding.shape[1]
+            self._found += len(chunk.nuclei)
+            found = replace(chunk.nuclei, embedding=None, measurements={})
+            last = number + 1 == self.parts
+            done = len(self.grid) if last else int(self.part(number + 1)[0])
+            step, final = self._stitcher.step(self._place(chunk.tile, found), done=done)
+            kept = self._kept(final)
+            placed = self._on_slide(final.select(kept))
+            self.counts += np.bincount(placed.type, minlength=len(self.classes))
+            self._scanned.append(_Scanned(step, kept, placed.centroid, placed.type))
+
     def nuclei(self, resume: ResumeFolder) -> Iterator[Nuclei]:
         """Yield the nuclei in chunks: each once, labelled 1..N, in level-0 pixels, with what was measured.
-
-        Neighbours may lie anywhere, so the parts are read twice if nuclei are measured, first for all centres.
 
         Args:
             resume: Holds the finished parts.
         """
-        neighbors, label = self._neighbors(resume), 0
-        for placed in self._finals(resume, measure=self.measure):
+        self.scan(resume, self.parts)
+        neighbors, label, replay = self._neighbors(), 0, SeamReplay()
+        for number, scanned in enumerate(self._scanned):
+            chunk = resume.read_part(number)
+            final = replay.add(self._place(chunk.tile, chunk.nuclei), scanned.step).select(scanned.kept)
+            placed = replace(self._on_slide(final), classes=self.classes)
+            if self.measure is not None:  # those that no tile holds whole are measured now
+                whole = measure_missing(self.view, final, mpp=self.measure.mpp, stains=self.measure.stains)
+                placed = replace(placed, measurements=whole.measurements)
             rows = slice(label, label + len(placed))
             measured = {**placed.measurements, **{name: values[rows] for name, values in neighbors.items()}}
             numbers = np.arange(rows.start + 1, rows.stop + 1, dtype=np.int32)
             yield replace(placed, label=numbers, measurements=measured)
             label = rows.stop
 
-    def _neighbors(self, resume: ResumeFolder) -> Columns:
+    def _neighbors(self) -> Columns:
+        """Measure the neighbours of all nuclei, which may lie anywhere."""
         if self.measure is None:
             return {}
-        centroid, kind = [np.zeros((0, 2))], [np.zeros(0, np.int32)]
-        for final in self._finals(resume, measure=None):
-            centroid.append(final.centroid)
-            kind.append(final.type)
         across, down = (mpp * scale for mpp, scale in zip(self.measure.mpp, self.view.scale, strict=True))
-        places, types = np.concatenate(centroid), np.concatenate(kind)
+        places = np.concatenate([np.zeros((0, 2)), *(part.centroid for part in self._scanned)])
+        types = np.concatenate([np.zeros(0, np.int32), *(part.type for part in self._scanned)])
         return measure_neighbors(places, types, classes=self.classes, mpp=(across, down))
-
-    def _finals(self, resume: ResumeFolder, *, measure: TileMeasurement | None) -> Iterator[Nuclei]:
-        """Yield the nuclei of the slide, each once, in level-0 pixels; measured only with ``measure``."""
-        stitcher = StreamingStitcher(self.grid)
-        self.counts, self.unreadable = np.zeros(len(self.classes), np.int64), []
-        self.off_tissue, self.seconds, self.made_on = 0, Counter(), []
-        for number in range(self.parts):
-            chunk = resume.read_part(number)
-            found = chunk.nuclei
-            if self.measure is not None and measure is None:
-                found = replace(found, embedding=None, measurements={})
-            self.unreadable += chunk.unreadable
-            self.seconds.update(chunk.seconds)
-            self.made_on += [chunk.made_on] if chunk.made_on and chunk.made_on not in self.made_on else []
-            last = number + 1 == self.parts
-            done = len(self.grid) if last else int(self.part(number + 1)[0])
-            final = stitcher.add(self._place(chunk.tile, found), done=done)
-            placed = self._on_slide(replace(final, classes=self.classes), measure)
-            self.counts += np.bincount(placed.type, minlength=len(self.classes))
-            yield placed
 
     def _place(self, tile: NDArray[np.int64], found: Nuclei) -> TileNuclei:
         """Return the nuclei of a part in pixels of the view."""
@@ -131,22 +158,24 @@ class SlideTable:
         runs = [(int(tile[a]), np.arange(a, b)) for a, b in pairwise(limits)] or [(0, tile)]
         return TileNuclei.concatenate([TileNuclei.place(self.grid, index, found.select(rows)) for index, rows in runs])
 
-    def _on_slide(self, nuclei: Nuclei, measure: TileMeasurement | None) -> Nuclei:
-        """Return nuclei of the view in level-0 pixels, those of the tissue and the region only, all of them measured.
+    def _kept(self, nuclei: Nuclei) -> NDArray[np.intp]:
+        """Return which nuclei of the view lie on the tissue and in the region, and count those off the tissue."""
+        kept = np.ones(len(nuclei), bool)
+        if self.region is not None:
+            kept = self.region.contains(self.view.to_level0(nuclei).centroid)
+        if self.tissue is not None:
+            off = kept & ~self.tissue.contains(nuclei.centroid, (self.view.width, self.view.height))
+            self.off_tissue += int(off.sum())
+            kept &= ~off
+        return np.flatnonzero(kept)
+
+    def _on_slide(self, nuclei: Nuclei) -> Nuclei:
+        """Return nuclei of the view in level-0 pixels, counted from where the files count.
 
         Outlines of a resampled slide are rounded to 0.01 pixels: all digits would nearly double the text files.
         """
         placed = self.view.to_level0(nuclei)
         placed = replace(placed, contour_points=placed.contour_points.round(2))
-        kept = np.ones(len(placed), bool) if self.region is None else self.region.contains(placed.centroid)
-        if self.tissue is not None:
-            off = kept & ~self.tissue.contains(nuclei.centroid, (self.view.width, self.view.height))
-            self.off_tissue += int(off.sum())
-            kept &= ~off
-        placed = placed.select(kept)
-        if measure is not None:  # those that no tile holds whole are measured now
-            whole = measure_missing(self.view, nuclei.select(kept), mpp=measure.mpp, stains=measure.stains)
-            placed = replace(placed, measurements=whole.measurements)
         x, y = self.view.slide.bounds[:2] if self.origin == "bounds" else (0, 0)
         return placed.transform(shift=(-x, -y)) if (x, y) != (0, 0) else placed
 

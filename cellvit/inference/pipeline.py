@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,9 @@ from cellvit.inference.protocol import NucleiModel, Progress, postprocessor_of
 from cellvit.inference.resources import memory_advice
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import reading_threads
-from cellvit.inference.workers import PostprocessPool, nuclei_of
+from cellvit.inference.workers import Finish, PostprocessPool, nuclei_of
 from cellvit.model.build import start_transfer
-from cellvit.types import EMBEDDING_MAP, Nuclei, NucleiPrediction
+from cellvit.types import EMBEDDING_MAP, Nuclei
 
 Arrays = list[dict[str, NDArray[Any]]]
 
@@ -57,7 +57,7 @@ class TileStream:
     Attributes:
         prepared: The slide, its tiles and its parts.
         model: In evaluation mode, on its device.
-        batch_size: Tiles that go through the network together, at most those of one part.
+        batch_size: Tiles of one size that go through the network together, at most those of one part.
         autocast: Makes the context in which the network runs.
         embeddings: Whether nuclei get an embedding.
         measure: Makes the table of a tile from its number, its pixels and what is found; None takes that as it is.
@@ -73,7 +73,7 @@ class TileStream:
     batch_size: int
     autocast: Callable[[], AbstractContextManager[Any]]
     embeddings: bool
-    measure: Callable[[int, NDArray[np.uint8], NucleiPrediction], Nuclei] | None = None
+    measure: Finish | None = None
     clock: float = field(default_factory=time.perf_counter)
     seconds: StageSeconds = field(default_factory=StageSeconds)
     noted: dict[str, float] = field(default_factory=dict)
@@ -84,13 +84,22 @@ class TileStream:
         self.notes: list[str] = []
         self._postprocessor = postprocessor_of(self.model)
 
-    def run(self, journal: ResumeFolder, *, workers: int, progress: Progress | None = None) -> str:
+    def run(
+        self,
+        journal: ResumeFolder,
+        *,
+        workers: int,
+        progress: Progress | None = None,
+        written: Callable[[int], None] | None = None,
+    ) -> str:
         """Find the nuclei of every part that is not finished, and write them.
 
         Args:
             journal: Knows what is finished and takes the parts.
             workers: Post-processing processes.
             progress: Called with the number of finished tiles and of all tiles.
+            written: Called in a thread of its own, beside the network, with the number of parts from the first one on
+                that are finished, whenever there are more.
 
         Returns:
             Who post-processed: ``"processes"`` or ``"threads"``.
@@ -105,13 +114,16 @@ class TileStream:
         report(done, len(self.prepared.tiles))
         self._started = time.perf_counter()
         size = self.prepared.grid.tile_size
-        with memory_advice(tile_size=size, batch_size=self.batch_size), PostprocessPool(self.model, workers) as pool:
+        with (
+            memory_advice(tile_size=size, batch_size=self.batch_size),
+            PostprocessPool(self.model, workers, self.measure) as pool,
+            _Parts(self, journal, written, missing) as collected,
+        ):
             under_way: deque[tuple[int, int, Future[Nuclei]]] = deque()
-            collected = _Parts(self, journal)
             for number, indices, images, maps in self._predicted(missing):
                 for index, image, arrays in zip(indices, images, maps, strict=True):
-                    finish = None if self.measure is None else partial(self.measure, index, image)
-                    under_way.append((number, index, pool.submit(arrays, finish)))
+                    place = None if self.measure is None else (index, image)
+                    under_way.append((number, index, pool.submit(arrays, place)))
                 while len(under_way) > pool.capacity or (under_way and under_way[0][2].done()):
                     collected.add(*under_way.popleft())
                     report(done + collected.tiles, len(self.prepared.tiles))
@@ -159,11 +171,12 @@ class TileStream:
             return number, indices, images, transfer()
 
     def _batches(self, missing: Sequence[int]) -> Iterator[tuple[int, list[int], NDArray[np.uint8]]]:
-        """Yield batches of tiles, read ahead by threads; a batch never crosses the border of a part."""
+        """Yield batches of tiles of one size, read ahead by threads; none crosses the border of a part."""
         plan = [
             (number, rows)
             for number in missing
-            for rows in _chunks(self.prepared.part(number).tolist(), self.batch_size)
+            for _, same in groupby(sorted(self.prepared.part(number).tolist(), key=self._size), self._size)
+            for rows in _chunks(list(same), self.batch_size)
         ]
         threads = reading_threads()
         ahead: deque[Future[NDArray[np.uint8]]] = deque()
@@ -176,6 +189,10 @@ class TileStream:
                     yield number, rows, np.stack([ahead.popleft().result() for _ in rows])
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _size(self, index: int) -> tuple[int, int]:
+        tile = self.prepared.grid.tile(index)
+        return -tile.height, -tile.width  # large ones first: what lacks memory says so at once
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         started, tile = time.perf_counter(), self.prepared.grid.tile(index)
@@ -193,12 +210,26 @@ class TileStream:
 
 
 class _Parts:
-    """Gathers the nuclei of tiles, which come in order, and writes each part when its last tile is there."""
+    """Gathers the nuclei of tiles and writes each part when its last tile is there; use it as a context."""
 
-    def __init__(self, stream: TileStream, journal: ResumeFolder) -> None:
-        self._stream, self._journal = stream, journal
+    def __init__(
+        self,
+        stream: TileStream,
+        journal: ResumeFolder,
+        written: Callable[[int], None] | None,
+        missing: Sequence[int],
+    ) -> None:
+        self._stream, self._journal, self._written = stream, journal, written
+        self._missing = deque(missing)
         self._found: list[tuple[int, Nuclei]] = []
         self.tiles = 0
+
+    def __enter__(self) -> "_Parts":
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="parts")
+        return self
+
+    def __exit__(self, *stop: object) -> None:
+        self._beside.shutdown(wait=True, cancel_futures=True)
 
     def add(self, number: int, index: int, future: "Future[Nuclei]") -> None:
         """Take one tile, waiting for it if need be."""
@@ -212,8 +243,17 @@ class _Parts:
             with _Timer(self._stream.seconds, "write"):
                 unreadable = sorted(self._stream.unreadable & {index for index, _ in self._found})
                 facts = self._stream.facts_of_part()
-                self._journal.write_part(number, self._found, unreadable=unreadable, **facts)
+                found = sorted(self._found, key=lambda tile: tile[0])
+                self._journal.write_part(number, found, unreadable=unreadable, **facts)
             self._found = []
+            self._missing.popleft()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say how many parts from the first one on are finished; whoever needs what comes of it meets its errors."""
+        if self._written is not None:
+            finished = self._missing[0] if self._missing else self._stream.prepared.parts
+            self._beside.submit(self._written, finished)
 
 
 @dataclass

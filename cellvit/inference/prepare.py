@@ -22,7 +22,7 @@ from cellvit.measurement.measure import TileMeasurement, stains_at
 from cellvit.slide.appearance import appearance_remarks
 from cellvit.slide.open import Slide
 from cellvit.slide.resolution import Resolution, slide_resolution
-from cellvit.slide.tiling import TileGrid
+from cellvit.slide.tiling import CroppedGrid, cropped_grid
 from cellvit.slide.tissue import TissueMask, find_tissue
 from cellvit.slide.view import SlideView
 
@@ -46,8 +46,8 @@ class PreparedSlide:
         resolution: Microns per level-0 pixel, and who says so.
         warnings: What the user should know about the file, its resolution, the region, its pixels and the tissue.
         view: The slide at the model's resolution.
-        grid: The tiles.
-        tiles: ``(T,)`` numbers of the tiles to do, ascending: those that touch tissue or the region.
+        grid: The tiles, cut down to what they hold of the tissue or the region.
+        tiles: ``(T,)`` numbers of the tiles to do, ascending: those whose cores hold tissue or part of the region.
         tissue: What decides on the tiles.
         tissue_source: ``"found"``, ``"region"``, ``"found within the region"`` or ``"whole slide"``.
         region: The region of interest, or None.
@@ -58,7 +58,7 @@ class PreparedSlide:
     resolution: Resolution
     warnings: tuple[str, ...]
     view: SlideView
-    grid: TileGrid
+    grid: CroppedGrid
     tiles: NDArray[np.int64]
     tissue: TissueMask
     tissue_source: str
@@ -80,6 +80,16 @@ class PreparedSlide:
         """Return the area of what is searched for nuclei, in square millimetres."""
         x, y = (mpp / scale for mpp, scale in zip(self.resolution.mpp, self.view.scale, strict=True))
         return self.tissue.area_mm2(self.size, (x, y))
+
+    def whole_tiles(self, tiles: NDArray[np.int64]) -> float:
+        """Return how many whole tiles have as many pixels as some tiles, which may be cut down.
+
+        Args:
+            tiles: Their numbers.
+        """
+        boxes = self.grid.boxes_of(tiles)
+        pixels = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).sum()
+        return float(pixels / (self.grid.columns.size * self.grid.rows.size))
 
     @property
     def parts(self) -> int:
@@ -116,7 +126,7 @@ class PreparedSlide:
             **settings.affects_result,
             "mpp": list(self.resolution.mpp),
             "region": None if self.region is None else self.region.digest,
-            "tiles": hashlib.sha256(self.tiles.tobytes()).hexdigest(),
+            "tiles": hashlib.sha256(self.tiles.tobytes() + self.grid.boxes_of(self.tiles).tobytes()).hexdigest(),
             "cellvit_version": version,
         }
         slide = {"quick_hash": quick_hash(self.slide), "reader": self.slide.reader}
@@ -155,13 +165,14 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
     warnings = [*warnings, *(finer or damage), *appearance_remarks(thumbnail)]
     if not tissue.mask.any():
         warnings = [*warnings, NO_TISSUE]
+    cropped, tiles = cropped_grid(grid, lambda boxes: tissue.coverage(boxes, (view.width, view.height)))
     return PreparedSlide(
         slide=slide,
         resolution=resolution,
         warnings=tuple(warnings),
         view=view,
-        grid=grid,
-        tiles=np.flatnonzero(tissue.coverage(_boxes(grid), (view.width, view.height)) > 0),
+        grid=cropped,
+        tiles=tiles,
         tissue=tissue,
         tissue_source=source,
         region=region,
@@ -198,9 +209,3 @@ def _tissue(
     allowed = cv2.resize(allowed.astype(np.uint8), tissue.mask.shape[::-1], interpolation=cv2.INTER_AREA) > 0
     return TissueMask(tissue.mask & allowed), "found within the region", damage
 
-
-def _boxes(grid: TileGrid) -> NDArray[np.float64]:
-    """Return the boxes of all tiles ``(T, 4)``."""
-    x, y = np.meshgrid(grid.columns.starts, grid.rows.starts)
-    corner = np.stack([x.ravel(), y.ravel()], axis=1)
-    return np.concatenate([corner, corner + np.array([grid.columns.size, grid.rows.size])], axis=1).astype(np.float64)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from cellvit.inference.statistics import slide_statistics
 from cellvit.inference.summary import SlideFacts, stage_seconds
 from cellvit.inference.tta import with_tta
 from cellvit.inference.verify import DAMAGED, check_sizes, contents, types_differ
+from cellvit.inference.workers import start_early
 from cellvit.io.atomic import atomic_path, is_link, is_store, keep_aside
 from cellvit.io.provenance import write_record
 
@@ -151,6 +152,9 @@ class SlideRun:
         started: datetime,
     ) -> Mapping[str, Any]:
         settings = self.settings
+        workers = default_workers(self.model.device.type) if settings.workers is None else settings.workers
+        if workers:
+            start_early()
         self._write_tissue()
         stream = TileStream(
             prepared=self.prepared,
@@ -161,11 +165,11 @@ class SlideRun:
             measure=self._facts.measurement,
             clock=clock,
         )
-        workers = default_workers(self.model.device.type) if settings.workers is None else settings.workers
-        with evaluation_mode(self.model):
-            kind = stream.run(resume, workers=workers, progress=progress)
-        at_table = time.perf_counter()
         table = self._table()
+        with evaluation_mode(self.model):
+            written = partial(table.scan, resume)
+            kind = stream.run(resume, workers=workers, progress=progress, written=written)
+        at_table = time.perf_counter()
         io.write_parquet_stream(
             table.nuclei(resume),
             self.out / TABLE,

@@ -14,12 +14,13 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
+import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.errors import OutputError
@@ -30,11 +31,16 @@ if TYPE_CHECKING:
     from cellvit.inference.protocol import NucleiModel
 
 Maps = Mapping[str, NDArray[Any]]
-Finish = Callable[[NucleiPrediction], Nuclei]
+Place = tuple[int, NDArray[np.uint8]]
+"""Number and pixels of a tile."""
+
+Finish = Callable[[int, NDArray[np.uint8], NucleiPrediction], Nuclei]
+"""Makes the table of a tile from its number, its pixels and what is found there."""
+
 Result = TypeVar("Result")
 
 _hiding = threading.Lock()
-_postprocess: Callable[[Maps], Any] | None = None
+_postprocess: tuple[Callable[[Maps], Any], Finish | None] | None = None
 _pickled = b""
 
 NO_PROCESS = (OSError, EOFError, NotImplementedError, ImportError)
@@ -51,6 +57,7 @@ class PostprocessPool:
     Args:
         model: The model; its ``postprocessor`` goes to the workers, or, if it has none, its ``postprocess`` stays here.
         workers: Number of processes.
+        finish: Makes the table of a tile; it can be pickled, and goes to the workers once. None takes what is found.
 
     Attributes:
         kind: ``"processes"`` or ``"threads"``; the latter also if processes were refused on the way.
@@ -58,20 +65,20 @@ class PostprocessPool:
         capacity: Tiles that may be waiting or in work; more would only take memory.
     """
 
-    def __init__(self, model: "NucleiModel", workers: int) -> None:
+    def __init__(self, model: "NucleiModel", workers: int, finish: Finish | None = None) -> None:
         postprocessor = postprocessor_of(model)
         portable = postprocessor is not None and _can_travel(postprocessor)
         possible = workers > 0 and portable and may_have_children()
         self.kind = "threads"
         self.notes: list[str] = []
         self.capacity = 2 * max(1, workers) + 1
-        self._local = model.postprocess
+        self._local = model.postprocess, finish
         self._open = ExitStack()
         self._threads = ThreadPoolExecutor(max(1, workers), thread_name_prefix="postprocess")
         self._open.callback(self._threads.shutdown, wait=True, cancel_futures=True)
         if possible:
             try:
-                self._processes = process_pool(workers, partial(_keep, pickle.dumps(postprocessor)))
+                self._processes = process_pool(workers, partial(_keep, pickle.dumps((postprocessor, finish))))
             except NO_PROCESS as error:
                 self._do_without(error)
             else:
@@ -84,24 +91,24 @@ class PostprocessPool:
     def __exit__(self, *stop: object) -> None:
         self._open.close()
 
-    def submit(self, maps: Maps, finish: Finish | None = None) -> "Future[Nuclei]":
+    def submit(self, maps: Maps, place: Place | None = None) -> "Future[Nuclei]":
         """Start to find the nuclei of one tile.
 
         Args:
             maps: Maps of the tile, as :meth:`cellvit.postprocess.base.Postprocessor.__call__` takes them.
-            finish: Makes the table of the tile from what is found; None takes that as it is. It can be pickled.
+            place: Its number and its pixels, of which its table is made; None takes what is found as it is.
 
         Returns:
             A future of the nuclei in pixels of the tile, without class names; :func:`nuclei_of` waits for it.
         """
         if self.kind == "processes":
             try:
-                return submit(self._processes, _find, maps, finish)
+                return submit(self._processes, _find, maps, place)
             except BrokenProcessPool as error:
                 raise _worker_died() from error
             except NO_PROCESS as error:  # what processes that did start have in work stays theirs
                 self._do_without(error)
-        return self._threads.submit(_find_here, self._local, maps, finish)
+        return self._threads.submit(_find_here, *self._local, maps, place)
 
     def _do_without(self, error: BaseException) -> None:
         self.kind = "threads"
@@ -134,16 +141,16 @@ def _worker_died() -> OutputError:
     )
 
 
-def _find_here(postprocess: Callable[[Maps], Any], maps: Maps, finish: Finish | None) -> Nuclei:
+def _find_here(postprocess: Callable[[Maps], Any], finish: Finish | None, maps: Maps, place: Place | None) -> Nuclei:
     found: NucleiPrediction = postprocess(maps)
-    return found.nuclei if finish is None else finish(found)
+    return found.nuclei if finish is None or place is None else finish(*place, found)
 
 
-def _find(maps: Maps, finish: Finish | None) -> Nuclei:
+def _find(maps: Maps, place: Place | None) -> Nuclei:
     global _postprocess
     if _postprocess is None:  # here, not at the start, so that an error reaches the user
         _postprocess = pickle.loads(_pickled)  # from our own parent
-    return _find_here(_postprocess, maps, finish)
+    return _find_here(*_postprocess, maps, place)
 
 
 def _keep(pickled: bytes) -> None:
@@ -162,6 +169,19 @@ def _can_travel(postprocessor: Postprocessor) -> bool:
 def may_have_children() -> bool:
     """Tell whether this process may start others; a daemonic one, such as a worker of Dask, may not."""
     return not multiprocessing.current_process().daemon
+
+
+def start_early() -> None:
+    """Start the process that starts workers, and do not wait until it has imported what they need.
+
+    Where it cannot be started, :class:`PostprocessPool` finds out and tells.
+    """
+    context = _context()
+    if context.get_start_method() == "forkserver" and may_have_children():
+        from multiprocessing import forkserver  # here, for not every system has it
+
+        with suppress(*NO_PROCESS), _deaf_to_hangup():
+            forkserver.ensure_running()
 
 
 def process_pool(workers: int, prepare: Callable[[], None] | None = None) -> ProcessPoolExecutor:

@@ -5,7 +5,7 @@ tiles see it differently, and keeps one that its own tile cuts; so everything fo
 is compared by overlap. The result depends on the set of nuclei only, not on the order of the tiles.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,10 +107,64 @@ def resolve_seams(grid: TileGrid, found: TileNuclei) -> Nuclei:
         The nuclei in the order given, overlapping across tiles by at most ``SAME_NUCLEUS_SHARE`` of the smaller.
     """
     rows = np.flatnonzero(found.shared)
-    kept, finalised = _finalise(grid, _Overlaps.find(found.select(rows)))
+    overlaps = _Overlaps.find(found.select(rows))
+    kept, joined = _decide(grid, overlaps)
+    finalised = _whole(overlaps.seam.nuclei, kept, joined)
     final = np.flatnonzero(~found.shared)
     order = np.argsort(np.concatenate([final, rows[kept]]), kind="stable")
-    return Nuclei.concatenate([found.nuclei.select(final), finalised.nuclei]).select(order)
+    return Nuclei.concatenate([found.nuclei.select(final), finalised]).select(order)
+
+
+@dataclass(frozen=True)
+class _Join:
+    """One nucleus of several pieces.
+
+    Attributes:
+        pieces: Their rows, first the one whose place it takes.
+        polygons: ``(K,)`` their outlines.
+        areas: ``(K,)`` areas of the outlines.
+    """
+
+    pieces: list[int]
+    polygons: NDArray[np.object_]
+    areas: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SeamStep:
+    """What a :class:`StreamingStitcher` decided on when tiles came, to be done again without comparing outlines.
+
+    Rows count in the pool: what was held back before, and then what came and is shared.
+
+    Attributes:
+        held: Rows that wait for a later tile.
+        kept: Rows that are final.
+        joined: The place among ``kept`` of those that are made whole, and how.
+        order: Sorts those that are kept and then those that came and are not shared by tile.
+    """
+
+    held: Rows
+    kept: Rows
+    joined: Mapping[int, _Join]
+    order: Rows
+
+
+class SeamReplay:
+    """Joins the same nuclei once more, now with columns that the first time were left out.
+
+    The nuclei of all steps are given in the same order as to the :class:`StreamingStitcher`.
+    """
+
+    def __init__(self) -> None:
+        self._held: Nuclei | None = None
+
+    def add(self, found: TileNuclei, step: SeamStep) -> Nuclei:
+        """Return the nuclei that were final at a step."""
+        pool = found.nuclei.select(np.flatnonzero(found.shared))
+        pool = pool if self._held is None else Nuclei.concatenate([self._held, pool])
+        self._held = pool.select(step.held)
+        inner = found.nuclei.select(np.flatnonzero(~found.shared))
+        return Nuclei.concatenate([_whole(pool, step.kept, step.joined), inner]).select(step.order)
 
 
 class StreamingStitcher:
@@ -138,6 +192,15 @@ class StreamingStitcher:
         Returns:
             Sorted by tile; nuclei that were held back from earlier tiles come first.
         """
+        return self.step(found, done=done)[1]
+
+    def step(self, found: TileNuclei, *, done: int) -> tuple[SeamStep, Nuclei]:
+        """Return what :meth:`add` returns, and before it what was decided.
+
+        Args:
+            found: Nuclei of tiles with numbers from the previous ``done`` on.
+            done: All tiles below this number have been given, or are never going to be.
+        """
         if done < self._done:
             raise ValueError(f"tiles below {self._done} are done; {done} would take some back")
         self._done = done
@@ -146,10 +209,14 @@ class StreamingStitcher:
         pool = pool if self._open is None else TileNuclei.concatenate([self._open, pool])
         overlaps = _Overlaps.find(pool)
         still_open = overlaps.groups_with(self._grid.reaches(done, pool.nuclei.bbox))
-        self._open = pool.select(np.flatnonzero(still_open))
-        finalised = _finalise(self._grid, overlaps.select(np.flatnonzero(~still_open)))[1]
-        order = np.argsort(np.concatenate([finalised.tile, found.tile[inner]]), kind="stable")
-        return Nuclei.concatenate([finalised.nuclei, found.nuclei.select(inner)]).select(order)
+        held, closed = np.flatnonzero(still_open), np.flatnonzero(~still_open)
+        self._open = pool.select(held)
+        rows, joins = _decide(self._grid, overlaps.select(closed))
+        kept = closed[rows]
+        joined = {at: replace(join, pieces=closed[join.pieces].tolist()) for at, join in joins.items()}
+        order = np.argsort(np.concatenate([pool.tile[kept], found.tile[inner]]), kind="stable")
+        final = Nuclei.concatenate([_whole(pool.nuclei, kept, joined), found.nuclei.select(inner)]).select(order)
+        return SeamStep(held, kept, joined, order), final
 
     @property
     def held(self) -> int:
@@ -197,19 +264,26 @@ class _Overlaps:
         return _Overlaps(self.seam.select(rows), self.polygons[rows], self.areas[rows], pairs[:, (pairs >= 0).all(0)])
 
 
-def _finalise(grid: TileGrid, overlaps: _Overlaps) -> tuple[Rows, TileNuclei]:
-    """Return the rows that are kept, and their nuclei, cut ones made whole."""
+def _decide(grid: TileGrid, overlaps: _Overlaps) -> tuple[Rows, dict[int, _Join]]:
+    """Return the rows that are kept, and which of these, by their place among them, are made whole and how."""
     seam, areas, pairs = overlaps.seam, overlaps.areas, overlaps.pairs
     keep = _keep_first(_priority(seam, areas), pairs, seam.owned | ~seam.cut)
     kept = np.flatnonzero(keep)
-    final = seam.select(kept)
-    joined = _pieces_to_join(grid, seam, overlaps.polygons, pairs, keep)
+    joined = {}
+    for row, pieces in _pieces_to_join(grid, seam, overlaps.polygons, pairs, keep).items():
+        rows = [row, *pieces]
+        joined[int(np.searchsorted(kept, row))] = _Join(rows, overlaps.polygons[rows], areas[rows])
+    return kept, joined
+
+
+def _whole(nuclei: Nuclei, kept: Rows, joined: Mapping[int, _Join]) -> Nuclei:
+    """Return the nuclei of some rows, cut ones made whole."""
+    final = nuclei.select(kept)
     if not joined:
-        return kept, final
+        return final
     order = np.arange(len(kept))
-    order[np.searchsorted(kept, list(joined))] = len(kept) + np.arange(len(joined))
-    whole = [_join(seam.nuclei, [row, *pieces], overlaps) for row, pieces in joined.items()]
-    return kept, replace(final, nuclei=Nuclei.concatenate([final.nuclei, *whole]).select(order))
+    order[list(joined)] = len(kept) + np.arange(len(joined))
+    return Nuclei.concatenate([final, *(_join(nuclei, join) for join in joined.values())]).select(order)
 
 
 def _polygons(nuclei: Nuclei) -> NDArray[np.object_]:
@@ -280,12 +354,12 @@ def _box(tile: Tile) -> shapely.Polygon:
     return shapely.box(tile.x, tile.y, tile.x + tile.width, tile.y + tile.height)
 
 
-def _join(nuclei: Nuclei, pieces: list[int], overlaps: _Overlaps) -> Nuclei:
+def _join(nuclei: Nuclei, join: _Join) -> Nuclei:
     """Return one nucleus from its pieces: outlines united, type of the largest, embedding averaged by area."""
-    parts = nuclei.select(np.array(pieces))
-    weights = overlaps.areas[pieces]
+    parts = nuclei.select(np.array(join.pieces))
+    weights = join.areas
     largest = parts.select(np.array([int(weights.argmax())]))
-    united = shapely.union_all(overlaps.polygons[pieces])
+    united = shapely.union_all(join.polygons)
     whole = max(shapely.get_parts(shapely.get_parts(united)), key=lambda part: (part.area, part.bounds))
     ring = shapely.get_coordinates(whole.simplify(0).exterior)[:-1]
     embedding = None

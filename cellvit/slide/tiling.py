@@ -1,6 +1,7 @@
-"""The grid of overlapping tiles over an image, and which tile owns which point."""
+"""The grid of overlapping tiles over an image, which tile owns which point, and tiles cut down to what is wanted."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +32,12 @@ class Tile:
     def slices(self) -> tuple[slice, slice]:
         """Return the ``(row, column)`` slices that cut the tile out of an array ``(H, W, ...)``."""
         return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
+
+
+CROP_STEP = 256
+"""Pixels: tiles are cut down in steps of it, so that few sizes occur. Attention windows of 16 tokens stay whole."""
+
+_NOTHING = 1e-9  # share of a block that is rounding
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,12 @@ class TileGrid:
         x, y = int(self.columns.starts[column]), int(self.rows.starts[row])
         return Tile(index, x, y, self.columns.size, self.rows.size)
 
+    def boxes_of(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the boxes ``(N, 4)`` of tiles by their numbers: ``(xmin, ymin, xmax, ymax)``, half-open."""
+        rows, columns = np.divmod(tiles, len(self.columns.starts))
+        corner = np.stack([self.columns.starts[columns], self.rows.starts[rows]], axis=1)
+        return np.concatenate([corner, corner + np.array([self.columns.size, self.rows.size])], axis=1)
+
     def owner(self, points: ArrayLike) -> NDArray[np.int64]:
         """Return the number of the tile whose core holds each point.
 
@@ -196,3 +209,88 @@ class TileGrid:
         later_rows = self.rows.starts[row + 1] if row + 1 < len(self.rows.starts) else np.inf
         this_row = (bbox[:, 3] > self.rows.starts[row]) & (bbox[:, 2] > self.columns.starts[column])
         return np.asarray((bbox[:, 3] > later_rows) | this_row, dtype=bool)
+
+
+@dataclass(frozen=True)
+class CroppedGrid(TileGrid):
+    """A grid whose tiles are cut down to what is wanted of them; those that nothing is wanted of are left whole.
+
+    Neighbours share more than the overlap where the last tile is shifted inward. There the earlier one owns all that it
+    sees with the usual margin, so that the later one can be cut down to the rest.
+
+    Attributes:
+        boxes: ``(T, 4)`` int64 ``(xmin, ymin, xmax, ymax)`` of every tile, half-open, pixels of the image.
+    """
+
+    boxes: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 4), np.int64), compare=False)
+
+    @cached_property
+    def columns(self) -> TileAxis:
+        """Return the tiles along x."""
+        return _LateAxis(self.width, self.tile_size, self.overlap)
+
+    @cached_property
+    def rows(self) -> TileAxis:
+        """Return the tiles along y."""
+        return _LateAxis(self.height, self.tile_size, self.overlap)
+
+    def boxes_of(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the boxes ``(N, 4)`` of what is left of tiles, by their numbers."""
+        return self.boxes[tiles]
+
+    def tile(self, index: int) -> Tile:
+        """Return what is left of a tile, by its number."""
+        left, top, right, bottom = self.boxes[index].tolist()
+        return Tile(index, left, top, right - left, bottom - top)
+
+
+class _LateAxis(TileAxis):
+    """Tiles whose cores end as late as half the overlap allows."""
+
+    @cached_property
+    def cuts(self) -> NDArray[np.float64]:
+        """Return the borders between neighbouring cores ``(n - 1,)``, in pixels."""
+        cuts: NDArray[np.float64] = self.starts[:-1] + self.size - self.overlap / 2
+        return cuts
+
+
+def cropped_grid(
+    grid: TileGrid, coverage: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> tuple[CroppedGrid, NDArray[np.int64]]:
+    """Return a grid whose tiles are cut down to what is wanted in their cores, and the tiles that hold any of it.
+
+    Around all that is wanted a tile keeps half the overlap, the margin that it has at its own edges. Tiles are cut
+    along lines :data:`CROP_STEP` pixels apart, counted from their corner.
+
+    Args:
+        grid: The whole tiles.
+        coverage: Returns for boxes ``(N, 4)``, pixels of the image, the share of each that is wanted.
+
+    Returns:
+        The grid, and ``(K,)`` the numbers of the tiles to do, ascending.
+    """
+    cropped = CroppedGrid(grid.width, grid.height, grid.tile_size, grid.overlap)
+    axes, margin = (cropped.columns, cropped.rows), grid.overlap / 2
+    sides, low, high = [], [], []
+    for axis in axes:
+        lines = np.append(np.arange(0, axis.size, CROP_STEP), axis.size)
+        edges = axis.starts[:, None] + lines  # (n, blocks + 1)
+        core = np.concatenate([[0.0], axis.cuts, [axis.length]])
+        sides.append(lines)
+        low.append(np.maximum(edges[:, :-1] - margin, core[:-1, None]))
+        high.append(np.maximum(np.minimum(edges[:, 1:] + margin, core[1:, None]), low[-1]))
+    shape = (len(low[1]), len(low[0]), low[1].shape[1], low[0].shape[1])
+    boxes = np.empty((*shape, 4))
+    for place, (x, y) in ((0, (low[0], low[1])), (2, (high[0], high[1]))):
+        boxes[..., place], boxes[..., place + 1] = x[None, :, None, :], y[:, None, :, None]
+    wanted = (coverage(boxes.reshape(-1, 4)) > _NOTHING).reshape(-1, *shape[2:])
+    ends = []
+    for axis, lines in enumerate(sides):
+        used = wanted.any(axis=1 + axis)  # of the blocks along x, those with something in any row; and the reverse
+        used = used | ~used.any(axis=1, keepdims=True)
+        first, last = used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)
+        ends.append((lines[first], lines[last]))
+    corner = grid.boxes_of(np.arange(len(grid)))[:, :2]
+    kept = np.concatenate([corner + np.stack([e[i] for e in ends], axis=1) for i in range(2)], axis=1)
+    done = np.flatnonzero(wanted.any(axis=(1, 2)))
+    return CroppedGrid(grid.width, grid.height, grid.tile_size, grid.overlap, kept.astype(np.int64)), done

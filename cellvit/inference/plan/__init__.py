@@ -53,6 +53,8 @@ class SlidePlan:
         region_mm2: Area of the region of interest, or None without one.
         tiles_total: Tiles of the grid.
         tiles: Those that are searched.
+        whole_tiles: As many whole tiles have the pixels of those, which are cut down to the tissue.
+        whole_tiles_left: The same of the tiles that are still to be done.
         started: What is done already in the result folder, or None.
         sample: What was measured, or None.
         estimate: What it will take, or None where nothing was measured.
@@ -82,6 +84,8 @@ class SlidePlan:
     region_mm2: float | None
     tiles_total: int
     tiles: int
+    whole_tiles: float
+    whole_tiles_left: float
     started: ExistingRun | None
     sample: Sample | None
     estimate: Estimate | None
@@ -174,6 +178,8 @@ def _described(
     scanned = slide.bounds[2] * slide.bounds[3] * prepared.resolution.mpp[0] * prepared.resolution.mpp[1] / 1e6
     downsample = slide.level_sizes[0][0] / slide.level_sizes[view.level][0]
     region = prepared.region
+    done = set(started.parts) if started else ()
+    left = [prepared.part(number) for number in range(prepared.parts) if number not in done]
     return SlidePlan(
         path=slide.path,
         info=info_of(slide),
@@ -196,6 +202,8 @@ def _described(
         region_mm2=None if region is None else region.area_px * float(np.prod(prepared.resolution.mpp)) / 1e6,
         tiles_total=len(prepared.grid),
         tiles=len(prepared.tiles),
+        whole_tiles=prepared.whole_tiles(prepared.tiles),
+        whole_tiles_left=sum(prepared.whole_tiles(part) for part in left),
         started=started,
         sample=None,
         estimate=None,
@@ -212,8 +220,8 @@ def _predicted(plan: SlidePlan, sample: Sample, settings: SlideSettings, *, prep
         settings,
         device=plan.device,
         workers=plan.workers,
-        tiles=plan.tiles_left,
-        all_tiles=plan.tiles,
+        tiles=plan.whole_tiles_left,
+        all_tiles=plan.whole_tiles,
         tissue_mm2=plan.tissue_mm2,
         prepared_in=prepared_in,
         process_bytes=peak_memory(),

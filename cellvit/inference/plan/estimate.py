@@ -51,7 +51,7 @@ class Estimate:
     Attributes:
         nuclei: Number of nuclei of the whole slide.
         seconds: From the start to the last file, for what is still to be done; loading of programs left out.
-        stages: Seconds of work per tile of each stage.
+        stages: Seconds of work per whole tile of each stage.
         slowest: The stage that decides the time: ``"read"``, ``"network"``, ``"postprocess"``, or ``"cores"`` where
             all of them wait for the processor.
         memory: Bytes of all processes together.
@@ -100,8 +100,8 @@ def estimate_needs(
     *,
     device: str,
     workers: int,
-    tiles: int,
-    all_tiles: int,
+    tiles: float,
+    all_tiles: float,
     tissue_mm2: float,
     prepared_in: float,
     process_bytes: int,
@@ -116,8 +116,8 @@ def estimate_needs(
         settings: Settings of the run.
         device: Where the network runs.
         workers: Post-processing processes.
-        tiles: Tiles still to be done.
-        all_tiles: Tiles that are searched, done or not.
+        tiles: Tiles still to be done, as whole ones of as many pixels.
+        all_tiles: Tiles that are searched, done or not, as whole ones.
         tissue_mm2: Area that is searched.
         prepared_in: Seconds until the first tile.
         process_bytes: Most memory that this process, which did the sample, has taken.
@@ -152,7 +152,7 @@ def estimate_needs(
     )
 
 
-def _pipeline(stages: dict[str, Range], *, device: str, workers: int, tiles: int) -> tuple[Range, str]:
+def _pipeline(stages: dict[str, Range], *, device: str, workers: int, tiles: float) -> tuple[Range, str]:
     """Return the seconds of the stream of tiles and the stage that decides them."""
     cores, on_cpu = available_cores(), device == "cpu"
     threads = min(torch.get_num_threads(), cores) if on_cpu else 1

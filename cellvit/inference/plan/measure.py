@@ -31,14 +31,14 @@ class Sample:
     Attributes:
         tiles: ``(T,)`` their numbers in the grid, ascending.
         groups: Tiles of each batch.
-        read: Seconds of a reading thread per tile, a value per batch.
-        forward: Seconds of the device per tile, a value per batch.
-        postprocess: Seconds of a worker per tile, a value per batch.
+        read: Seconds of a reading thread per whole tile, a value per batch.
+        forward: Seconds of the device per whole tile, a value per batch.
+        postprocess: Seconds of a worker per whole tile, a value per batch.
         write: Seconds for the part of each batch.
         nuclei: Nuclei that belong to the tiles of each batch, those in overlaps once.
         tissue_mm2: What is searched in the cores of the tiles of each batch.
-        part_bytes: Bytes of finished parts per tile.
-        map_bytes: Bytes of the maps of a tile on the host.
+        part_bytes: Bytes of finished parts per whole tile.
+        map_bytes: Bytes of the maps of the largest tile on the host.
         rows: Nuclei in the table that was written.
         costs: Seconds and bytes of ``"parquet"`` and of each format.
         device_bytes: Most memory of a graphics card that was in use, or None.
@@ -119,22 +119,22 @@ def measure(
         for number in range(len(groups)):
             ResumeFolder(folder / str(number)).part_path(0).rename(chunks.part_path(number))
         costs, rows = write_costs(folder, sampled, chunks, model, settings, metadata)
-        sizes = [len(group) for group in groups]
+        sizes, whole = [len(group) for group in groups], [prepared.whole_tiles(group) for group in groups]
         kept, off = zip(*(_owned(sampled, chunks, number) for number in range(len(groups))), strict=True)
         stages = {
-            name: tuple(getattr(stream.seconds, name) / size for stream, size in zip(streams, sizes, strict=True))
+            name: tuple(getattr(stream.seconds, name) / size for stream, size in zip(streams, whole, strict=True))
             for name in ("read", "forward")
         }
         return Sample(
             tiles=np.concatenate(groups),
             groups=tuple(sizes),
             **stages,
-            postprocess=watched.seconds_of(sizes),
+            postprocess=watched.seconds_of(sizes, whole),
             write=tuple(stream.seconds.write for stream in streams),
             nuclei=kept,
             off_tissue=sum(off),
             tissue_mm2=tuple(searched_mm2(prepared, group) for group in groups),
-            part_bytes=sum(chunks.part_path(i).stat().st_size for i in range(len(groups))) / sum(sizes),
+            part_bytes=sum(chunks.part_path(i).stat().st_size for i in range(len(groups))) / sum(whole),
             map_bytes=max(watched.sizes),
             rows=rows,
             costs=costs,
@@ -165,14 +165,13 @@ def spread(prepared: PreparedSlide, count: int, batch_size: int) -> list[NDArray
 
 def tile_boxes(prepared: PreparedSlide, tiles: NDArray[np.int64], *, core: bool = False) -> NDArray[np.float64]:
     """Return the boxes of tiles ``(N, 4)`` in pixels of the view, or of what they own: cores do not overlap."""
+    if not core:
+        return prepared.grid.boxes_of(tiles).astype(np.float64)
     rows, columns = np.divmod(tiles, len(prepared.grid.columns.starts))
     edges = []
     for axis, numbers in ((prepared.grid.columns, columns), (prepared.grid.rows, rows)):
-        if core:
-            cuts = np.concatenate([[0.0], axis.cuts, [axis.length]])
-            edges.append((cuts[numbers], cuts[numbers + 1]))
-        else:
-            edges.append((axis.starts[numbers], axis.starts[numbers] + axis.size))
+        cuts = np.concatenate([[0.0], axis.cuts, [axis.length]])
+        edges.append((cuts[numbers], cuts[numbers + 1]))
     (left, right), (top, bottom) = edges
     return np.stack([left, top, right, bottom], axis=1).astype(np.float64)
 
@@ -211,10 +210,10 @@ class _Watched:
         self.seconds[-1] += time.perf_counter() - started
         return nuclei
 
-    def seconds_of(self, groups: list[int]) -> tuple[float, ...]:
-        """Return the mean per tile of each batch, the warm-up left out."""
+    def seconds_of(self, groups: list[int], whole: list[float]) -> tuple[float, ...]:
+        """Return the mean per whole tile of each batch, the warm-up left out."""
         times = np.split(np.array(self.seconds[groups[0] :]), np.cumsum(groups)[:-1])
-        return tuple(float(values.mean()) for values in times)
+        return tuple(float(values.sum() / size) for values, size in zip(times, whole, strict=True))
 
 
 def _run(

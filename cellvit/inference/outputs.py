@@ -1,9 +1,10 @@
 """Files made from the table of a slide: text for other programs, tables for other packages, pictures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 from cellvit import io, plotting
 from cellvit.errors import OutputError
 from cellvit.inference.assemble import TABLE, PatchLayout
-from cellvit.inference.settings import FORMATS, Origin, available_cores
+from cellvit.inference.settings import FORMATS, PICTURES, Origin, available_cores
 from cellvit.inference.workers import NO_PROCESS, may_have_children, process_pool, submit
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 from cellvit.io.formats.base import ImageFacts
 from cellvit.io.images import Rgb8
-from cellvit.io.stream import NucleiStream
 from cellvit.slide.open import Slide
+from cellvit.types import Nuclei
 
 PARALLEL_EXPORT_MIN_NUCLEI = 50_000
 """Number of nuclei from which on the files that take long are each written by a process of their own."""
@@ -125,8 +126,40 @@ def write_formats(out: Path, formats: tuple[str, ...], context: OutputContext) -
             ) from error
 
 
+def import_writers(formats: tuple[str, ...]) -> None:
+    """Import what files are written with, which takes seconds that may pass beside other work.
+
+    Args:
+        formats: Keys of :data:`cellvit.inference.settings.FORMATS`.
+    """
+    import pyarrow as pa
+
+    pa.array(np.zeros(1))  # the first array brings pandas with it
+    if set(formats) & set(PICTURES):
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+
+
+class _Held:
+    """The nuclei of a table as a stream for pictures, each of which reads all; few are held in memory between them."""
+
+    def __init__(self, path: Path) -> None:
+        self._source = io.ParquetStream(path, embedding=False)
+        self.classes, self.embedding_dim = self._source.classes, self._source.embedding_dim
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __iter__(self) -> Iterator[Nuclei]:
+        return iter(self._chunks if len(self) < PARALLEL_EXPORT_MIN_NUCLEI else self._source)
+
+    @cached_property
+    def _chunks(self) -> list[Nuclei]:
+        return list(self._source)
+
+
 def _write_here(out: Path, formats: list[str], context: OutputContext) -> None:
-    light: NucleiStream = io.ParquetStream(out / TABLE, embedding=False)
+    light = _Held(out / TABLE)
     picture = context.thumbnail
     where = _Where(bounds=context.bounds, mpp=context.mpp, tissue=context.tissue)
     pictures: dict[str, Callable[[Path], object]] = {

@@ -99,7 +99,7 @@ class TileStream:
             workers: Post-processing processes.
             progress: Called with the number of finished tiles and of all tiles.
             written: Called in a thread of its own, beside the network, with the number of parts from the first one on
-                that are finished, whenever there are more.
+                that are finished: at the start, and whenever there are more.
 
         Returns:
             Who post-processed: ``"processes"`` or ``"threads"``.
@@ -226,6 +226,7 @@ class _Parts:
 
     def __enter__(self) -> "_Parts":
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="parts")
+        self._tell()
         return self
 
     def __exit__(self, *stop: object) -> None:

@@ -16,7 +16,7 @@ from cellvit import io
 from cellvit.errors import ImageError, OutputError
 from cellvit.inference.assemble import TABLE, TISSUE, SlideTable
 from cellvit.inference.fingerprints import BackgroundDigest, weights_hash
-from cellvit.inference.outputs import OutputContext, write_formats
+from cellvit.inference.outputs import OutputContext, import_writers, write_formats
 from cellvit.inference.pipeline import TileStream
 from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, evaluation_mode
@@ -167,7 +167,7 @@ class SlideRun:
         )
         table = self._table()
         with evaluation_mode(self.model):
-            written = partial(table.scan, resume)
+            written = partial(self._beside, table, resume)
             kind = stream.run(resume, workers=workers, progress=progress, written=written)
         at_table = time.perf_counter()
         io.write_parquet_stream(
@@ -214,6 +214,11 @@ class SlideRun:
         summary = {**summary, "statistics": statistics, "digests": digests, "workers": workers_used, "seconds": seconds}
         write_record(self.out / SUMMARY, summary)
         return summary
+
+    def _beside(self, table: SlideTable, resume: ResumeFolder, finished: int) -> None:
+        """Do, beside the network, what else would be waited for after it, for some finished parts."""
+        import_writers(self.settings.formats)
+        table.scan(resume, finished)
 
     def _add_formats(self, summary: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write the formats that a finished folder lacks."""

@@ -21,11 +21,14 @@ class Postprocessor(Configurable, ABC):
             further head, is not moved off the device for it.
         takes_labels: Names of the maps of which it needs no more than the most probable class: it also takes them
             as integers ``(H, W)``, so that the argmax can be taken on the device and less is moved off it.
+        takes_half: Names of the maps of which half floats are enough: those that are averaged, not compared pixel by
+            pixel. They are made on the device, and half as many bytes leave it and go to a worker.
     """
 
     needs: ClassVar[frozenset[str]]
     takes: ClassVar[frozenset[str]] = frozenset({NUCLEI_TYPE_MAP, EMBEDDING_MAP})
     takes_labels: frozenset[str] = frozenset()
+    takes_half: frozenset[str] = frozenset()
 
     @abstractmethod
     def __call__(self, maps: Mapping[str, NDArray[Any]]) -> NucleiPrediction:

@@ -108,6 +108,7 @@ class HVPostprocessor(Postprocessor):
         self.threshold, self.min_size, self.min_prob = threshold, min_size, min_prob
         if type_rule == "mean":
             self.takes_labels = frozenset({NUCLEI_BINARY_MAP})
+            self.takes_half = frozenset({NUCLEI_TYPE_MAP})
         if self._needs_prob():
             self.takes_labels -= {NUCLEI_BINARY_MAP}
         self.magnification = magnification

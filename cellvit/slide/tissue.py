@@ -5,6 +5,7 @@ levels. It is zero for white, for every grey (backgrounds, shadows, dust, frames
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -71,8 +72,7 @@ class TissueMask:
         """
         corners = np.asarray(boxes, np.float64).reshape(-1, 4)
         height, width = self.mask.shape
-        integral = np.zeros((height + 1, width + 1))
-        integral[1:, 1:] = self.mask.cumsum(0, dtype=np.int64).cumsum(1)
+        integral = self._integral
         x, y = corners[:, 0::2] * (width / size[0]), corners[:, 1::2] * (height / size[1])
         area = (x[:, 1] - x[:, 0]).clip(0) * (y[:, 1] - y[:, 0]).clip(0)
         x, y = x.clip(0, width), y.clip(0, height)
@@ -84,6 +84,11 @@ class TissueMask:
         )
         share = np.divide(inside, area, out=np.zeros(len(corners)), where=area > 0)
         return np.asarray(share.clip(0.0, 1.0))  # sums of large integrals end a rounding error outside
+
+    @cached_property
+    def _integral(self) -> NDArray[np.int32]:
+        """Count the tissue above and left of every corner of a pixel, ``(h + 1, w + 1)``."""
+        return np.asarray(cv2.integral(self.mask.view(np.uint8), sdepth=cv2.CV_32S), np.int32)
 
     def contains(self, points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
         """Tell which points lie on tissue.
@@ -166,7 +171,7 @@ def find_tissue(thumbnail: Rgb8, *, mpp: float) -> TissueMask:
     return TissueMask(np.asarray(full > 0.5))
 
 
-def _bilinear(integral: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def _bilinear(integral: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return an integral image between its corners; exact, as it is bilinear inside every pixel."""
     left = np.minimum(np.floor(x).astype(np.intp), integral.shape[1] - 2)
     top = np.minimum(np.floor(y).astype(np.intp), integral.shape[0] - 2)

@@ -1,14 +1,16 @@
 """Time the stages of a slide, and follow the memory of a slide with a million nuclei; print one JSON object.
 
-Run as ``python tests/benchmarks/bench_slide.py [--quick] [--side 40000] [--part stages|whole]``. Everything runs on two
-cores. The first part asks what reading, network, post-processing, seams and files can do per second, beside what a GPU
+Run as ``python tests/benchmarks/bench_slide.py [--quick] [--side 40000] [--part stages|whole|before]``. Everything runs
+on two cores. The first part asks what reading, network, post-processing, seams and files can do per second, beside what a GPU
 asks of two cores: 5 tiles of 400 nuclei. The second sends a drawn slide through ``segment_slide`` with a stand-in for
-the network, samples the memory of all processes, and compares the nuclei found with the nuclei drawn. The numbers and
-the memory over time go to ``build/bench/slide.json`` and ``slide_memory.png``.
+the network, samples the memory of all processes, and compares the nuclei found with the nuclei drawn. The third, which
+needs ``CELLVIT_TEST_DATA`` and the repository, does real slides with an earlier commit and this code in turn. Numbers
+and pictures go to ``build/bench``: ``slide.json``, ``slide_memory.png`` and ``slide_before.png``.
 """
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -19,6 +21,7 @@ import torch
 from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from slide_before import bench_before
 from slide_memory import MemorySampler, draw_memory
 from slide_stages import DEMAND, bench_stages, rate, size_of, use_cores
 from support.drawn_slides import DrawnModel, drawn_block, truth, write_drawn_slide
@@ -118,7 +121,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small slides and few repeats")
     parser.add_argument("--side", type=int, help="side of the slide in pixels (40000; with --quick 3000)")
-    parser.add_argument("--part", choices=("stages", "whole"), help="do only one part")
+    parser.add_argument("--part", choices=("stages", "whole", "before"), help="do only one part")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--formats", nargs="*", default=DEFAULT_FORMATS, metavar="NAME", help="files to write")
     parser.add_argument("--cores", type=int, default=2, help="cores to use (2)")
@@ -136,10 +139,13 @@ def main():
     formats = tuple(options.formats)
     with tempfile.TemporaryDirectory(dir=options.out) as temporary:
         folder = Path(temporary)
-        if options.part != "stages":  # first, while nothing else has taken memory
+        if options.part in (None, "whole"):  # first, while nothing else has taken memory
             side = options.side or (3000 if options.quick else 40_000)
             report["whole"] = bench_whole(folder, options.out / "slide_memory.png", side=side, formats=formats)
-        if options.part != "whole":
+        if options.part in (None, "before"):
+            data = Path(os.environ["CELLVIT_TEST_DATA"]) if os.environ.get("CELLVIT_TEST_DATA") else None
+            report["before"] = bench_before(folder, options.out / "slide_before.png", data=data, quick=options.quick)
+        if options.part in (None, "stages"):
             torch.set_num_threads(report["cores"])
             report["stages"] = bench_stages(folder, quick=options.quick, device=options.device, formats=formats)
     with atomic_text(options.out / "slide.json") as file:

@@ -21,10 +21,12 @@ from cellvit.errors import ConfigError, DataError, ImageError, OutputError
 from cellvit.inference import fingerprints, pipeline, prepare
 from cellvit.inference import outputs as formats
 from cellvit.inference import resume as journal
+from cellvit.inference.plan import plan_slide
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.settings import FORMATS, SlideSettings
 from cellvit.inference.slide import segment_slide
 from cellvit.postprocess.hv import HVPostprocessor
+from cellvit.slide import tiling
 from cellvit.slide.tissue import TissueMask
 
 PLAIN = {"device": "cpu", "workers": 0, "tissue_filter": False, "formats": ()}
@@ -456,6 +458,55 @@ def polygon_file(path, *rings):
     geometry = {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
     path.write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {}}))
     return path
+
+
+class NotesSizes(DrawnModel):
+    """Notes the sizes of the batches that go through it, and may be stopped."""
+
+    def __init__(self, stop_after=None):
+        super().__init__()
+        self.sizes, self.stop_after = [], stop_after
+
+    def predict_maps(self, image):
+        if len(self.sizes) == self.stop_after:
+            raise KeyboardInterrupt
+        self.sizes.append(tuple(image.shape))
+        return super().predict_maps(image)
+
+
+def test_tiles_cut_down_to_a_region_give_the_same_nuclei_also_when_killed(slide, tmp_path, monkeypatch):
+    roi = polygon_file(tmp_path / "roi.geojson", [[40, 50], [900, 60], [420, 400], [950, 1250], [30, 1200], [40, 50]])
+    settings = {**PLAIN, "tile_size": 256, "roi": roi, "batch_size": 3}
+    found = {}
+    for step in (10_000, 64):  # never, and in small steps
+        monkeypatch.setattr(tiling, "CROP_STEP", step)
+        model = NotesSizes()
+        result = segment_slide(slide, tmp_path / str(step), model=model, **settings)
+        pixels = sum(np.prod(size) for size in model.sizes)
+        found[step] = result, pixels, {size[2:] for size in model.sizes}
+    (whole, most, sizes), (cut, least, cut_sizes) = found.values()
+    assert sizes == {(256, 256)}
+    assert all(side % 64 == 0 for size in cut_sizes for side in size)
+    assert least < 0.9 * most
+    boxes = [sorted(map(tuple, result.nuclei(embedding=False).bbox.tolist())) for result in (whole, cut)]
+    assert len(boxes[0]) > 200
+    assert boxes[0] == boxes[1]
+    assert whole.summary["fingerprints"]["settings"]["tiles"] != cut.summary["fingerprints"]["settings"]["tiles"]
+    out = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        segment_slide(slide, out, model=NotesSizes(stop_after=9), **settings)
+    assert list((out / ".work").glob("part-*.arrow"))
+    again = NotesSizes()
+    segment_slide(slide, out, model=again, **settings)
+    assert 0 < len(again.sizes) < len(model.sizes)
+    assert (out / "nuclei.parquet").read_bytes() == (cut.out / "nuclei.parquet").read_bytes()
+    with pytest.raises(OutputError, match="tiles"):  # begun with other crops, a slide does not go on
+        monkeypatch.setattr(tiling, "CROP_STEP", 128)
+        segment_slide(slide, out, model=DrawnModel(), **settings)
+    monkeypatch.setattr(tiling, "CROP_STEP", 64)
+    planned = plan_slide(slide, model=DrawnModel(), sample=0, **settings)
+    assert planned.whole_tiles * 3 * 256**2 == least
+    assert (planned.whole_tiles, planned.tiles) == (planned.whole_tiles_left, cut.summary["tiles"]["done"])
 
 
 def test_a_region_keeps_the_nuclei_inside_and_skips_tiles_outside(slide, done, tmp_path):

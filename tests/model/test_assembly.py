@@ -16,8 +16,8 @@ from cellvit.model.build import (
 )
 from cellvit.model.metrics import build_metric
 from cellvit.plotting import draw_comparison
-from cellvit.postprocess import Postprocessor
-from cellvit.types import EMBEDDING_MAP, NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP
+from cellvit.postprocess import HVPostprocessor, Postprocessor
+from cellvit.types import EMBEDDING_MAP, HV_MAP, NUCLEI_BINARY_MAP, NUCLEI_TYPE_MAP
 
 CLASSES, TISSUES = ("background", "nucleus"), ("breast", "colon")
 
@@ -120,6 +120,28 @@ def test_maps_that_nobody_reads_stay_on_the_device():
     assert set(image_arrays(maps, None)[0]) == set(maps)
 
 
+def test_maps_that_are_only_averaged_leave_the_device_as_half_floats():
+    found = HVPostprocessor(normalisation="fixed", type_rule="mean")
+    target = torch.zeros(1, 2, 64, 64)
+    target[:, 1, 20:40, 10:30] = target[:, 1, 20:40, 34:50] = 1
+    ramp = torch.linspace(-1, 1, 20)
+    hv = torch.zeros(1, 2, 64, 64)
+    hv[:, 0, 20:40, 10:30], hv[:, 0, 20:40, 34:50] = ramp, ramp[:16]
+    types = torch.rand(1, 5, 64, 64, generator=torch.Generator().manual_seed(0)).softmax(1)
+    maps = {NUCLEI_BINARY_MAP: target, HV_MAP: hv, NUCLEI_TYPE_MAP: types}
+    (halved,) = image_arrays(maps, found)
+    dtypes = {name: value.dtype for name, value in halved.items()}
+    assert dtypes == {NUCLEI_BINARY_MAP: np.uint8, HV_MAP: np.float32, NUCLEI_TYPE_MAP: np.float16}
+    whole = found({name: value[0].numpy() for name, value in maps.items()})
+    small = found(halved)
+    assert len(whole.nuclei) == 2
+    np.testing.assert_array_equal(small.instance_map, whole.instance_map)
+    np.testing.assert_array_equal(small.nuclei.type, whole.nuclei.type)
+    np.testing.assert_allclose(small.nuclei.type_prob, whole.nuclei.type_prob, atol=1e-3)
+    assert image_arrays(maps, HVPostprocessor())[0][NUCLEI_TYPE_MAP].dtype == np.uint8  # by majority, labels do
+    assert image_arrays(maps, None)[0][NUCLEI_TYPE_MAP].dtype == np.float32
+
+
 @pytest.mark.parametrize("branch", ["a.b", EMBEDDING_MAP])
 def test_a_branch_that_no_head_can_make_is_refused(branch):
     with pytest.raises(ConfigError, match=f"'{branch}' cannot be a branch"):
@@ -142,3 +164,26 @@ def test_maps_arrive_from_a_gpu_while_the_next_batch_is_launched():
     waiting = [start_transfer(batch, None) for batch in maps]
     for i, arrays in enumerate(waiting):
         assert all((image["hv_map"] == i).all() for image in arrays())
+
+
+@pytest.mark.gpu
+def test_maps_are_reduced_on_the_gpu_and_copied_to_pinned_memory(monkeypatch):
+    maps = {
+        NUCLEI_BINARY_MAP: torch.rand(1, 2, 256, 256, device="cuda"),
+        HV_MAP: torch.rand(1, 2, 256, 256, device="cuda"),
+        NUCLEI_TYPE_MAP: torch.rand(1, 5, 256, 256, device="cuda"),
+    }
+    copies = []
+    copy = torch.Tensor.copy_
+
+    def noted(self, source, non_blocking=False):
+        copies.append((self.is_pinned(), non_blocking, source.dtype))
+        return copy(self, source, non_blocking=non_blocking)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", noted)
+    (arrays,) = start_transfer(maps, HVPostprocessor(normalisation="fixed", type_rule="mean"))()
+    assert sorted(copies, key=str) == sorted(
+        [(True, True, torch.uint8), (True, True, torch.float32), (True, True, torch.float16)], key=str
+    )
+    np.testing.assert_array_equal(arrays[HV_MAP], maps[HV_MAP][0].cpu().numpy())
+    np.testing.assert_array_equal(arrays[NUCLEI_BINARY_MAP], maps[NUCLEI_BINARY_MAP][0].argmax(0).cpu().numpy())

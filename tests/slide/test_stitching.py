@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellvit.slide import stitching as seams
-from cellvit.slide.stitching import StreamingStitcher, TileNuclei, merge_tiles
+from cellvit.slide.stitching import SeamReplay, StreamingStitcher, TileNuclei, merge_tiles
 from cellvit.slide.tiling import TileGrid
 from cellvit.types import Nuclei, NucleiClasses
 
@@ -308,3 +308,26 @@ def test_a_stream_waits_only_for_tiles_that_can_still_see_a_nucleus():
     assert box_set(stream.add(nothing, done=4)) == [boxes[2]]
     with pytest.raises(ValueError, match="take some back"):
         stream.add(nothing, done=3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_replay_gives_the_same_nuclei_with_the_columns_that_were_left_out(seed):
+    rng = np.random.default_rng(seed)
+    grid = TileGrid(width=400, height=330, tile_size=90, overlap=24)
+    # long nuclei, which are joined from pieces
+    y, x = rng.integers(0, 300, 40), rng.integers(0, 300, 40)
+    long = np.stack([x, y, x + 60, y + 8], axis=1)
+    found = {i: part for i, part in (*random_findings(rng, grid, 150), *seen_by_tiles(grid, long)) if len(part)}
+    found = {i: replace(p, embedding=rng.random((len(p), 3)).astype(np.float32)) for i, p in found.items()}
+    empty = replace(boxes_to_nuclei([]), embedding=np.zeros((0, 3), np.float32))
+    first, light, replay, joined = StreamingStitcher(grid), StreamingStitcher(grid), SeamReplay(), 0
+    for start in range(0, len(grid), 3):
+        done = min(len(grid), start + 3)
+        parts = [TileNuclei.place(grid, i, found.get(i, empty)) for i in range(start, done)]
+        placed = TileNuclei.concatenate(parts)
+        step, _ = light.step(replace(placed, nuclei=replace(placed.nuclei, embedding=None)), done=done)
+        expected, again = first.add(placed, done=done), replay.add(placed, step)
+        joined += len(step.joined)
+        for name in ("centroid", "bbox", "contour_points", "contour_offsets", "type", "embedding"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(expected, name))
+    assert joined > 0

@@ -1,10 +1,14 @@
+from unittest.mock import patch
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellvit.errors import ConfigError
-from cellvit.slide.tiling import TileAxis, TileGrid
+from cellvit.slide import tiling
+from cellvit.slide.tiling import TileAxis, TileGrid, cropped_grid
+from cellvit.slide.tissue import TissueMask
 
 axes = st.tuples(st.integers(1, 700), st.integers(16, 128)).flatmap(
     lambda size: st.tuples(st.just(size[0]), st.just(size[1]), st.integers(0, size[1] // 2))
@@ -87,7 +91,7 @@ def test_the_published_grid_has_a_margin_of_32_px():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("changes", "words"),
     [
         ({"tile_size": 15}, "tile size 15"),
         ({"overlap": -1}, "overlap -1"),
@@ -95,6 +99,48 @@ def test_the_published_grid_has_a_margin_of_32_px():
         ({"width": 0}, "0 x 10 px"),
     ],
 )
-def test_impossible_grids_are_refused(settings, words):
+def test_impossible_grids_are_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
-        TileGrid(**{"width": 10, "height": 10, **settings})
+        TileGrid(**{"width": 10, "height": 10, **changes})
+
+
+@settings(max_examples=30)
+@given(axes, axes, st.integers(0, 2**32 - 1))
+def test_cropped_tiles_hold_all_that_is_wanted_with_its_margin_and_little_else(first, second, seed):
+    (width, tile_size, overlap), height, step = first, second[0], 16
+    grid = TileGrid(width=width, height=height, tile_size=tile_size, overlap=overlap)
+    rng = np.random.default_rng(seed)
+    mask = rng.random((rng.integers(1, 9), rng.integers(1, 9))) < rng.choice([0.0, 0.1, 0.5, 1.0])
+    tissue = TissueMask(mask)
+    with patch.object(tiling, "CROP_STEP", step):
+        cropped, done = cropped_grid(grid, lambda boxes: tissue.coverage(boxes, (width, height)))
+    y, x = np.indices((height, width)).reshape(2, -1)
+    points = np.stack([x, y], axis=1) + 0.5
+    points = points[tissue.contains(points, (width, height))][:: 1 + width * height // 20_000]
+    owner = cropped.owner(points)
+    assert set(owner) <= set(done.tolist())
+    whole, boxes = grid.boxes_of(np.arange(len(grid))), cropped.boxes_of(np.arange(len(grid)))
+    # half the overlap around what is wanted, as far as the tile goes
+    margin = np.concatenate([points - overlap / 2 + 0.5, points + overlap / 2 - 0.5], axis=1)
+    low, high = np.maximum(margin[:, :2], whole[owner][:, :2]), np.minimum(margin[:, 2:], whole[owner][:, 2:])
+    assert (boxes[owner][:, :2] <= low).all()
+    assert (boxes[owner][:, 2:] >= high).all()
+    assert ((boxes[:, :2] - whole[:, :2]) % step == 0).all()
+    assert (((boxes[:, 2:] - whole[:, :2]) % step == 0) | (boxes[:, 2:] == whole[:, 2:])).all()
+    for index in done[:4].tolist():
+        tile, (left, top, right, bottom) = cropped.tile(index), boxes[index].tolist()
+        assert (tile.x, tile.y, tile.width, tile.height) == (left, top, right - left, bottom - top)
+        # the first and the last column of blocks are there for something that is wanted
+        near = overlap / 2 + step + 1
+        for side in ((left, left + near), (right - near, right)):
+            part = np.array([[side[0] - near, top - near, side[1] + near, bottom + near]])
+            assert tissue.coverage(part, (width, height))[0] > 0
+
+
+def test_where_the_last_tile_is_shifted_the_one_before_does_the_work():
+    grid = TileGrid(width=1100, height=1024)
+    cropped, done = cropped_grid(grid, lambda boxes: np.float64((boxes[:, 2:] > boxes[:, :2]).all(axis=1)))
+    assert done.tolist() == [0, 1]
+    assert grid.columns.starts.tolist() == [0, 76]
+    assert cropped.boxes_of(done).tolist() == [[0, 0, 1024, 1024], [76 + 768, 0, 1100, 1024]]
+    assert cropped.owner([[991, 0], [992, 0]]).tolist() == [0, 1]  # half the overlap before the end of the first

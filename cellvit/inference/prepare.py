@@ -208,4 +208,3 @@ def _tissue(
         return tissue, "found", damage
     allowed = cv2.resize(allowed.astype(np.uint8), tissue.mask.shape[::-1], interpolation=cv2.INTER_AREA) > 0
     return TissueMask(tissue.mask & allowed), "found within the region", damage
-

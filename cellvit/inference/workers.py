@@ -72,7 +72,7 @@ class PostprocessPool:
         self.kind = "threads"
         self.notes: list[str] = []
         self.capacity = 2 * max(1, workers) + 1
-        self._local = model.postprocess, finish
+        self._local, self._finish = model.postprocess, finish
         self._open = ExitStack()
         self._threads = ThreadPoolExecutor(max(1, workers), thread_name_prefix="postprocess")
         self._open.callback(self._threads.shutdown, wait=True, cancel_futures=True)
@@ -108,7 +108,7 @@ class PostprocessPool:
                 raise _worker_died() from error
             except NO_PROCESS as error:  # what processes that did start have in work stays theirs
                 self._do_without(error)
-        return self._threads.submit(_find_here, *self._local, maps, place)
+        return self._threads.submit(_find_here, self._local, self._finish, maps, place)
 
     def _do_without(self, error: BaseException) -> None:
         self.kind = "threads"
@@ -150,7 +150,8 @@ def _find(maps: Maps, place: Place | None) -> Nuclei:
     global _postprocess
     if _postprocess is None:  # here, not at the start, so that an error reaches the user
         _postprocess = pickle.loads(_pickled)  # from our own parent
-    return _find_here(*_postprocess, maps, place)
+    postprocess, finish = _postprocess
+    return _find_here(postprocess, finish, maps, place)
 
 
 def _keep(pickled: bytes) -> None:

@@ -250,8 +250,7 @@ class _LateAxis(TileAxis):
     @cached_property
     def cuts(self) -> NDArray[np.float64]:
         """Return the borders between neighbouring cores ``(n - 1,)``, in pixels."""
-        cuts: NDArray[np.float64] = self.starts[:-1] + self.size - self.overlap / 2
-        return cuts
+        return np.asarray(self.starts[:-1] + self.size - self.overlap / 2, np.float64)
 
 
 def cropped_grid(
@@ -285,8 +284,8 @@ def cropped_grid(
         boxes[..., place], boxes[..., place + 1] = x[None, :, None, :], y[:, None, :, None]
     wanted = (coverage(boxes.reshape(-1, 4)) > _NOTHING).reshape(-1, *shape[2:])
     ends = []
-    for axis, lines in enumerate(sides):
-        used = wanted.any(axis=1 + axis)  # of the blocks along x, those with something in any row; and the reverse
+    for number, lines in enumerate(sides):
+        used = np.asarray(wanted.any(axis=1 + number))  # of the blocks along x, those with something in any row
         used = used | ~used.any(axis=1, keepdims=True)
         first, last = used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)
         ends.append((lines[first], lines[last]))

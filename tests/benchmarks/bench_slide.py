@@ -1,11 +1,11 @@
 """Time the stages of a slide, and follow the memory of a slide with a million nuclei; print one JSON object.
 
 Run as ``python tests/benchmarks/bench_slide.py [--quick] [--side 40000] [--part stages|whole|before]``. Everything runs
-on two cores. The first part asks what reading, network, post-processing, seams and files can do per second, beside what a GPU
-asks of two cores: 5 tiles of 400 nuclei. The second sends a drawn slide through ``segment_slide`` with a stand-in for
-the network, samples the memory of all processes, and compares the nuclei found with the nuclei drawn. The third, which
-needs ``CELLVIT_TEST_DATA`` and the repository, does real slides with an earlier commit and this code in turn. Numbers
-and pictures go to ``build/bench``: ``slide.json``, ``slide_memory.png`` and ``slide_before.png``.
+on two cores. The first part asks what reading, network, post-processing, seams and files can do per second, beside what
+a GPU asks of two cores: 5 tiles of 400 nuclei. The second sends a drawn slide through ``segment_slide`` with a stand-in
+for the network, samples the memory of all processes, and compares the nuclei found with the nuclei drawn. The third,
+which needs ``CELLVIT_TEST_DATA`` and the repository, does real slides with an earlier commit and this code in turn.
+Numbers and pictures go to ``build/bench``: ``slide.json``, ``slide_memory.png`` and ``slide_before.png``.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """A slide from the command to the last file, by this code and by an earlier commit in turn, and the picture of it."""
 
 import contextlib
-import ctypes
 import csv
+import ctypes
 import json
 import os
 import resource
@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import tifffile
 from matplotlib.figure import Figure
@@ -144,7 +143,6 @@ def _compared(runs, slide, isa):
 
 
 def _draw(compared, path):
-    matplotlib.rcParams["svg.hashsalt"] = "cellvit"
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     places = np.arange(len(compared))

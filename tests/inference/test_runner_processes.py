@@ -113,6 +113,27 @@ def test_processes_that_cannot_be_started_later_are_replaced_by_threads(monkeypa
     assert len(pool.notes) == 1
 
 
+def test_what_starts_workers_is_started_early_and_a_refusal_is_left_to_those_who_need_it(monkeypatch):
+    workers.start_early()  # of a system that allows it, and again
+    workers.start_early()
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", refuse(REFUSALS[0]))
+    workers.start_early()
+    monkeypatch.setattr(workers, "may_have_children", lambda: False)
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: pytest.fail("started"))
+    workers.start_early()
+
+
+def test_what_is_made_of_a_tile_goes_to_the_workers_once_and_its_place_with_its_maps():
+    def finish(index, image, found):
+        return found.nuclei.select(np.zeros(index, int)), image.shape
+
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    with PostprocessPool(DrawnModel(), 0, finish) as pool:
+        nuclei, shape = nuclei_of(pool.submit(maps(), (0, pixels)))
+        assert (len(nuclei), shape) == (0, (2, 3, 3))
+        assert len(nuclei_of(pool.submit(maps()))) == 1
+
+
 def test_a_slide_without_processes_is_done_and_its_summary_says_how(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "ProcessPoolExecutor", refuse(REFUSALS[0]))
     monkeypatch.setattr(outputs, "PARALLEL_EXPORT_MIN_NUCLEI", 1)

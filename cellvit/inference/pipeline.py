@@ -159,7 +159,7 @@ class TileStream:
         on_gpu = self.model.device.type == "cuda"
         pixels = (pixels.pin_memory() if on_gpu else pixels).to(self.model.device, non_blocking=on_gpu)
         with self.autocast():
-            maps = self.model.predict_maps(pixels.permute(0, 3, 1, 2).float() / 255)
+            maps = self.model.predict_maps(pixels.permute(0, 3, 1, 2).float().div_(255))
         if not self.embeddings:
             maps = {name: value for name, value in maps.items() if name != EMBEDDING_MAP}
         return start_transfer(maps, self._postprocessor)

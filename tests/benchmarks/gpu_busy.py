@@ -1,8 +1,8 @@
 """Print how busy a graphics card is while one process does a slide, as one JSON object.
 
-Run as ``python tests/benchmarks/gpu_busy.py [SLIDE] [--batch-size 8] [--precision bf16-mixed] [--mpp 0.25]`` where there
-is a card. Without a slide a drawn one of 6,000 x 6,000 px is done. Busy is the share of the time from the first to the
-last batch in which a kernel or a copy ran on the card; one process should reach 0.85.
+Run as ``python tests/benchmarks/gpu_busy.py [SLIDE] [--batch-size 8] [--precision bf16-mixed] [--mpp 0.25]`` where
+there is a card. Without a slide a drawn one of 6,000 x 6,000 px is done. Busy is the share of the time from the first
+to the last batch in which a kernel or a copy ran on the card; one process should reach 0.85.
 """
 
 import argparse

@@ -41,7 +41,8 @@ Result = TypeVar("Result")
 
 _hiding = threading.Lock()
 _postprocess: tuple[Callable[[Maps], Any], Finish | None] | None = None
-_pickled = b""
+_NOTHING = pickle.dumps(None)
+_pickled = _NOTHING, _NOTHING
 
 NO_PROCESS = (OSError, EOFError, NotImplementedError, ImportError)
 """What Python raises where no process can be started: no shared memory, no free process, a helper process that died."""
@@ -78,7 +79,9 @@ class PostprocessPool:
         self._open.callback(self._threads.shutdown, wait=True, cancel_futures=True)
         if possible:
             try:
-                self._processes = process_pool(workers, partial(_keep, pickle.dumps((postprocessor, finish))))
+                self._processes = process_pool(
+                    workers, partial(_keep, pickle.dumps(postprocessor), pickle.dumps(finish))
+                )
             except NO_PROCESS as error:
                 self._do_without(error)
             else:
@@ -149,14 +152,14 @@ def _find_here(postprocess: Callable[[Maps], Any], finish: Finish | None, maps: 
 def _find(maps: Maps, place: Place | None) -> Nuclei:
     global _postprocess
     if _postprocess is None:  # here, not at the start, so that an error reaches the user
-        _postprocess = pickle.loads(_pickled)  # from our own parent
+        _postprocess = pickle.loads(_pickled[0]), pickle.loads(_pickled[1])  # from our own parent
     postprocess, finish = _postprocess
     return _find_here(postprocess, finish, maps, place)
 
 
-def _keep(pickled: bytes) -> None:
+def _keep(postprocessor: bytes, finish: bytes = _NOTHING) -> None:
     global _pickled
-    _pickled = pickled
+    _pickled = postprocessor, finish
 
 
 def _can_travel(postprocessor: Postprocessor) -> bool:

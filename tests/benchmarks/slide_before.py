@@ -150,7 +150,8 @@ def _draw(compared, path):
     for offset, side, color in ((-0.2, "before", "#e28c32"), (0.2, "now", "#4074b4")):
         left.bar(places + offset, [row["cpu_per_mm2"][side] for row in compared], 0.4, label=side, color=color)
     for place, row in zip(places, compared, strict=True):
-        left.annotate(f"{row['times_faster']['cpu']:.2f} x", (place, row["cpu_per_mm2"]["before"]), ha="center")
+        left.annotate(f"{row['times_faster']['cpu']:.2f} x", (place, 1.02 * row["cpu_per_mm2"]["before"]), ha="center")
+    left.set_ylim(0, 1.25 * max(row["cpu_per_mm2"]["before"] for row in compared))
     left.set_ylabel("processor seconds per mm² of tissue")
     left.set_xticks(places, labels, fontsize=8)
     left.legend()
@@ -161,7 +162,7 @@ def _draw(compared, path):
         below += values
     right.set_ylabel("share of the wall time, now")
     right.set_xticks(places, labels, fontsize=8)
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
 
 

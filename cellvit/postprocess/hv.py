@@ -241,8 +241,10 @@ def _opened(mask: Mask) -> Mask:
 
 def _drop_small(mask: Mask, min_size: int) -> tuple[Mask, IntMap]:
     """Return a mask without its small 4-connected components, and the labels of those that remain, 1..N."""
-    labels = cast(IntMap, cv2.connectedComponents(mask, connectivity=4)[1])
-    keep = np.bincount(labels.reshape(-1)) >= min_size
+    count, found = cv2.connectedComponents(mask, connectivity=4)
+    labels = cast(IntMap, found)
+    inside = np.flatnonzero(mask.view(np.bool_))  # most pixels are outside, and counting them takes longest
+    keep = np.bincount(labels.reshape(-1)[inside], minlength=count) >= min_size
     keep[0] = False
     if not keep[1:].all():
         labels = np.where(keep, keep.cumsum(dtype=np.int32), np.int32(0)).take(labels)

@@ -29,15 +29,14 @@ def marker_watershed(energy: NDArray[np.float64], markers: IntMap, components: I
     Returns:
         ``(H, W)`` int32: the marker that got each pixel; 0 outside the mask and in components without a marker.
     """
-    at = np.flatnonzero(markers)
+    at = np.flatnonzero(markers != 0)
     component, seed = components.reshape(-1)[at], markers.reshape(-1)[at]
     owner = np.zeros(int(components.max()) + 1, np.int32)
     owner[component] = seed  # any one of the component's markers; a component with a second one is contested
     contested = np.zeros(len(owner), np.bool_)
     contested[component[owner[component] != seed]] = True
-    contested[0] = False
-    labels: IntMap = np.where(contested, 0, owner).take(components)
-    labels.reshape(-1)[components.reshape(-1) == 0] = 0
+    contested[0] = owner[0] = 0
+    labels: IntMap = np.where(contested, np.int32(0), owner).take(components)
     if contested.any():
         at = np.flatnonzero(contested.take(components))
         number = np.cumsum(contested) - 1

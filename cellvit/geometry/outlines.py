@@ -102,7 +102,8 @@ def outer_rings(labels: NDArray[np.int32]) -> OuterRings:
     inner = opposite.reshape(-1)[arrival]
     first, rank = _cycles(_following(direction, (direction + np.where(inner, 3, 1)) & 3, corner % width))
     length = np.bincount(first, minlength=len(first))
-    starts = np.flatnonzero(length > 2 * np.bincount(first, inner, minlength=len(first)))  # around a hole most are inner
+    # around a hole most corners are inner ones
+    starts = np.flatnonzero(length > 2 * np.bincount(first, inner, minlength=len(first)))
     starts = starts[np.argsort(pixel.reshape(-1)[arrival[starts]], kind="stable")]
     offsets = ring_offsets(length[starts])
     top_left = corner[starts] + width + 1  # pixel
@@ -277,7 +278,7 @@ def cut_where_touching(points: Ints, offsets: Offsets, rows: NDArray[np.bool_]) 
     if not rows.any():
         return points, offsets
     owner = np.repeat(np.arange(len(rows)), np.where(rows, ring_lengths(offsets), 0))
-    x, y = select_rings(points, offsets, rows)[0].T
+    x, y = (column - column.min() for column in select_rings(points, offsets, rows)[0].T)
     width, height = int(x.max()) + 1, int(y.max()) + 1
     key = np.sort((owner * height + y) * width + x)
     twice = key[1:][key[1:] == key[:-1]]

@@ -217,7 +217,7 @@ def _tile_edge(distance: FloatMap, axis: Literal[0, 1], sobel_size: int) -> Floa
 
 
 def _sobel(values: FloatMap, axis: Literal[0, 1], size: int) -> NDArray[np.float64]:
-    """Return ``cv2.Sobel`` in double precision, several times ``size`` rows at a time in the cache.
+    """Return ``cv2.Sobel`` in double precision.
 
     OpenCV pads rows to 64 values. Where that makes a multiple of 4096 bytes, as for 1024 pixels, all rows under the
     kernel compete for the same lines of the cache and the filter takes 1.7 times as long; more columns change that, and
@@ -225,7 +225,7 @@ def _sobel(values: FloatMap, axis: Literal[0, 1], size: int) -> NDArray[np.float
     """
     width = values.shape[1]
     if -(-width // 64) % 8 == 0:
-        values = cv2.copyMakeBorder(values, 0, 0, 0, 64, cv2.BORDER_REFLECT_101)
+        values = cast(FloatMap, cv2.copyMakeBorder(values, 0, 0, 0, 64, cv2.BORDER_REFLECT_101))
     return np.asarray(cv2.Sobel(values, cv2.CV_64F, 1 - axis, axis, ksize=size), np.float64)[:, :width]
 
 

@@ -180,7 +180,7 @@ def _outline(
     starts = np.flatnonzero(np.diff(label, prepend=0))
     if not len(starts):
         return instances, np.zeros((0, 4), np.int64), rings.points, rings.offsets
-    bounds = ring_bounds(rings.points, rings.offsets).astype(np.int64)
+    bounds = ring_bounds(rings.points.astype(np.float64), rings.offsets).astype(np.int64)
     bbox = np.hstack([np.minimum.reduceat(bounds[:, :2], starts), np.maximum.reduceat(bounds[:, 2:], starts)])
     chosen = starts if len(starts) == len(label) else _largest_pieces(instances, rings.first, label)
     large = _turns_often(rings, bounds, min_points)[chosen]
@@ -271,7 +271,9 @@ def _box_means(tokens: NDArray[Any], bbox: NDArray[np.int64], shape: tuple[int, 
 
     dim, height, width = tokens.shape
     table = np.zeros((height + 1, width + 1, dim))
-    flat = np.asarray(tokens.reshape(dim, -1), np.float32 if tokens.dtype.itemsize <= 4 else np.float64)
+    flat: NDArray[np.floating[Any]] = np.asarray(
+        tokens.reshape(dim, -1), np.float32 if tokens.dtype.itemsize <= 4 else np.float64
+    )
     table[1:, 1:] = cv2.transpose(flat).reshape(height, width, dim)
     # Adding line to line streams through memory; cumsum along these axes is four times slower.
     for row in range(height):

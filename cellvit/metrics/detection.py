@@ -193,5 +193,6 @@ def detectable(prediction: NucleiPrediction) -> Nuclei:
     for row in thin.tolist():
         left, top, right, bottom = nuclei.bbox[row].astype(int).tolist()
         border = find_border((prediction.instance_map[top:bottom, left:right] == nuclei.label[row]).view(np.uint8))
-        keep[row] = len(turning_points(border, np.array([0, len(border)]))[0]) >= MIN_CONTOUR_POINTS
+        turns = turning_points(border.astype(np.int64), np.array([0, len(border)]))[0]
+        keep[row] = len(turns) >= MIN_CONTOUR_POINTS
     return nuclei if keep.all() else nuclei.select(keep)

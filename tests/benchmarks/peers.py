@@ -1,5 +1,7 @@
 """Other networks and other post-processing for benchmarks, with random weights; what is not installed says why."""
 
+import sys
+from contextlib import redirect_stdout
 from importlib.metadata import version
 
 import numpy as np
@@ -39,7 +41,8 @@ def stardist(tile):
     tensorflow.config.threading.set_intra_op_parallelism_threads(1)
     tensorflow.config.threading.set_inter_op_parallelism_threads(1)
     settings = Config2D(n_channel_in=3, grid=(2, 2), n_rays=32, unet_n_depth=3, use_gpu=False)
-    network = StarDist2D(settings, name=None, basedir=None).keras_model
+    with redirect_stdout(sys.stderr):  # it says which thresholds it takes
+        network = StarDist2D(settings, name=None, basedir=None).keras_model
     pixels = np.ascontiguousarray(tile[..., ::2, ::2].permute(0, 2, 3, 1).numpy())
     return (lambda: network(pixels, training=False)), 1.0, f"stardist {version('stardist')}, {tensorflow.__version__}"
 

@@ -68,4 +68,5 @@ def hovernet_postprocess(maps):
     nucleus = np.ascontiguousarray(maps["nuclei_binary_map"][1][..., None])
     distance = np.ascontiguousarray(maps["hv_map"].transpose(1, 2, 0))
     types = maps["nuclei_type_map"].argmax(axis=0)[..., None].astype(np.float32)
-    return lambda: HoVerNet.postproc([nucleus.copy(), distance.copy(), types.copy()])
+    network = HoVerNet(num_input_channels=3, num_types=6, mode="fast")
+    return lambda: network.postproc([nucleus.copy(), distance.copy(), types.copy()])

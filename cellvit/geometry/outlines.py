@@ -8,12 +8,12 @@ Where the pixels of a nucleus touch at a corner only, the outline would touch it
 cut there, and the largest part counts (the first in reading order among equals).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.geometry.polygons import Offsets, polygon_area, ring_lengths, ring_offsets
+from cellvit.geometry.polygons import Offsets, polygon_area, ring_lengths, ring_offsets, select_rings
 
 Ints = NDArray[np.int64]
 
@@ -56,20 +56,126 @@ def _corner_tables() -> tuple[Ints, Ints]:
 _CORNERS, _COUNT = _corner_tables()
 
 
-def border_corners(pixels: NDArray[Any], offsets: Offsets) -> Ints:
-    """Count the pixels of every border at which it turns.
+class OuterRings(NamedTuple):
+    """The outlines of all pieces of a label map, holes filled.
+
+    Attributes:
+        points: ``(Q, 2)`` corners of pixels, ``(x, y)``, of open rings as :func:`edge_rings` has them.
+        offsets: ``(R + 1,)``.
+        first: ``(R,)`` flat position of the first pixel of each piece.
+        touching: ``(R,)``, whether pixels of the piece touch at a corner only, so that the ring may touch itself.
+    """
+
+    points: Ints
+    offsets: Offsets
+    first: Ints
+    touching: NDArray[np.bool_]
+
+
+def outer_rings(labels: NDArray[np.int32]) -> OuterRings:
+    """Return the outlines of all pieces of a label map, not yet cut where they touch themselves.
+
+    At a corner four pixels meet, which tell whether an outline turns there. Along a line of the lattice outlines of one
+    direction never overlap, so the n-th that departs is the n-th that arrives: corners are linked without a walk along
+    the pixels.
 
     Args:
-        pixels: ``(P, 2)``, whole borders as :func:`cellvit.io.frames.find_border` returns them.
-        offsets: ``(N + 1,)``.
+        labels: ``(H, W)`` int32, 0 is background.
 
     Returns:
-        ``(N,)``: 1 for a single pixel and 2 for a straight line, which the released tools take for no nucleus.
+        The rings by ascending label; pieces are 8-connected, those of one label follow each other in reading order.
+        :func:`cut_where_touching` is the last step to valid polygons.
+
+    Example:
+        >>> outer_rings(np.array([[0, 7, 7], [0, 7, 7]], np.int32)).points.tolist()
+        [[1, 0], [1, 2], [3, 2], [3, 0]]
     """
-    arrival, departure = _steps(pixels, offsets)
-    lengths = ring_lengths(offsets)
-    turns = np.bincount(np.repeat(np.arange(len(lengths)), lengths), arrival != departure, minlength=len(lengths))
-    return np.where(lengths == 1, 1, turns).astype(np.int64)
+    around = np.pad(labels, 1)
+    flat, width = around.reshape(-1), around.shape[1]
+    corner = _corners(flat, width)
+    # the pixels around each corner, anticlockwise; pixel k is on the left of what arrives going right, up, left, down
+    pixel = flat[corner[:, None] + np.array([0, width, width + 1, 1])]
+    differs, opposite = pixel != np.roll(pixel, -1, axis=1), pixel == np.roll(pixel, -2, axis=1)
+    before = np.roll(differs, 1, axis=1)
+    arrival = np.flatnonzero((pixel > 0) & differs & (opposite | before))
+    corner, direction = corner[arrival >> 2], arrival & 3
+    inner = opposite.reshape(-1)[arrival]
+    first, rank = _cycles(_following(direction, (direction + np.where(inner, 3, 1)) & 3, corner % width))
+    length = np.bincount(first, minlength=len(first))
+    # around a hole most corners are inner ones
+    starts = np.flatnonzero(length > 2 * np.bincount(first, inner, minlength=len(first)))
+    starts = starts[np.argsort(pixel.reshape(-1)[arrival[starts]], kind="stable")]
+    offsets = ring_offsets(length[starts])
+    top_left = corner[starts] + width + 1  # pixel
+    begin, shift = np.full(len(first), -1), np.zeros(len(first), np.int64)
+    begin[starts], shift[starts] = offsets[:-1], _before_top_left(flat, top_left, width)
+    outer = np.flatnonzero(begin[first] >= 0)
+    ring = first[outer]
+    y, x = np.divmod(corner[outer], width)
+    points = np.empty((len(outer), 2), np.int64)
+    points[begin[ring] + (rank[outer] + shift[ring]) % length[ring]] = np.stack([x, y], axis=1)
+    y, x = np.divmod(top_left, width)
+    touching = np.bincount(first, inner & before.reshape(-1)[arrival], minlength=len(first)) > 0
+    return OuterRings(points, offsets, (y - 1) * (width - 2) + x - 1, touching[starts])
+
+
+def _corners(flat: NDArray[np.int32], width: int) -> Ints:
+    """Return where outlines may turn: the position of the pixel above, on the left.
+
+    Args:
+        flat: Labels with a frame of background.
+        width: With the frame.
+    """
+    across, along = flat[1:] != flat[:-1], flat[width:] != flat[:-width]
+    return np.flatnonzero((across[width:] | across[:-width]) & (along[1:] | along[:-1]))
+
+
+def _following(direction: Ints, leaving: Ints, column: Ints) -> Ints:
+    """Return which corner follows each on its outline.
+
+    Args:
+        direction: In which an outline arrives at each corner, 0 to 3: right, up, left, down; in reading order.
+        leaving: Direction in which it goes on.
+        column: Of the corners.
+    """
+    following = np.empty_like(direction)
+    following[leaving == 0], following[leaving == 2] = np.flatnonzero(direction == 0), np.flatnonzero(direction == 2)
+    # numpy sorts numbers of 16 bits several times as fast
+    order = np.argsort(column.astype(np.uint16) if column.max(initial=0) < 1 << 16 else column, kind="stable")
+    for way in (1, 3):
+        following[order[leaving[order] == way]] = order[direction[order] == way]
+    return following
+
+
+def _cycles(following: Ints) -> tuple[Ints, Ints]:
+    """Return the smallest number in the cycle of each, and how many steps after it that one comes."""
+    first, jump = np.arange(len(following)), following
+    while True:
+        lower = np.minimum(first, first[jump])
+        if np.array_equal(lower, first):
+            break
+        first, jump = lower, jump[jump]
+    start = first == np.arange(len(first))
+    left = np.where(start, 0, 1)  # steps to the end, by jumps that double and stop there
+    jump = np.where(start, first, following)
+    while not start[jump].all():
+        left, jump = left + left[jump], jump[jump]
+    length = np.bincount(first, minlength=len(first))
+    return first, (length[first] - left) % length[first]
+
+
+def _before_top_left(labels: NDArray[np.int32], pixel: Ints, width: int) -> Ints:
+    """Return how many corners of a ring come before the top left one of its first pixel.
+
+    A border arrives at its first pixel from the right, from below, or from the left below.
+
+    Args:
+        labels: Flat.
+        pixel: Position of the first pixel of every ring.
+        width: Of the map.
+    """
+    same = [labels[pixel + step] == labels[pixel] for step in (1, width + 1, width, width - 1)]
+    return np.select([same[0], same[1] | same[2], same[3]], [0, 1, 2], 0)
 
 
 def edge_rings(pixels: NDArray[Any], offsets: Offsets) -> tuple[Ints, Offsets]:
@@ -94,8 +200,8 @@ def edge_rings(pixels: NDArray[Any], offsets: Offsets) -> tuple[Ints, Offsets]:
     pixel = np.repeat(np.arange(len(count)), count)
     number = np.arange(len(pixel)) - before[pixel]
     points = pixels[pixel] + _CORNERS[turn[pixel], number]
-    inner = before[1:][(departure % 2 == 1) & (count > 0)] - 1
-    return _cut_where_touching(points, before[offsets], inner)
+    touching = flags_per_ring((departure % 2 == 1) & (count > 0), offsets) > 0
+    return cut_where_touching(points, before[offsets], touching)
 
 
 def border_rings(points: NDArray[Any], offsets: Offsets) -> tuple[Ints, Offsets]:
@@ -161,18 +267,18 @@ def _steps(pixels: NDArray[Any], offsets: Offsets, *, given: bool = False) -> tu
     return arrival, departure
 
 
-def _cut_where_touching(points: Ints, offsets: Offsets, inner: Ints) -> tuple[Ints, Offsets]:
+def cut_where_touching(points: Ints, offsets: Offsets, rows: NDArray[np.bool_]) -> tuple[Ints, Offsets]:
     """Return rings that pass no point twice: of one that does the largest part, from its first corner.
 
     Args:
-        points: Of rings.
-        offsets: Of the rings.
-        inner: Which points are inner corners, ascending; a point that is passed twice is one both times.
+        points: ``(Q, 2)`` of rings.
+        offsets: ``(R + 1,)``.
+        rows: ``(R,)``, which rings may pass a point twice.
     """
-    if not len(inner):
+    if not rows.any():
         return points, offsets
-    owner = np.searchsorted(offsets, inner, side="right") - 1
-    x, y = (column - column.min() for column in (points[inner, 0], points[inner, 1]))
+    owner = np.repeat(np.arange(len(rows)), np.where(rows, ring_lengths(offsets), 0))
+    x, y = (column - column.min() for column in select_rings(points, offsets, rows)[0].T)
     width, height = int(x.max()) + 1, int(y.max()) + 1
     key = np.sort((owner * height + y) * width + x)
     twice = key[1:][key[1:] == key[:-1]]

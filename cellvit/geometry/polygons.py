@@ -148,8 +148,10 @@ def close_rings(points: Floats, offsets: Offsets) -> tuple[Floats, Offsets]:
         [[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
     """
     filled = ring_lengths(offsets) > 0
-    closed = np.insert(points, offsets[1:][filled], points[offsets[:-1][filled]], axis=0)
-    return closed, offsets + np.concatenate([np.zeros(1, np.int64), np.cumsum(filled)])
+    closed = ring_offsets(ring_lengths(offsets) + filled)
+    source = np.arange(closed[-1]) + np.repeat(offsets[:-1] - closed[:-1], np.diff(closed))
+    source[closed[1:][filled] - 1] = offsets[:-1][filled]
+    return points[source], closed
 
 
 def open_rings(points: Floats, offsets: Offsets) -> tuple[Floats, Offsets]:
@@ -189,7 +191,11 @@ def polygon_area(points: Floats, offsets: Offsets) -> Floats:
         >>> polygon_area(np.array([[0.0, 0], [4, 0], [4, 2], [0, 2]]), np.array([0, 4]))
         array([8.])
     """
-    return np.asarray(np.abs(_moments(points, offsets)[0]) / 2)
+    lengths = ring_lengths(offsets)
+    if not lengths.any():
+        return np.zeros(len(lengths))
+    owner, _, cross = _crosses(points, offsets)
+    return np.asarray(np.abs(np.bincount(owner, cross, minlength=len(lengths))) / 2)
 
 
 def polygon_centroid(points: Floats, offsets: Offsets) -> Floats:
@@ -227,23 +233,31 @@ def _moments(points: Floats, offsets: Offsets) -> tuple[Floats, Floats]:
     lengths = ring_lengths(offsets)
     if not lengths.any():
         return np.zeros(len(lengths)), np.zeros((len(lengths), 2))
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    local = points[offsets[0] : offsets[-1]] - points[offsets[:-1][lengths > 0]][_compact(owner)]
-    following = np.arange(len(local)) + 1
-    ends = offsets[1:][lengths > 0] - offsets[0]
-    following[ends - 1] = offsets[:-1][lengths > 0] - offsets[0]
-    x, y = local.T
-    cross = x * y[following] - x[following] * y
-    sums: list[Floats] = [
-        np.bincount(owner, cross * each, minlength=len(lengths)).astype(np.float64)
-        for each in (1.0, x + x[following], y + y[following])
-    ]
+    owner, both, cross = _crosses(points, offsets)
+    weights = (cross, *(cross * each for each in both))
+    sums: list[Floats] = [np.bincount(owner, w, minlength=len(lengths)).astype(np.float64) for w in weights]
     return sums[0], np.stack(sums[1:], axis=1)
 
 
-def _compact(owner: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Renumber sorted owners without gaps."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.diff(owner) > 0)])[: len(owner)]
+def _crosses(points: Floats, offsets: Offsets) -> tuple[NDArray[np.int64], list[Floats], Floats]:
+    """Return of every edge its outline, the sums of both coordinates of its ends, and their cross product.
+
+    Coordinates are relative to the outline's first point.
+    """
+    lengths = ring_lengths(offsets)
+    filled = lengths > 0
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    starts, ends = offsets[:-1][filled] - offsets[0], offsets[1:][filled] - offsets[0] - 1
+    local, ahead = [], []
+    for values in points[offsets[0] : offsets[-1]].T:
+        near = values - np.repeat(values[starts], lengths[filled])
+        following = np.empty_like(near)
+        following[:-1] = near[1:]
+        following[ends] = near[starts]
+        local.append(near)
+        ahead.append(following)
+    cross = local[0] * ahead[1] - ahead[0] * local[1]
+    return owner, [a + b for a, b in zip(local, ahead, strict=True)], cross
 
 
 def ring_bounds(points: Floats, offsets: Offsets) -> Floats:

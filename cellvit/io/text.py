@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, pairwise
 from types import MappingProxyType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,8 +91,22 @@ def ring_texts(points: Floats, offsets: Offsets) -> list[str]:
         >>> ring_texts(np.array([[1.0, 2], [3, 4]]), np.array([0, 2, 2]))
         ['[[1,2],[3,4]]', '[]']
     """
-    numbers = plain_numbers(points).reshape(-1).tolist()  # flat: a list for every point would take most of the time
+    plain = plain_numbers(points)
+    if plain.dtype.kind == "i" and len(plain) and not offsets[0]:
+        return _whole_ring_texts(plain, offsets)
+    numbers = plain.reshape(-1).tolist()  # flat: a list for every point would take most of the time
     return [_ring_form(b - a) % tuple(numbers[2 * a : 2 * b]) for a, b in pairwise(offsets.tolist())]
+
+
+def _whole_ring_texts(points: NDArray[np.int64], offsets: Offsets) -> list[str]:
+    """Return outlines of whole numbers, which Arrow writes as Python does and in half the time."""
+    import pyarrow as pa  # here: not every writer of text needs it
+    import pyarrow.compute as pc
+
+    x, y = (pa.array(np.ascontiguousarray(column)).cast(pa.string()) for column in points.T)
+    pairs = pc.binary_join_element_wise("[", x, ",", y, "]", "")
+    rings = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pairs), ",")
+    return cast("list[str]", pc.binary_join_element_wise("[", rings, "]", "").to_pylist())
 
 
 @lru_cache(maxsize=1024)

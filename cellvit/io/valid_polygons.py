@@ -6,10 +6,12 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from cellvit.geometry.outlines import flags_per_ring
 from cellvit.geometry.polygons import (
     Floats,
     Offsets,
     bbox_area,
+    close_rings,
     open_rings,
     polygon_area,
     polygon_centroid,
@@ -22,6 +24,12 @@ from cellvit.types import Nuclei
 
 _MOST_CHANGED = 0.1
 """Share of its area that an outline may gain or lose by being simplified, before it is scaled."""
+
+_TOGETHER = 4096
+"""Outlines that are proven valid at the same time."""
+
+_LARGEST_BOX = 1 << 14
+"""Corners of pixels in the box of an outline that is: together they take 64 MB at most."""
 
 _MIN_SIDE = 1.0
 """Side in pixels of the square that stands for a nucleus without any extent."""
@@ -41,19 +49,83 @@ def valid_rings(nuclei: Nuclei) -> tuple[Floats, Offsets]:
         Points ``(P, 2)``, ``(x, y)``, of open rings, and offsets ``(N + 1,)``.
     """
     points, offsets = open_rings(nuclei.contour_points, nuclei.contour_offsets)
-    long = np.flatnonzero(ring_lengths(offsets) >= 3)
+    simple = _along_pixels(points, offsets)
+    if simple.all():
+        return points, offsets
+    long = np.flatnonzero(~simple & (ring_lengths(offsets) >= 3))
     shapes = polygons_from_rings(*select_rings(points, offsets, long))
     valid = shapely.is_valid(shapes)
     kept = valid & (shapely.area(shapes) > 0)
-    if kept.all() and len(long) == len(nuclei):
+    if kept.all() and len(long) + simple.sum() == len(nuclei):
         return points, offsets
     rings: NDArray[Any] = np.full(len(nuclei), None, dtype=object)
+    rings[simple] = shapely.get_exterior_ring(polygons_from_rings(*select_rings(points, offsets, simple)))
     rings[long[kept]] = shapely.get_exterior_ring(shapes[kept])
     broken, repaired = _largest_parts(shapes[~valid])
     rings[long[~valid][broken]] = shapely.get_exterior_ring(repaired)
     missing = shapely.is_missing(rings)
     rings[missing] = shapely.get_exterior_ring(_boxes(nuclei.select(missing)))
     return open_rings(*_rings_of(rings))  # shapely's rings repeat their first point
+
+
+def _along_pixels(points: Floats, offsets: Offsets) -> NDArray[np.bool_]:
+    """Return which rings are proven to make valid polygons, in a fraction of the time that a check takes.
+
+    A ring that follows the edges of pixels passes corners of pixels. It is simple, and encloses something, if it passes
+    as many different ones as it has edges. Nothing is said of other rings, and of those larger than most nuclei.
+    """
+    proven = np.zeros(len(offsets) - 1, np.bool_)
+    for first in range(0, len(proven), _TOGETHER):
+        part = slice(first, first + _TOGETHER)
+        some = offsets[first : first + _TOGETHER + 1]
+        piece, some = points[some[0] : some[-1]], some - some[0]
+        straight = _is_rectilinear(piece, some)
+        if not straight.all():
+            piece, some = select_rings(piece, some, straight)
+        if straight.any():
+            proven[part][straight] = _is_simple(piece, some)
+    return proven
+
+
+def _is_rectilinear(points: Floats, offsets: Offsets) -> NDArray[np.bool_]:
+    """Return which rings go along rows and columns from whole numbers to whole numbers, and are small."""
+    bounds = ring_bounds(points, offsets)
+    with np.errstate(invalid="ignore"):
+        small: NDArray[np.bool_] = (bounds[:, 2:] - bounds[:, :2] + 1).prod(axis=1) <= _LARGEST_BOX
+        small &= (np.abs(bounds) < 2**52).all(axis=1) & (ring_lengths(offsets) >= 4)
+    x, y = np.ascontiguousarray(points.T)
+    straight = (_ahead(x, offsets) == x) != (_ahead(y, offsets) == y)
+    straight &= (np.rint(x) == x) & (np.rint(y) == y)
+    small &= flags_per_ring(straight, offsets) == ring_lengths(offsets)
+    return small
+
+
+def _is_simple(points: Floats, offsets: Offsets) -> NDArray[np.bool_]:
+    """Return which rings pass no corner of a pixel twice; see :func:`_is_rectilinear`."""
+    bounds, lengths = ring_bounds(points, offsets), ring_lengths(offsets)
+    width, height = (bounds[:, 2:] - bounds[:, :2] + 1).T.astype(np.int32)
+    corners = ring_offsets(width * height)  # of the boxes, which lie one behind the other
+    right, down = ((_ahead(values, offsets) - values).astype(np.int32) for values in np.ascontiguousarray(points.T))
+    stride, count = np.sign(right) + np.sign(down) * np.repeat(width, lengths), np.abs(right + down)  # one of two is 0
+    x, y = (points[offsets[:-1]] - bounds[:, :2]).T.astype(np.int32)
+    edges = np.add.reduceat(count, offsets[:-1])
+    passed = np.repeat(stride, count).cumsum(dtype=np.int32)  # comes back to 0 with every ring
+    passed += np.repeat((corners[:-1] + y * width + x).astype(np.int32), edges)
+    seen = np.zeros(corners[-1], np.bool_)
+    seen[passed] = True
+    if np.count_nonzero(seen) == len(passed):
+        return np.ones(len(edges), np.bool_)
+    simple: NDArray[np.bool_] = flags_per_ring(seen, corners) == edges
+    return simple
+
+
+def _ahead(values: NDArray[Any], offsets: Offsets) -> NDArray[Any]:
+    """Return for every point the value of the next in its ring; of one coordinate, without empty rings."""
+    ahead = np.empty_like(values)
+    ahead[:-1] = values[1:]
+    filled = ring_lengths(offsets) > 0
+    ahead[offsets[1:][filled] - 1] = values[offsets[:-1][filled]]
+    return ahead
 
 
 def simplified_rings(points: Floats, offsets: Offsets, tolerance: float) -> tuple[Floats, Offsets]:
@@ -121,6 +193,30 @@ def polygons_from_rings(points: Floats, offsets: Offsets) -> NDArray[Any]:
         return np.zeros(0, dtype=object)
     owner = np.repeat(np.arange(len(offsets) - 1), ring_lengths(offsets))
     return np.asarray(shapely.polygons(shapely.linearrings(points[offsets[0] : offsets[-1]], indices=owner)))
+
+
+def wkb_of_rings(points: Floats, offsets: Offsets) -> tuple[Offsets, NDArray[np.uint8]]:
+    """Return outlines as well-known binary, as ``shapely.to_wkb`` writes them.
+
+    Args:
+        points: ``(P, 2)``, open rings of at least three points each.
+        offsets: ``(N + 1,)``.
+
+    Returns:
+        Where each begins in the bytes, ``(N + 1,)``, and the bytes of all.
+    """
+    points, offsets = close_rings(points, offsets)
+    head = np.zeros(len(offsets) - 1, [("order", "u1"), ("type", "<u4"), ("rings", "<u4"), ("points", "<u4")])
+    head["order"], head["type"], head["rings"], head["points"] = 1, 3, 1, ring_lengths(offsets)
+    size = head.dtype.itemsize
+    starts = ring_offsets(size + 16 * ring_lengths(offsets))
+    heads = starts[:-1, None] + np.arange(size)
+    of_points = np.ones(starts[-1], np.bool_)
+    of_points[heads] = False
+    found = np.empty(starts[-1], np.uint8)
+    found[heads] = head.view(np.uint8).reshape(-1, size)
+    found[of_points] = np.ascontiguousarray(points, "<f8").view(np.uint8).reshape(-1)
+    return starts, found
 
 
 def _largest_parts(shapes: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:

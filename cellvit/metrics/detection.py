@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellvit.errors import ConfigError, DataError
-from cellvit.geometry.outlines import border_corners
+from cellvit.geometry.outlines import turning_points
 from cellvit.geometry.polygons import MIN_CONTOUR_POINTS, ring_bounds
 from cellvit.io.frames import find_border
 from cellvit.metrics._shared import ArrayOrTensor, as_array, fixed_mean, to_fixed, unique_names
@@ -193,5 +193,6 @@ def detectable(prediction: NucleiPrediction) -> Nuclei:
     for row in thin.tolist():
         left, top, right, bottom = nuclei.bbox[row].astype(int).tolist()
         border = find_border((prediction.instance_map[top:bottom, left:right] == nuclei.label[row]).view(np.uint8))
-        keep[row] = border_corners(border, np.array([0, len(border)]))[0] >= MIN_CONTOUR_POINTS
+        turns = turning_points(border.astype(np.int64), np.array([0, len(border)]))[0]
+        keep[row] = len(turns) >= MIN_CONTOUR_POINTS
     return nuclei if keep.all() else nuclei.select(keep)

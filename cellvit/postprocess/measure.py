@@ -1,19 +1,17 @@
 """From an instance map to the table of its nuclei, for predictions and for ground truth alike."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cellvit.errors import DataError
-from cellvit.geometry.outlines import border_corners, edge_rings
-from cellvit.geometry.polygons import MIN_CONTOUR_POINTS, ring_offsets, select_rings
-from cellvit.io.frames import find_border
+from cellvit.geometry.outlines import OuterRings, border_rings, cut_where_touching, outer_rings
+from cellvit.geometry.polygons import MIN_CONTOUR_POINTS, ring_bounds, ring_lengths, select_rings
 from cellvit.types import UNKNOWN_TYPE, IntMap, Nuclei, NucleiClasses, NucleiPrediction
 
 TypeRule = Literal["majority", "mean"]
 
-_Box = tuple[slice, slice]
 _Pixels = tuple[NDArray[np.int64], NDArray[np.intp], NDArray[np.intp]]  # row of the nucleus, y, x
 _WIDE = 16  # pixels: a token of that stride is wider than most nuclei
 
@@ -79,8 +77,8 @@ def nuclei_from_instances(
     prob = None if nucleus_prob is None else _checked_prob(np.asarray(nucleus_prob), given.shape)
     tokens = None if embedding_map is None else _checked_tokens(np.asarray(embedding_map))
 
-    instances, boxes, points, offsets = _outline(given, min_contour_points)
-    num = len(boxes)
+    instances, bbox, points, offsets = _outline(given, min_contour_points)
+    num = len(bbox)
     if num == 0:
         width = None if tokens is None else len(tokens)
         return NucleiPrediction(instances, Nuclei.empty(embedding_dim=width, classes=classes))
@@ -89,7 +87,6 @@ def nuclei_from_instances(
     row_of = instances.reshape(-1)[pixels].astype(np.int64) - 1
     area = np.bincount(row_of, minlength=num)
     y, x = np.divmod(pixels, instances.shape[1])
-    bbox = np.array([(c.start, r.start, c.stop, r.stop) for r, c in boxes], np.int64)
     if types is None:
         chosen = np.ones(num, np.int32)
         share = np.ones(num) if prob is None else np.bincount(row_of, prob.reshape(-1)[pixels], num) / area
@@ -178,31 +175,56 @@ def _checked_tokens(tokens: NDArray[Any]) -> NDArray[Any]:
     return tokens
 
 
-def _outline(instances: IntMap, min_points: int) -> tuple[IntMap, list[_Box], NDArray[np.int64], NDArray[np.int64]]:
+def _outline(
+    instances: IntMap, min_points: int
+) -> tuple[IntMap, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the map without gaps and instances of too few points, and of the others boxes, outlines and offsets."""
-    from scipy import ndimage  # here, for it takes a tenth of the time that torch takes to import
-
-    labels, boxes, borders = [], [], [np.zeros((0, 2), np.int32)]
-    found = ndimage.find_objects(instances)
-    for label, box in enumerate(found, start=1):
-        if box is not None:
-            labels.append(label)
-            boxes.append(box)
-            borders.append(find_border((instances[box] == label).view(np.uint8), (box[1].start, box[0].start)))
-    pixels, offsets = np.concatenate(borders), ring_offsets([len(border) for border in borders[1:]])
-    large = border_corners(pixels, offsets) >= min_points
-    kept = np.array([0, *np.array(labels, np.int64)[large]], np.int64)
-    if len(kept) <= len(found):
-        renumber = np.zeros(len(found) + 1, np.int32)
-        renumber[kept] = np.arange(len(kept))
+    rings = outer_rings(instances)
+    label = instances.reshape(-1)[rings.first]
+    starts = np.flatnonzero(np.diff(label, prepend=0))
+    if not len(starts):
+        return instances, np.zeros((0, 4), np.int64), rings.points, rings.offsets
+    bounds = ring_bounds(rings.points.astype(np.float64), rings.offsets).astype(np.int64)
+    bbox = np.hstack([np.minimum.reduceat(bounds[:, :2], starts), np.maximum.reduceat(bounds[:, 2:], starts)])
+    chosen = starts if len(starts) == len(label) else _largest_pieces(instances, rings.first, label)
+    large = _turns_often(rings, bounds, min_points)[chosen]
+    chosen, bbox = chosen[large], bbox[large]
+    kept = label[chosen]
+    if len(kept) < label[-1]:
+        renumber = np.zeros(label[-1] + 1, np.int32)
+        renumber[kept] = np.arange(1, len(kept) + 1)
         instances = renumber.take(instances)
-    if not large.all():
-        pixels, offsets = select_rings(pixels, offsets, large)
-    return (
-        instances,
-        [box for box, keep in zip(boxes, large.tolist(), strict=True) if keep],
-        *edge_rings(pixels, offsets),
-    )
+    points, offsets = rings.points, rings.offsets
+    if len(chosen) < len(label):
+        points, offsets = select_rings(points, offsets, chosen)
+    return instances, bbox, *cut_where_touching(points, offsets, rings.touching[chosen])
+
+
+def _largest_pieces(instances: IntMap, first: NDArray[np.int64], label: IntMap) -> NDArray[np.int64]:
+    """Return the row of the largest piece of each label, the first in reading order among equals.
+
+    Args:
+        instances: The map.
+        first: ``(R,)`` flat position of the first pixel of every piece.
+        label: ``(R,)`` label of every piece, ascending.
+    """
+    from skimage import measure  # here, for instances of several pieces are rare
+
+    pieces = cast(Any, measure.label)(instances, background=0, connectivity=2).reshape(-1)
+    order = np.lexsort((-np.bincount(pieces)[pieces[first]], label))
+    return np.sort(order[np.flatnonzero(np.diff(label, prepend=0))])
+
+
+def _turns_often(rings: OuterRings, bounds: NDArray[np.int64], min_points: int) -> NDArray[np.bool_]:
+    """Return whether the chain of border pixels of each ring turns at enough pixels.
+
+    Fewer than three turns have single pixels and straight lines only, which are one pixel high or wide, or slanted.
+    """
+    many = np.ones(len(bounds), np.bool_)
+    thin = rings.touching | (bounds[:, 2:] - bounds[:, :2] == 1).any(axis=1)
+    doubtful = np.flatnonzero(thin) if min_points <= MIN_CONTOUR_POINTS else np.arange(len(bounds))
+    many[doubtful] = ring_lengths(border_rings(*select_rings(rings.points, rings.offsets, doubtful))[1]) >= min_points
+    return many
 
 
 def _typed(
@@ -292,7 +314,7 @@ def _embedding(
 
 def _area_means(tokens: NDArray[Any], pixels: _Pixels, strides: tuple[int, int], num: int) -> NDArray[np.float32]:
     """Return the mean of the tokens under the pixels of every nucleus, ``(N, D)``, NaN for one without pixels."""
-    from scipy import sparse  # as above
+    from scipy import sparse  # here, for it takes time to import
 
     row_of, y, x = pixels
     cell = (y // strides[0]) * tokens.shape[2] + x // strides[1]
@@ -305,9 +327,14 @@ def _area_means(tokens: NDArray[Any], pixels: _Pixels, strides: tuple[int, int],
 
 def _box_means(tokens: NDArray[Any], bbox: NDArray[np.int64], strides: tuple[int, int]) -> NDArray[np.float32]:
     """Return the mean token under every box, ``(N, D)``, from one summed-area table."""
+    import cv2  # here, for its transpose goes by blocks and takes a fraction of the time
+
     dim, height, width = tokens.shape
     table = np.zeros((height + 1, width + 1, dim))
-    table[1:, 1:] = tokens.reshape(dim, -1).T.reshape(height, width, dim)
+    flat: NDArray[np.floating[Any]] = np.asarray(
+        tokens.reshape(dim, -1), np.float32 if tokens.dtype.itemsize <= 4 else np.float64
+    )
+    table[1:, 1:] = cv2.transpose(flat).reshape(height, width, dim)
     # Adding line to line streams through memory; cumsum along these axes is four times slower.
     for row in range(height):
         table[row + 1] += table[row]

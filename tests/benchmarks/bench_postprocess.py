@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from unittest.mock import patch
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from peers import hovernet_postprocess
 from support.drawn_nuclei import draw_ellipses, noisy_maps
 from support.reference_postprocess import assert_same, literal_instances, literal_nuclei
 from timing import timed
@@ -50,6 +52,23 @@ def stage_seconds(postprocess, maps, repeats):
                 values.append(0.0)
             postprocess(maps)
     return {name.strip("_"): round(median(values), 5) for name, values in spent.items()}
+
+
+def beside(postprocess, maps, repeats):
+    """Return processor seconds of TIAToolbox's post-processing on the same maps, turn by turn beside ours."""
+    try:
+        other = hovernet_postprocess(maps)
+    except ImportError as error:
+        return {"left out": str(error)}
+    ours, theirs = [], []
+    for _ in range(repeats):
+        ours += timed(lambda: postprocess(maps), 1)[1]
+        theirs += timed(other, 1)[1]
+    return {
+        "version": version("tiatoolbox"),
+        "cpu_seconds": round(median(theirs), 4),
+        "of ours": round(median(a / b for a, b in zip(theirs, ours, strict=True)), 2),
+    }
 
 
 def main():
@@ -97,6 +116,7 @@ def main():
         },
         "stages_cpu_seconds": stage_seconds(postprocess, maps, repeats),
     }
+    report["tiatoolbox"] = beside(postprocess, maps, max(3, repeats // 3))
     print(json.dumps(report))
 
 

@@ -5,17 +5,22 @@ configuration files, with random weights: time does not depend on them. All run 
 the image to activated maps.
 
     python tests/benchmarks/bench_processor.py docs/configs/nano3.yaml --precision bf16-mixed --threads 1
+    python tests/benchmarks/bench_processor.py --peers --precision 32-true --threads 1 --repeats 3
+
+With ``--peers`` also the networks of ``peers.py`` that are installed, network only, and seconds per square millimetre.
 """
 
 import argparse
 import json
 import resource
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 
 import torch
 import yaml
 from bench_network import SIZE, count_gflop, tissue
+from peers import NETWORKS, installed
 
 from cellvit import CellViT
 from cellvit.cli.config import config_texts
@@ -23,6 +28,7 @@ from cellvit.inference.acceleration import accelerated_inference
 from cellvit.inference.image import autocast_context
 
 SOURCES = ("weights", "pretrained")
+TILE_MM2 = (SIZE * 0.25e-3) ** 2
 
 
 def build(path):
@@ -40,9 +46,40 @@ def user_seconds():
     return resource.getrusage(resource.RUSAGE_SELF).ru_utime
 
 
+def processor():
+    """Return the name of the processor, and which instructions for matrices and halves it says it has."""
+    facts = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    name = next((line.split(":")[1].strip() for line in facts.splitlines() if line.startswith("model name")), "unknown")
+    return {"name": name, "has": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in facts]}
+
+
+def beside(options, tile, nano):
+    """Return seconds of other networks for the tile and per square millimetre, turn by turn beside nano."""
+    runs, missing = installed(NETWORKS, tile)
+    seconds = {name: [] for name in ("nano", *runs)}
+    for repeat in range(options.repeats + 1):
+        for name in seconds:
+            run, share, _ = (lambda: nano.predict_maps(tile), 1.0, "") if name == "nano" else runs[name]
+            start = user_seconds()
+            run()
+            if repeat:  # the first round warms up
+                seconds[name].append((user_seconds() - start) / share)
+    result = {name: {"left out": reason} for name, reason in missing.items()}
+    for name, values in seconds.items():
+        result[name] = {
+            "processor_seconds": round(median(values), 3),
+            "per_mm2": round(median(values) / TILE_MM2, 1),
+            "of nano": round(median(a / b for a, b in zip(values, seconds["nano"], strict=True)), 2),
+        }
+        if name in runs:
+            result[name] |= {"version": runs[name][2], "share_of_tile": round(runs[name][1], 3)}
+    return result
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+")
+    parser.add_argument("configs", nargs="*")
+    parser.add_argument("--peers", action="store_true", help="other networks, too")
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -60,7 +97,10 @@ def main():
                     model.predict_maps(tile)
                     if repeat:  # the first round warms up
                         seconds[name].append(user_seconds() - start)
+        with autocast_context(options.precision, models["nano"].device):
+            others = {"peers": beside(options, tile, models["nano"])} if options.peers else {}
     result = {"size": SIZE, "precision": options.precision, "threads": options.threads, "torch": torch.__version__}
+    result |= {"processor": processor(), **others}
     for name, model in models.items():
         shares = [a / b for a, b in zip(seconds[name], seconds["nano"], strict=True)]
         result[name] = {

@@ -12,8 +12,9 @@ from scipy import ndimage
 from skimage.measure import regionprops
 
 from cellvit.evaluation.rasterize import draw_outlines
+from cellvit.geometry.outlines import cut_where_touching, edge_rings, outer_rings
 from cellvit.geometry.polygons import polygon_area, polygon_centroid, ring_bounds
-from cellvit.io.frames import from_pixel_centres, to_pixel_centres
+from cellvit.io.frames import find_border, from_pixel_centres, to_pixel_centres
 from cellvit.postprocess.measure import nuclei_from_instances
 
 maps = hnp.arrays(np.int32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 2))
@@ -26,6 +27,23 @@ def pixels_of(mask):
         mask = pieces == 1 + np.bincount(pieces.ravel(), minlength=count + 1)[1:].argmax()
         mask = ndimage.binary_fill_holes(mask)
     return mask
+
+
+@given(maps)
+@settings(max_examples=100)
+def test_rings_of_a_map_are_those_of_the_borders_that_opencv_finds(instances):
+    rings = outer_rings(instances)
+    points, offsets = cut_where_touching(rings.points, rings.offsets, rings.touching)
+    found = [points[start:stop].tolist() for start, stop in pairwise(offsets)]
+    expected, firsts = [], []
+    for label in np.unique(instances[instances > 0]):
+        pieces, count = ndimage.label(instances == label, np.ones((3, 3)))
+        for piece in range(1, count + 1):
+            border = find_border((pieces == piece).view(np.uint8))
+            expected.append(edge_rings(border, np.array([0, len(border)]))[0].tolist())
+            firsts.append(int(np.flatnonzero(pieces == piece)[0]))
+    assert found == expected
+    assert rings.first.tolist() == firsts
 
 
 def outlined(instances):

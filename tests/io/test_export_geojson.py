@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 import pytest
+import shapely
 from export_samples import (
     PANNUKE,
     assert_same,
@@ -26,7 +27,7 @@ from shapely.geometry import Polygon, shape
 from cellvit.errors import ConfigError, DataError
 from cellvit.geometry.polygons import polygon_area
 from cellvit.io import read_geojson, write_geojson
-from cellvit.io.valid_polygons import valid_rings
+from cellvit.io.valid_polygons import _along_pixels, polygons_from_rings, valid_rings, wkb_of_rings
 from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.types import Nuclei
 
@@ -80,6 +81,35 @@ def test_broken_outlines_keep_their_largest_part_or_their_box():
     # the edge from (0, 0) to (10, 10) crosses that from (4, 6) to (10, 0) at (5, 5): a triangle of 25 and a quad of 17
     assert polygons[6].area == 25
     assert polygons[6].bounds == (5, 0, 10, 10)
+
+
+corners = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=7)
+
+
+@given(st.lists(corners, min_size=1, max_size=8), st.sampled_from([0.0, 3.0, 0.5]))
+def test_what_is_proven_valid_is_valid_and_other_outlines_prove_nothing(rings, shift):
+    # from corner to corner along rows and columns, which mostly cross themselves
+    outlines = [
+        [(p[0], q[1]) for pair in zip(r, r[1:] + r[:1], strict=True) for p, q in [pair[:1] * 2, pair]] for r in rings
+    ]
+    table = make_nuclei([*outlines, square(2, 2)])
+    points = table.contour_points + shift
+    proven = _along_pixels(points, table.contour_offsets)
+    shapes = polygons_from_rings(points, table.contour_offsets)
+    assert not (proven & ~(shapely.is_valid(shapes) & (shapely.area(shapes) > 0))).any()
+    assert proven[-1] == (shift != 0.5)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_outlines_of_pixels_are_proven_valid_and_written_as_shapely_does(seed):
+    rng = np.random.default_rng(seed)
+    table = nuclei_from_instances(rng.integers(0, 4, rng.integers(1, 12, 2)), min_contour_points=1).nuclei
+    points, offsets = table.contour_points, table.contour_offsets
+    assert _along_pixels(points, offsets).all()
+    starts, wkb = wkb_of_rings(points, offsets)
+    expected = shapely.to_wkb(polygons_from_rings(points, offsets), byte_order=1).tolist()
+    assert [wkb[start:stop].tobytes() for start, stop in pairwise(starts)] == expected
 
 
 def test_a_nucleus_without_any_extent_becomes_a_pixel_around_it():

@@ -10,7 +10,7 @@ from support.reference_postprocess import assert_same, literal_instances, litera
 
 from cellvit.errors import ConfigError, DataError
 from cellvit.plugins.components import build
-from cellvit.postprocess import POSTPROCESSORS, HVPostprocessor
+from cellvit.postprocess import POSTPROCESSORS, HVPostprocessor, hv
 from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.postprocess.watershed import marker_watershed
 
@@ -188,6 +188,26 @@ def test_fixed_normalisation_separates_touching_nuclei(magnification):
     postprocess = HVPostprocessor(magnification=magnification, normalisation="fixed")
     found = postprocess(perfect_maps(mirrored_pairs())).instance_map
     assert found.max() == 8
+
+
+@pytest.mark.parametrize("width", [1, 70, 448, 512, 1024])
+def test_sobel_is_that_of_opencv_at_any_width(width):
+    values = np.random.default_rng(0).random((24, width)).astype(np.float32)
+    for axis in (0, 1):
+        expected = cv2.Sobel(values, cv2.CV_64F, 1 - axis, axis, ksize=21)
+        np.testing.assert_array_equal(hv._sobel(values, axis, 21), expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flood_of_a_smooth_energy_equals_the_whole_watershed(seed):
+    # As measured ones are: most pixels lie on a way downhill to a marker, and few ask for a queue.
+    rng = np.random.default_rng(seed)
+    smooth = [cv2.GaussianBlur(rng.normal(size=(150, 170)), (0, 0), scale) for scale in (2, 6)]
+    mask, energy = smooth[1] > 0, smooth[0]
+    markers = ndimage.label((energy < np.quantile(energy, 0.1)) & mask)[0].astype(np.int32)
+    components = ndimage.label(mask)[0].astype(np.int32)
+    found = marker_watershed(energy, markers, components)
+    np.testing.assert_array_equal(found, watershed(energy, markers, mask=mask))
 
 
 @settings(max_examples=150, deadline=None)

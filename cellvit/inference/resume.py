@@ -19,6 +19,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError, OutputError
+from cellvit.inference.precision import PrecisionChoice, choose_precision
+from cellvit.inference.settings import AUTO, PRECISIONS, SlideSettings
 from cellvit.io.arrow import from_arrow, read_facts, to_arrow
 from cellvit.io.atomic import atomic_path, is_link, make_folder, remove_temporaries
 from cellvit.io.provenance import differences, read_record, write_record
@@ -136,7 +138,7 @@ class ResumeFolder:
         Raises:
             OutputError: If the folder was begun for something else; the message says what differs.
         """
-        begun = self._journal()
+        begun = self.journal()
         if begun is not None:
             refuse_difference(begun, {"fingerprints": fingerprints}, self._out)
             before = begun.get("batch_size") or batch_size or 1  # version 0.1.0 did not note it
@@ -167,7 +169,7 @@ class ResumeFolder:
         Raises:
             OutputError: If the journal is damaged.
         """
-        begun = self._journal() if self.begun else None
+        begun = self.journal() if self.begun else None
         if begun is None:
             return
         for path in self.folder.iterdir():
@@ -260,7 +262,7 @@ class ResumeFolder:
         if link := next((path for path in inside if is_link(path)), None):
             raise OutputError(f"{str(link)!r} is a link to what may be of others; remove the link")
 
-    def _journal(self) -> dict[str, Any] | None:
+    def journal(self) -> dict[str, Any] | None:
         """Return what the journal says, or None if there is none.
 
         Raises:
@@ -287,7 +289,7 @@ class ResumeFolder:
         """Remove unfinished files of a process that was killed; whoever holds the lock has none."""
         is_ours = False
         with suppress(OutputError):  # whoever needs the journal is told
-            is_ours = self.begun and self._journal() is not None
+            is_ours = self.begun and self.journal() is not None
         if is_ours:
             remove_temporaries(self.folder)
         if is_ours or (self._out / SUMMARY).exists():
@@ -321,6 +323,36 @@ def refuse_difference(before: Mapping[str, Any], now: Mapping[str, Any], out: Pa
             f"{str(out)!r} holds results of another run: {'; '.join(found)}; "
             f"use the same again, {_ANEW}, or choose another out=FOLDER"
         )
+
+
+def slide_precision(settings: SlideSettings, model: Any, out: Path | None) -> PrecisionChoice:
+    """Return the precision in which a slide is done: where that is ``"auto"``, that in which it was begun or finished.
+
+    Args:
+        settings: Settings of this run.
+        model: The model, on its device.
+        out: The result folder; None if there is none.
+
+    Raises:
+        ConfigError: If the device cannot compute in it.
+    """
+    begun: Mapping[str, Any] | None = None
+    finished: Mapping[str, Any] | None = None
+    if settings.precision == AUTO and out is not None and not settings.overwrite:
+        with suppress(OutputError):  # what is damaged is told by whoever needs it
+            finished = read_summary(out)
+            begun = ResumeFolder(out, settings.work).journal()
+    if begun is None and (name := _precision_of(finished)) is not None:
+        return PrecisionChoice(name, "as the results were made")
+    return choose_precision(settings.precision, model, begun=_precision_of(begun))
+
+
+def _precision_of(record: Mapping[str, Any] | None) -> str | None:
+    """Return the precision that a record of a run states among what its nuclei depend on, or None."""
+    with suppress(TypeError, KeyError):
+        name = (record or {})["fingerprints"]["settings"]["precision"]
+        return name if name in PRECISIONS and name != AUTO else None
+    return None
 
 
 def read_summary(out: Path) -> Mapping[str, Any] | None:

@@ -19,6 +19,7 @@ from cellvit.inference.fingerprints import BackgroundDigest, weights_hash
 from cellvit.inference.outputs import OutputContext, write_formats
 from cellvit.inference.pipeline import TileStream
 from cellvit.inference.prepare import PreparedSlide
+from cellvit.inference.precision import PrecisionChoice
 from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, evaluation_mode
 from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary, refuse_difference
 from cellvit.inference.settings import FORMATS, SlideSettings, default_workers
@@ -43,6 +44,7 @@ class SlideRun:
         model: The model; views that the settings ask for are averaged here.
         out: The result folder.
         model_name: What the model is called; None for one that was passed in.
+        precision: The precision that the settings name, and why.
         notes: What the user should know of the folder, filled while it runs.
     """
 
@@ -51,6 +53,7 @@ class SlideRun:
     model: NucleiModel
     out: Path
     model_name: str | Path | None
+    precision: PrecisionChoice
     notes: list[str] = field(default_factory=list)
 
     def finished(self) -> Mapping[str, Any] | None:
@@ -191,7 +194,7 @@ class SlideRun:
             digest=digest.result(),
             started=started,
             batch_size=begun["batch_size"],
-            notes=list(dict.fromkeys([*begun["notes"], *self.notes, *stream.notes, *_mixed(table.made_on)])),
+            notes=list(dict.fromkeys([*begun["notes"], *self.precision.notes, *self.notes, *stream.notes, *_mixed(table.made_on)])),
         )
         at_digests = time.perf_counter()
         digests = contents(self.out, summary["files"].values())
@@ -207,7 +210,7 @@ class SlideRun:
             "earlier_runs": round(earlier.get("total", 0.0), 3),
         }
         workers_used = {"number": workers, "kind": kind}
-        summary = {**summary, "statistics": statistics, "digests": digests, "workers": workers_used, "seconds": seconds}
+        summary = {**summary, "precision": self.precision.facts(), "statistics": statistics, "digests": digests, "workers": workers_used, "seconds": seconds}
         write_record(self.out / SUMMARY, summary)
         return summary
 

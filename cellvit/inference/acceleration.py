@@ -146,13 +146,19 @@ def _fuse_sequence(layers: list[nn.Module], done: list[MethodPatch]) -> None:
         following = layers[place + 1 :]
         fused = _fused(layer, following[0]) if following else None
         replaced = following[: 0 if fused is None else 1]
-        if following[len(replaced) :] and can_follow(layer, following[len(replaced)]):
-            activation = following[len(replaced)]
-            replaced += [activation] if _is_free(activation) and layers.count(activation) == 1 else []
+        after = next(iter(following[len(replaced) :]), None)
+        activation = after if _may_join(layer, after, layers) else None
+        replaced += [] if activation is None else [activation]
         if replaced:
-            activation = replaced[-1] if fused is None or len(replaced) > 1 else None
             done.append(MethodPatch(layer, "forward", FusedLayer(layer, fused=fused, activation=activation)))
             done += [MethodPatch(module, "forward", _same) for module in replaced]
+
+
+def _may_join(layer: nn.Module, activation: nn.Module | None, layers: list[nn.Module]) -> bool:
+    """Return whether a layer can compute what stands behind it, which stands there only."""
+    if activation is None or not can_follow(layer, activation):
+        return False
+    return _is_free(activation) and layers.count(activation) == 1
 
 
 def _same(x: Tensor) -> Tensor:

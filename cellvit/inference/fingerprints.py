@@ -140,8 +140,7 @@ def weights_hash(model: Any) -> str:
 def _settings_of(model: Any) -> Any:
     """Return the settings of a model without what it states of bfloat16, which changes no nucleus; None without any."""
     settings = getattr(model, "settings", None)
-    about = settings.get("about") if isinstance(settings, Mapping) else None
-    if not isinstance(about, Mapping) or "bfloat16" not in about:
+    if not isinstance(settings, Mapping) or "bfloat16" not in (about := settings.get("about") or {}):
         return settings
     return {**settings, "about": {name: fact for name, fact in about.items() if name != "bfloat16"}}
 

@@ -34,14 +34,16 @@ class FusedLayer:
         activation: What follows, see :func:`can_follow`.
     """
 
-    def __init__(self, layer: nn.Module, *, fused: nn.Module | None = None, activation: nn.Module | None = None) -> None:
-        self._layer = layer if fused is None else fused
+    def __init__(
+        self, layer: nn.Module, *, fused: nn.Module | None = None, activation: nn.Module | None = None
+    ) -> None:
+        self._layer: Any = layer if fused is None else fused
         self._activation = activation
         self._ready: dict[torch.dtype, Any] = {}
 
     def __call__(self, x: Tensor, *arguments: Any) -> Tensor:
         """Return what the layer and the activation make of ``x``."""
-        own = self._layer.weight.dtype
+        own: torch.dtype = self._layer.weight.dtype
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else own
         ready = self._ready.get(dtype)
@@ -92,7 +94,7 @@ def _may_fuse(x: Tensor, dtype: torch.dtype) -> bool:
         and x.dtype is dtype
         and x.numel() > 0
         and not torch.is_grad_enabled()
-        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.compiler.is_compiling()
         and _is_right(dtype)
     )
@@ -101,7 +103,7 @@ def _may_fuse(x: Tensor, dtype: torch.dtype) -> bool:
 @cache
 def _is_right(dtype: torch.dtype) -> bool:
     """Return whether torch has oneDNN's operations here, which are not among those it documents, and they are right."""
-    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -159,7 +159,7 @@ def check_precision(precision: str, device: torch.device) -> None:
     if precision == "16-mixed" and device.type == "cpu":
         raise ConfigError("precision '16-mixed' needs a GPU; use 'auto', 'bf16-mixed' or '32-true' on the CPU")
     if precision == "bf16-mixed" and not has_bfloat16(device):
-        raise ConfigError(f"precision 'bf16-mixed' is nothing that {device} can do; use 'auto', '32-true' or '16-mixed'")
+        raise ConfigError(f"{device} cannot do precision 'bf16-mixed'; use 'auto', '32-true' or '16-mixed'")
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -18,8 +18,8 @@ from cellvit.inference.assemble import TABLE, TISSUE, SlideTable
 from cellvit.inference.fingerprints import BackgroundDigest, weights_hash
 from cellvit.inference.outputs import OutputContext, write_formats
 from cellvit.inference.pipeline import TileStream
-from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.precision import PrecisionChoice
+from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, evaluation_mode
 from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary, refuse_difference
 from cellvit.inference.settings import FORMATS, SlideSettings, default_workers
@@ -194,7 +194,7 @@ class SlideRun:
             digest=digest.result(),
             started=started,
             batch_size=begun["batch_size"],
-            notes=list(dict.fromkeys([*begun["notes"], *self.precision.notes, *self.notes, *stream.notes, *_mixed(table.made_on)])),
+            notes=self._notes(begun, [*stream.notes, *_mixed(table.made_on)]),
         )
         at_digests = time.perf_counter()
         digests = contents(self.out, summary["files"].values())
@@ -210,9 +210,13 @@ class SlideRun:
             "earlier_runs": round(earlier.get("total", 0.0), 3),
         }
         workers_used = {"number": workers, "kind": kind}
-        summary = {**summary, "precision": self.precision.facts(), "statistics": statistics, "digests": digests, "workers": workers_used, "seconds": seconds}
+        summary = {**summary, "precision": self.precision.facts(), "statistics": statistics, "digests": digests}
+        summary |= {"workers": workers_used, "seconds": seconds}
         write_record(self.out / SUMMARY, summary)
         return summary
+
+    def _notes(self, begun: Mapping[str, Any], of_run: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys([*begun["notes"], *self.precision.notes, *self.notes, *of_run]))
 
     def _add_formats(self, summary: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write the formats that a finished folder lacks."""

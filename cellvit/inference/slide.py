@@ -102,9 +102,8 @@ def segment_slide(
         overlap: Pixels that neighbouring tiles share at least, at the model's resolution.
         batch_size: Tiles that go through the network together; at most 16 do. None is 1, or what an interrupted run of
             this slide was begun with: the last digits of floats depend on it, so a run goes on with no other.
-        precision: ``"auto"`` (bfloat16 where the device is faster with it, see :mod:`cellvit.inference.precision`; a slide that
-            was begun goes on as it was begun),
-            ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
+        precision: ``"auto"`` (bfloat16 where the device is faster with it, see :mod:`cellvit.inference.precision`; a
+            slide that was begun goes on as it was begun), ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
         tta: Average the maps over 2, 4 or 8 flips and rotations, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
         workers: Post-processing processes; None chooses, 0 works in this process.

@@ -16,8 +16,8 @@ from cellvit.inference.plan.estimate import Estimate, as_plain, estimate_needs
 from cellvit.inference.plan.measure import Sample, measure
 from cellvit.inference.plan.picture import write_plan_picture
 from cellvit.inference.plan.progress import ExistingRun, existing_run
-from cellvit.inference.prepare import PreparedSlide, prepare_slide
 from cellvit.inference.precision import PrecisionChoice
+from cellvit.inference.prepare import PreparedSlide, prepare_slide
 from cellvit.inference.protocol import NucleiModel, load_model
 from cellvit.inference.resources import free_memory, peak_memory
 from cellvit.inference.resume import slide_precision

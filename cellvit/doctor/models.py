@@ -57,11 +57,10 @@ def check_network() -> Iterator[Finding]:
         yield Finding(SECTION, "network", "problem", text, advice, facts)
         return
     yield Finding(SECTION, "network", "ok", "nano finds the 3 nuclei of a drawn tile on the CPU", facts=facts)
-    yield _precision()
 
 
-def _precision() -> Finding:
-    """Return what precision ``"auto"`` stands for here with the smallest model."""
+def check_precision() -> Iterator[Finding]:
+    """Yield what precision ``"auto"`` stands for here with the smallest model."""
     from cellvit.inference.precision import choose_precision
     from cellvit.inference.protocol import load_model
     from cellvit.weights.licences import LicenceNotice
@@ -72,7 +71,7 @@ def _precision() -> Finding:
     chosen = choose_precision("auto", model)
     text = f"auto is {chosen.name} for nano on {model.device}, {chosen.reason}"
     advice = f"update torch, or pass --precision {chosen.name}" if chosen.notes else ""
-    return Finding(SECTION, "precision", "note" if advice else "ok", text, advice, chosen.facts())
+    yield Finding(SECTION, "precision", "note" if advice else "ok", text, advice, chosen.facts())
 
 
 def _weights(entry: Entry) -> Finding | None:

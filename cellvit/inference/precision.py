@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cellvit.errors import CellViTError
+from cellvit.errors import CellViTError, OutputError
 from cellvit.inference.acceleration import accelerated_inference
 from cellvit.inference.protocol import autocast_context, check_precision, has_bfloat16
-from cellvit.inference.settings import AUTO
+from cellvit.inference.resume import ResumeFolder, read_summary
+from cellvit.inference.settings import AUTO, PRECISIONS, SlideSettings
 from cellvit.io.atomic import atomic_text
 from cellvit.types import EMBEDDING_MAP
 
@@ -84,6 +85,36 @@ def choose_precision(precision: str, model: Any, *, begun: str | None = None) ->
     check_precision(begun, model.device)
     note = f"it was begun in {begun} and goes on in it; here 'auto' would be {chosen.name}"
     return PrecisionChoice(begun, "as the run was begun", (note,))
+
+
+def slide_precision(settings: SlideSettings, model: Any, out: Path | None) -> PrecisionChoice:
+    """Return the precision in which a slide is done: where that is ``"auto"``, that in which it was begun or finished.
+
+    Args:
+        settings: Settings of this run.
+        model: The model, on its device.
+        out: The result folder; None if there is none.
+
+    Raises:
+        ConfigError: If the device cannot compute in it.
+    """
+    begun: Mapping[str, Any] | None = None
+    finished: Mapping[str, Any] | None = None
+    if settings.precision == AUTO and out is not None and not settings.overwrite:
+        with suppress(OutputError):  # what is damaged is told by whoever needs it
+            finished = read_summary(out)
+            begun = ResumeFolder(out, settings.work).journal()
+    if begun is None and (name := _precision_of(finished)) is not None:
+        return PrecisionChoice(name, "as the results were made")
+    return choose_precision(settings.precision, model, begun=_precision_of(begun))
+
+
+def _precision_of(record: Mapping[str, Any] | None) -> str | None:
+    """Return the precision that a record of a run states among what its nuclei depend on, or None."""
+    with suppress(TypeError, KeyError):
+        name = (record or {})["fingerprints"]["settings"]["precision"]
+        return name if name in PRECISIONS and name != AUTO else None
+    return None
 
 
 def _decided(model: Any) -> PrecisionChoice:

@@ -19,8 +19,6 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cellvit.errors import DataError, OutputError
-from cellvit.inference.precision import PrecisionChoice, choose_precision
-from cellvit.inference.settings import AUTO, PRECISIONS, SlideSettings
 from cellvit.io.arrow import from_arrow, read_facts, to_arrow
 from cellvit.io.atomic import atomic_path, is_link, make_folder, remove_temporaries
 from cellvit.io.provenance import differences, read_record, write_record
@@ -323,36 +321,6 @@ def refuse_difference(before: Mapping[str, Any], now: Mapping[str, Any], out: Pa
             f"{str(out)!r} holds results of another run: {'; '.join(found)}; "
             f"use the same again, {_ANEW}, or choose another out=FOLDER"
         )
-
-
-def slide_precision(settings: SlideSettings, model: Any, out: Path | None) -> PrecisionChoice:
-    """Return the precision in which a slide is done: where that is ``"auto"``, that in which it was begun or finished.
-
-    Args:
-        settings: Settings of this run.
-        model: The model, on its device.
-        out: The result folder; None if there is none.
-
-    Raises:
-        ConfigError: If the device cannot compute in it.
-    """
-    begun: Mapping[str, Any] | None = None
-    finished: Mapping[str, Any] | None = None
-    if settings.precision == AUTO and out is not None and not settings.overwrite:
-        with suppress(OutputError):  # what is damaged is told by whoever needs it
-            finished = read_summary(out)
-            begun = ResumeFolder(out, settings.work).journal()
-    if begun is None and (name := _precision_of(finished)) is not None:
-        return PrecisionChoice(name, "as the results were made")
-    return choose_precision(settings.precision, model, begun=_precision_of(begun))
-
-
-def _precision_of(record: Mapping[str, Any] | None) -> str | None:
-    """Return the precision that a record of a run states among what its nuclei depend on, or None."""
-    with suppress(TypeError, KeyError):
-        name = (record or {})["fingerprints"]["settings"]["precision"]
-        return name if name in PRECISIONS and name != AUTO else None
-    return None
 
 
 def read_summary(out: Path) -> Mapping[str, Any] | None:

@@ -13,9 +13,10 @@ from typing import Any, Never
 from cellvit import io
 from cellvit.errors import ConfigError
 from cellvit.inference.assemble import TABLE
+from cellvit.inference.precision import slide_precision
 from cellvit.inference.prepare import prepare_slide
 from cellvit.inference.protocol import NucleiModel, Progress, load_model
-from cellvit.inference.resume import ResumeFolder, slide_precision
+from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.run import SlideRun
 from cellvit.inference.settings import DEFAULT_FORMATS, Origin, SlideSettings
 from cellvit.inference.tta import unwrap_tta, with_tta

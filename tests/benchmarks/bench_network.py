@@ -2,8 +2,9 @@
 
 All run in one process, turn by turn, so that ratios hold on a noisy machine. The published network has random weights:
 its time does not depend on them. Each network runs as it is (``plain``) and as ``segment_image`` and ``cellvit
-segment`` run it (``accelerated``: batch norms and activations in the convolutions, channels last), nano in bfloat16 too,
-and through ``torch.compile`` with ``--compile``. On a CPU times are processor seconds. How far the maps of each are from the plain ones is printed beside the times.
+segment`` run it (``accelerated``: batch norms and activations in the convolutions, channels last), nano in bfloat16
+too, and through ``torch.compile`` with ``--compile``. On a CPU times are processor seconds. How far the maps of each
+are from the plain ones is printed beside the times.
 """
 
 import argparse

@@ -16,11 +16,10 @@ from cellvit.inference.plan.estimate import Estimate, as_plain, estimate_needs
 from cellvit.inference.plan.measure import Sample, measure
 from cellvit.inference.plan.picture import write_plan_picture
 from cellvit.inference.plan.progress import ExistingRun, existing_run
-from cellvit.inference.precision import PrecisionChoice
+from cellvit.inference.precision import PrecisionChoice, slide_precision
 from cellvit.inference.prepare import PreparedSlide, prepare_slide
 from cellvit.inference.protocol import NucleiModel, load_model
 from cellvit.inference.resources import free_memory, peak_memory
-from cellvit.inference.resume import slide_precision
 from cellvit.inference.settings import SlideSettings, default_workers
 from cellvit.inference.summary import SlideFacts
 from cellvit.inference.tta import unwrap_tta, with_tta

@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Before the first import of the libraries that read them; workers of pytest-xdist inherit them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["CELLVIT_PRECISION"] = "32-true"  # "auto" would be bfloat16 on some machines, and other numbers
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the package index for news at import
 
 import hypothesis

@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", nargs="+", default=[], metavar="MODEL", help="names or folders of models, such as one per fold")
     add_trust(protocol)
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
-    add("--precision", default="32-true", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: 32-true)")
+    add("--precision", default="32-true", metavar="NAME", help=f"{', '.join(PRECISIONS[1:])} (default: 32-true)")
     add("--batch-size", type=int, default=4, metavar="N", help="patches at once (default: 4)")
     add("--pictures", type=int, default=3, metavar="N", help="images to draw with truth and prediction (default: 3)")
     return parser

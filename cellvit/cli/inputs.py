@@ -102,9 +102,9 @@ def check_network(options: argparse.Namespace, device: str) -> None:
         ConfigError: If the precision does not fit the device, or tiles of this size and overlap cannot be joined.
     """
     from cellvit.inference.image import tile_grid
-    from cellvit.inference.protocol import autocast_context, choose_device
+    from cellvit.inference.protocol import check_precision, choose_device
 
-    autocast_context(options.precision, choose_device(device))
+    check_precision(options.precision, choose_device(device))
     tile_grid(1, 1, tile_size=options.tile_size, overlap=options.overlap)
 
 

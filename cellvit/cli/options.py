@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cellvit.errors import OutputError
 from cellvit.geometry.symmetry import VIEWS
-from cellvit.inference.settings import DEVICES, PRECISIONS
+from cellvit.inference.settings import AUTO, DEVICES, PRECISIONS
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 
 IMAGE_FORMATS = {"geojson": ".geojson", "json": ".json", "parquet": ".parquet", "overlay": ".png"}
@@ -72,7 +72,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(DEVICES)}, cuda:1, or several as cuda:0,cuda:1 (default: auto, all GPUs)",
     )
-    add("--precision", default="32-true", choices=PRECISIONS, help="of the network (default: 32-true)")
+    add("--precision", default=AUTO, choices=PRECISIONS, help="of the network (default: auto, bf16-mixed if faster)")
     add_tta(parser)
     add("--batch-size", type=positive(int), metavar="N", help="tiles at once (default: 1, or as it was begun)")
     add("--tile-size", default=1024, type=positive(int), metavar="PX", help="side of a tile (default: 1024)")

@@ -28,6 +28,7 @@ def print_plan(output: Output, plan: SlidePlan, picture: Path | None) -> None:
 def _facts(plan: SlidePlan) -> Iterator[tuple[str, str]]:
     for label, text in info_rows(plan.info):
         yield label, _resolution(plan) if label == "resolution" else text
+    yield "precision", f"{plan.precision.name} on {plan.device}, {plan.precision.reason}"
     yield "searched", _searched(plan)
     yield "tiles", _tiles(plan)
     if plan.started is not None:

@@ -19,8 +19,9 @@ from cellvit.cli.inputs import Inputs, failure_text
 from cellvit.cli.options import image_suffix
 from cellvit.errors import OutputError
 from cellvit.inference.image import segment_image
+from cellvit.inference.precision import choose_precision
 from cellvit.inference.protocol import NucleiModel, load_model
-from cellvit.inference.tta import with_tta
+from cellvit.inference.tta import unwrap_tta, with_tta
 from cellvit.io.formats.base import FORMATS, ImageFacts
 from cellvit.io.images import image_with_remarks
 from cellvit.io.tables import console_text
@@ -58,6 +59,7 @@ class Job:
     options: argparse.Namespace
     formats: tuple[str, ...]
     output: Output
+    precision: str
     outcomes: list[Outcome] = field(default_factory=list)
 
 
@@ -77,7 +79,10 @@ def segment_images(
     with output.bars() as progress:
         starting = progress.add_task("loading the model", total=None)
         model = load_model(options.model, device=device, trust=options.trust)
-        job = Job(with_tta(model, options.tta), options, formats, output)
+        precision = choose_precision(options.precision, unwrap_tta(model, options.tta)[0])
+        for text in precision.notes:
+            output.note(text, "warning")
+        job = Job(with_tta(model, options.tta), options, formats, output, precision.name)
         progress.remove_task(starting)
         overall = progress.add_task("images", total=len(inputs.images))
         for path in inputs.images:
@@ -130,7 +135,7 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         tile_size=options.tile_size,
         overlap=options.overlap,
         batch_size=options.batch_size or 1,
-        precision=options.precision,
+        precision=job.precision,
         measurements=not options.no_measurements,
         stains=stains,
         progress=report,
@@ -148,7 +153,7 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         "patch_size": options.tile_size,
         "patch_overlap": options.overlap,
         "model": str(options.model),
-        "precision": options.precision,
+        "precision": job.precision,
         "tta": options.tta,
         "cellvit_version": version("cellvit-lightning"),
         **({} if stains is None else {"stains": stains.facts()}),

@@ -36,6 +36,7 @@ def examine() -> Iterator[Finding]:
     yield from guarded("plug-ins", "parts of models", _check("software.check_plugins"), _SEE_ABOVE)
     yield from guarded("models", "weights", _check("models.check_weights"), _SEE_ABOVE)
     yield from guarded("models", "network", _check("models.check_network"), _SEE_ABOVE)
+    yield from guarded("models", "precision", _check("models.check_precision"), _SEE_ABOVE)
     yield from not_started
     for finding in workers:
         yield finding()

@@ -48,7 +48,7 @@ def check_network() -> Iterator[Finding]:
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LicenceNotice)
-        found = segment_image(tile, model="nano", device="cpu")
+        found = segment_image(tile, model="nano", device="cpu", precision="32-true")
     seconds = time.perf_counter() - started
     facts = {"nuclei": len(found), "seconds": round(seconds, 3)}
     if len(found) != 3:
@@ -57,6 +57,21 @@ def check_network() -> Iterator[Finding]:
         yield Finding(SECTION, "network", "problem", text, advice, facts)
         return
     yield Finding(SECTION, "network", "ok", "nano finds the 3 nuclei of a drawn tile on the CPU", facts=facts)
+
+
+def check_precision() -> Iterator[Finding]:
+    """Yield what precision ``"auto"`` stands for here with the smallest model."""
+    from cellvit.inference.precision import choose_precision
+    from cellvit.inference.protocol import load_model
+    from cellvit.weights.licences import LicenceNotice
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LicenceNotice)
+        model = load_model("nano")
+    chosen = choose_precision("auto", model)
+    text = f"auto is {chosen.name} for nano on {model.device}, {chosen.reason}"
+    advice = f"update torch, or pass --precision {chosen.name}" if chosen.notes else ""
+    yield Finding(SECTION, "precision", "note" if advice else "ok", text, advice, chosen.facts())
 
 
 def _weights(entry: Entry) -> Finding | None:

@@ -4,8 +4,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import pairwise
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from cellvit.encoders.depthwise import DepthwiseConv2d
 from cellvit.errors import ConfigError
+from cellvit.inference.fused_layer import LAYERS, FusedLayer, can_follow
+from cellvit.inference.resources import kept_memory
 from cellvit.model.network import CellViTNetwork
 from cellvit.model.patching import MethodPatch, has_compiler
 
@@ -31,8 +31,10 @@ class _Use:
         self.count = 0
         self.training = [(module, module.training) for module in network.modules()]
         self.stand_ins: list[MethodPatch] = []
+        self.memory = ExitStack()
 
     def undo(self) -> None:
+        self.memory.close()
         for stand_in in self.stand_ins:
             stand_in.remove()
         for module, mode in self.training:
@@ -80,10 +82,12 @@ def one_thread_after_fork() -> None:
 def accelerated_inference(network: nn.Module) -> Iterator[None]:
     """Run a network as fast as it goes without another result, and leave it as it was, also after an error.
 
-    Training mode is off. In every ``nn.Sequential`` a batch norm after a convolution is computed by the convolution,
-    with weights made for that and laid out with the channels last in memory. Outputs change by rounding only, about
-    1e-6 of their size in float32. Parameters, buffers and state dict stay as they are meanwhile. Several threads may
-    use one network at a time: the first makes the change, the last undoes it.
+    Training mode is off. In every ``nn.Sequential`` a batch norm and an activation after a convolution are computed by
+    the convolution, with weights made for that and laid out with the channels last in memory. Under autocast all
+    layers have their weights in its type already, made once, so that nothing is converted between them. Outputs change
+    by rounding only, about 1e-6 of their size in float32. Parameters, buffers and state dict stay as they are
+    meanwhile. Several threads may use one network at a time, also in different precisions: the first makes the change,
+    the last undoes it. Memory that a tile on the CPU frees stays with the process for the next one until then.
 
     Args:
         network: Its convolutions and batch norms may be anywhere inside. It stays on its device meanwhile. One that is
@@ -97,6 +101,8 @@ def accelerated_inference(network: nn.Module) -> Iterator[None]:
                 network.train(False)
                 if not any(_is_compiled(module) for module in network.modules()):
                     _fuse(network, use.stand_ins)
+                if all(parameter.device.type == "cpu" for parameter in network.parameters()):
+                    use.memory.enter_context(kept_memory())
             except BaseException:
                 use.undo()
                 raise
@@ -124,31 +130,54 @@ def _is_changed(module: nn.Module) -> bool:
 
 
 def _fuse(network: nn.Module, done: list[MethodPatch]) -> None:
-    """Let convolutions compute the batch norms after them; what is put in place is added to a list."""
+    """Let layers compute what follows them, with weights made ready; what is put in place is added to a list."""
     for sequence in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
         if type(sequence).forward is nn.Sequential.forward and not _is_changed(sequence):
-            for conv, norm in pairwise(sequence):
-                fused = _fused(conv, norm)
-                if fused is not None:
-                    done += [MethodPatch(conv, "forward", fused.forward), MethodPatch(norm, "forward", _same)]
+            _fuse_sequence(list(sequence), done)
+    for layer in network.modules():
+        if type(layer) in LAYERS and _is_free(layer):
+            done.append(MethodPatch(layer, "forward", FusedLayer(layer)))
+
+
+def _fuse_sequence(layers: list[nn.Module], done: list[MethodPatch]) -> None:
+    for place, layer in enumerate(layers):
+        if type(layer) not in LAYERS or not _is_free(layer):
+            continue
+        following = layers[place + 1 :]
+        fused = _fused(layer, following[0]) if following else None
+        replaced = following[: 0 if fused is None else 1]
+        after = next(iter(following[len(replaced) :]), None)
+        activation = after if _may_join(layer, after, layers) else None
+        replaced += [] if activation is None else [activation]
+        if replaced:
+            done.append(MethodPatch(layer, "forward", FusedLayer(layer, fused=fused, activation=activation)))
+            done += [MethodPatch(module, "forward", _same) for module in replaced]
+
+
+def _may_join(layer: nn.Module, activation: nn.Module | None, layers: list[nn.Module]) -> bool:
+    """Return whether a layer can compute what stands behind it, which stands there only."""
+    if activation is None or not can_follow(layer, activation):
+        return False
+    return _is_free(activation) and layers.count(activation) == 1
 
 
 def _same(x: Tensor) -> Tensor:
     return x
 
 
+def _is_free(module: nn.Module) -> bool:
+    """Return whether a module does what its class says, and nobody listens to it."""
+    return not _is_changed(module) and not any(getattr(module, name, None) for name in _HOOKS)
+
+
 def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module | None:
-    """Return a convolution with a batch norm in it; None unless both are plain, with statistics and without hooks."""
-    if not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) or not isinstance(norm, nn.BatchNorm2d):
+    """Return a convolution with a batch norm in it; None unless the norm is plain, with statistics and no hooks."""
+    if type(norm) is not nn.BatchNorm2d or not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
         return None
-    plain = type(conv) in (nn.Conv2d, nn.ConvTranspose2d, DepthwiseConv2d) and type(norm) is nn.BatchNorm2d
     fits = norm.running_mean is not None and norm.num_features == conv.out_channels
-    fits = fits and (conv.groups == 1 or isinstance(conv, nn.Conv2d))
-    changed = any(_is_changed(m) or any(getattr(m, name, None) for name in _HOOKS) for m in (conv, norm))
-    if changed or not (plain and fits):
+    if not fits or not _is_free(norm) or (conv.groups > 1 and isinstance(conv, nn.ConvTranspose2d)):
         return None
-    fused = fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d))
-    done: nn.Module = fused.requires_grad_(False).to(memory_format=torch.channels_last)
+    done: nn.Module = fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d))
     return done
 
 

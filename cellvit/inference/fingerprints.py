@@ -126,7 +126,7 @@ def weights_hash(model: Any) -> str:
         return hashlib.sha256(f"{weights_hash(model.model)} {model.views}".encode()).hexdigest()
     postprocessor = getattr(model, "postprocessor", None)
     kind = _CELLVIT if _qualified(model) in _CELLVIT_CLASSES else _qualified(model)
-    facts = [kind, repr(model.classes), model.mpp, getattr(model, "settings", None), _plain(postprocessor)]
+    facts = [kind, repr(model.classes), model.mpp, _settings_of(model), _plain(postprocessor)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode())
     if isinstance(model, nn.Module):
         # buffers that are not saved count too: the statistics that pixels are normalised with
@@ -135,6 +135,14 @@ def weights_hash(model: Any) -> str:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(memoryview(data))
     return digest.hexdigest()
+
+
+def _settings_of(model: Any) -> Any:
+    """Return the settings of a model without what it states of bfloat16, which changes no nucleus; None without any."""
+    settings = getattr(model, "settings", None)
+    if not isinstance(settings, Mapping) or "bfloat16" not in (about := settings.get("about") or {}):
+        return settings
+    return {**settings, "about": {name: fact for name, fact in about.items() if name != "bfloat16"}}
 
 
 def _qualified(thing: Any) -> str:

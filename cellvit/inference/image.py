@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cellvit.errors import ConfigError
+from cellvit.inference.precision import choose_precision
 from cellvit.inference.protocol import (
     NucleiModel,
     Progress,
@@ -44,7 +45,7 @@ def segment_image(
     overlap: int = 64,
     batch_size: int = 1,
     device: str = "auto",
-    precision: str = "32-true",
+    precision: str = "auto",
     tta: int = 1,
     measurements: bool = True,
     stains: Stains | None = None,
@@ -67,7 +68,8 @@ def segment_image(
         batch_size: Tiles that go through the network together; the last digits of floats depend on it.
         device: ``"auto"`` (CUDA, else MPS, else CPU; a model that is passed in stays where it is), ``"cpu"``,
             ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
-        precision: ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
+        precision: ``"auto"`` (bfloat16 where the device is faster with it, see :mod:`cellvit.inference.precision`),
+            ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
         tta: Average the maps over 2, 4 or 8 mirrored and turned views, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
         measurements: Measure every nucleus: shape, stain, texture, neighbours; see :mod:`cellvit.measurement`.
@@ -94,7 +96,10 @@ def segment_image(
         raise ConfigError(f"mpp {mpp} is not a resolution; give microns per pixel, such as 0.25")
     network, views = unwrap_tta(load_model(model, device=device, trust=trust), tta)
     predictor = with_tta(network, views)
-    autocast = autocast_context(precision, network.device)
+    chosen = choose_precision(precision, network)
+    for note in chosen.notes:
+        warnings.warn(note, stacklevel=2)
+    autocast = autocast_context(chosen.name, network.device)
     view = SlideView(ArrayImage(pixels), mpp=axes, target_mpp=network.mpp)
     grid = tile_grid(view.width, view.height, tile_size=tile_size, overlap=overlap)
     measure = None

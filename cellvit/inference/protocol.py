@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cellvit.errors import ConfigError
 from cellvit.heads.base import Head
 from cellvit.inference.acceleration import accelerated_inference, one_thread_after_fork
-from cellvit.inference.settings import DEVICES, PRECISIONS
+from cellvit.inference.settings import AUTO, DEVICES, PRECISIONS
 from cellvit.model.network import CellViTNetwork
 from cellvit.postprocess.base import Postprocessor
 from cellvit.postprocess.base import postprocessor_of as postprocessor_of  # one of the functions below
@@ -135,14 +135,38 @@ def autocast_context(precision: str, device: torch.device) -> AbstractContextMan
         device: Where it runs.
 
     Raises:
-        ConfigError: If the precision is unknown, or is ``"16-mixed"`` on the CPU.
+        ConfigError: If the precision is unknown, or the device cannot compute in it.
+    """
+    check_precision(precision, device)
+    if precision == AUTO:
+        raise ConfigError(f"precision 'auto' says nothing here; choose from {', '.join(PRECISIONS[1:])}")
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that does not exist or that a device cannot do.
+
+    Args:
+        precision: One of :data:`cellvit.inference.settings.PRECISIONS`.
+        device: Where the network is to run.
+
+    Raises:
+        ConfigError: With the choices.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    if dtype is torch.float16 and device.type == "cpu":
-        raise ConfigError("precision '16-mixed' needs a GPU; use 'bf16-mixed' or '32-true' on the CPU")
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    if precision == "16-mixed" and device.type == "cpu":
+        raise ConfigError("precision '16-mixed' needs a GPU; use 'auto', 'bf16-mixed' or '32-true' on the CPU")
+    if precision == "bf16-mixed" and not has_bfloat16(device):
+        raise ConfigError(f"{device} cannot do precision 'bf16-mixed'; use 'auto', '32-true' or '16-mixed'")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether torch computes in bfloat16 on a device, on a graphics card in units of its own."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" or bool(torch.backends.mps.is_macos_or_newer(14, 0))
 
 
 @contextmanager

@@ -136,7 +136,7 @@ class ResumeFolder:
         Raises:
             OutputError: If the folder was begun for something else; the message says what differs.
         """
-        begun = self._journal()
+        begun = self.journal()
         if begun is not None:
             refuse_difference(begun, {"fingerprints": fingerprints}, self._out)
             before = begun.get("batch_size") or batch_size or 1  # version 0.1.0 did not note it
@@ -167,7 +167,7 @@ class ResumeFolder:
         Raises:
             OutputError: If the journal is damaged.
         """
-        begun = self._journal() if self.begun else None
+        begun = self.journal() if self.begun else None
         if begun is None:
             return
         for path in self.folder.iterdir():
@@ -260,7 +260,7 @@ class ResumeFolder:
         if link := next((path for path in inside if is_link(path)), None):
             raise OutputError(f"{str(link)!r} is a link to what may be of others; remove the link")
 
-    def _journal(self) -> dict[str, Any] | None:
+    def journal(self) -> dict[str, Any] | None:
         """Return what the journal says, or None if there is none.
 
         Raises:
@@ -287,7 +287,7 @@ class ResumeFolder:
         """Remove unfinished files of a process that was killed; whoever holds the lock has none."""
         is_ours = False
         with suppress(OutputError):  # whoever needs the journal is told
-            is_ours = self.begun and self._journal() is not None
+            is_ours = self.begun and self.journal() is not None
         if is_ours:
             remove_temporaries(self.folder)
         if is_ours or (self._out / SUMMARY).exists():

@@ -18,6 +18,7 @@ from cellvit.inference.assemble import TABLE, TISSUE, SlideTable
 from cellvit.inference.fingerprints import BackgroundDigest, weights_hash
 from cellvit.inference.outputs import OutputContext, import_writers, write_formats
 from cellvit.inference.pipeline import TileStream
+from cellvit.inference.precision import PrecisionChoice
 from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, evaluation_mode
 from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary, refuse_difference
@@ -44,6 +45,7 @@ class SlideRun:
         model: The model; views that the settings ask for are averaged here.
         out: The result folder.
         model_name: What the model is called; None for one that was passed in.
+        precision: The precision that the settings name, and why.
         notes: What the user should know of the folder, filled while it runs.
     """
 
@@ -52,6 +54,7 @@ class SlideRun:
     model: NucleiModel
     out: Path
     model_name: str | Path | None
+    precision: PrecisionChoice
     notes: list[str] = field(default_factory=list)
 
     def finished(self) -> Mapping[str, Any] | None:
@@ -195,7 +198,7 @@ class SlideRun:
             digest=digest.result(),
             started=started,
             batch_size=begun["batch_size"],
-            notes=list(dict.fromkeys([*begun["notes"], *self.notes, *stream.notes, *_mixed(table.made_on)])),
+            notes=self._notes(begun, [*stream.notes, *_mixed(table.made_on)]),
         )
         at_digests = time.perf_counter()
         digests = contents(self.out, summary["files"].values())
@@ -211,7 +214,8 @@ class SlideRun:
             "earlier_runs": round(earlier.get("total", 0.0), 3),
         }
         workers_used = {"number": workers, "kind": kind}
-        summary = {**summary, "statistics": statistics, "digests": digests, "workers": workers_used, "seconds": seconds}
+        summary = {**summary, "precision": self.precision.facts(), "statistics": statistics, "digests": digests}
+        summary |= {"workers": workers_used, "seconds": seconds}
         write_record(self.out / SUMMARY, summary)
         return summary
 
@@ -219,6 +223,9 @@ class SlideRun:
         """Do, beside the network, what else would be waited for after it, for some finished parts."""
         import_writers(self.settings.formats)
         table.scan(resume, finished)
+
+    def _notes(self, begun: Mapping[str, Any], of_run: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys([*begun["notes"], *self.precision.notes, *self.notes, *of_run]))
 
     def _add_formats(self, summary: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write the formats that a finished folder lacks."""

@@ -13,7 +13,8 @@ from cellvit.geometry.symmetry import symmetries
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+AUTO = "auto"
+PRECISIONS = (AUTO, "32-true", "bf16-mixed", "16-mixed")
 
 Origin = Literal["slide", "bounds"]
 
@@ -59,7 +60,7 @@ class SlideSettings:
     tile_size: int = 1024
     overlap: int = 64
     batch_size: int | None = None
-    precision: str = "32-true"
+    precision: str = AUTO
     tta: int = 1
     workers: int | None = None
     tissue_filter: bool = True

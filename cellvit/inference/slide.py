@@ -13,8 +13,9 @@ from typing import Any, Never
 from cellvit import io
 from cellvit.errors import ConfigError
 from cellvit.inference.assemble import TABLE
+from cellvit.inference.precision import slide_precision
 from cellvit.inference.prepare import prepare_slide
-from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, load_model
+from cellvit.inference.protocol import NucleiModel, Progress, load_model
 from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.run import SlideRun
 from cellvit.inference.settings import DEFAULT_FORMATS, Origin, SlideSettings
@@ -63,7 +64,7 @@ def segment_slide(
     tile_size: int = 1024,
     overlap: int = 64,
     batch_size: int | None = None,
-    precision: str = "32-true",
+    precision: str = "auto",
     tta: int = 1,
     workers: int | None = None,
     tissue_filter: bool = True,
@@ -102,7 +103,8 @@ def segment_slide(
         overlap: Pixels that neighbouring tiles share at least, at the model's resolution.
         batch_size: Tiles that go through the network together; at most 16 do. None is 1, or what an interrupted run of
             this slide was begun with: the last digits of floats depend on it, so a run goes on with no other.
-        precision: ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
+        precision: ``"auto"`` (bfloat16 where the device is faster with it, see :mod:`cellvit.inference.precision`; a
+            slide that was begun goes on as it was begun), ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
         tta: Average the maps over 2, 4 or 8 flips and rotations, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
         workers: Post-processing processes; None chooses, 0 works in this process.
@@ -242,11 +244,11 @@ def run_slide(
         slide_resolution(slide, mpp=settings.mpp, magnification=settings.magnification)  # refuse before loading
         settings.check_image(path)
         network, views = unwrap_tta(load(), settings.tta)
-        settings = replace(settings, tta=views)
+        precision = slide_precision(settings, network, out)
+        settings = replace(settings, tta=views, precision=precision.name)
         with_tta(network, views)  # refuse before anything is written
-        autocast_context(settings.precision, network.device)
         prepared = prepare_slide(slide, settings, model_mpp=network.mpp)
-        run = SlideRun(prepared, settings, network, out, model_name)
+        run = SlideRun(prepared, settings, network, out, model_name, precision=precision)
         summary = run.finished()
         if summary is None:
             with ResumeFolder(out, settings.work) as journal:

@@ -149,6 +149,10 @@ class CellViT(CellViTNetwork, L.LightningModule):
         """Log losses and update the metrics with one batch."""
         self._evaluate(batch, "test")
 
+    def on_fit_start(self) -> None:
+        """Take back what the model states of bfloat16: it was measured with the weights that are trained now."""
+        self.about.pop("bfloat16", None)
+
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the epoch."""
         self._log_metrics("val")

@@ -2,8 +2,9 @@
 
 All run in one process, turn by turn, so that ratios hold on a noisy machine. The published network has random weights:
 its time does not depend on them. Each network runs as it is (``plain``) and as ``segment_image`` and ``cellvit
-segment`` run it (``accelerated``: batch norms in the convolutions, channels last); nano also through ``torch.compile``
-with ``--compile``. How far the maps of each are from the plain ones is printed beside the times.
+segment`` run it (``accelerated``: batch norms and activations in the convolutions, channels last), nano in bfloat16
+too, and through ``torch.compile`` with ``--compile``. On a CPU times are processor seconds. How far the maps of each
+are from the plain ones is printed beside the times.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cellvit import CellViT
 from cellvit.inference.acceleration import accelerated_inference, compile_for_inference
+from cellvit.inference.protocol import autocast_context
 
 SIZE = 1024
 BASELINE = "vit-256 plain"
@@ -40,6 +42,8 @@ def tissue(device):
 def variants(name, model, *, compiled):
     """Return the same network in all the ways it is run, by name."""
     found = {f"{name} plain": model, f"{name} accelerated": copy.deepcopy(model)}
+    if name == "nano":
+        found |= {f"{way} bf16": network for way, network in found.items()}
     if compiled:
         found[f"{name} compiled"] = compile_for_inference(copy.deepcopy(model).to(memory_format=torch.channels_last))
     return found
@@ -61,16 +65,18 @@ def main():
     runs = variants("nano", nano, compiled=options.compile) | variants("vit-256", published, compiled=False)
     tile = tissue(options.device)
     seconds, maps = {name: [] for name in runs}, {}
+    clock = time.process_time if options.device == "cpu" else time.perf_counter
     with ExitStack() as stack:
         for name, model in runs.items():
-            if name.endswith("accelerated"):
+            if "accelerated" in name:
                 stack.enter_context(accelerated_inference(model))
         for repeat in range(options.repeats + 1):
             for name, model in runs.items():
-                start = time.perf_counter()
-                found = {key: value.cpu() for key, value in model.predict_maps(tile).items()}
+                start = clock()
+                with autocast_context("bf16-mixed" if name.endswith("bf16") else "32-true", model.device):
+                    found = {key: value.float().cpu() for key, value in model.predict_maps(tile).items()}
                 if repeat:
-                    seconds[name].append(time.perf_counter() - start)
+                    seconds[name].append(clock() - start)
                 else:  # the first round warms up
                     maps[name] = found
     result = {"device": options.device, "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -483,12 +483,12 @@ def test_what_breaks_in_one_check_does_not_hide_the_others(monkeypatch):
         ("software", ("check_versions", "check_loading", "check_plugins")),
         ("machine", ("check_machine", "check_folders", "check_devices")),
         ("slides", ("check_readers",)),
-        ("models", ("check_weights", "check_network")),
+        ("models", ("check_weights", "check_network", "check_precision")),
     ):
         for name in names:
             monkeypatch.setattr(f"cellvit.doctor.{module}.{name}", broken)
     monkeypatch.setattr(workers, "WorkerCheck", lambda: next(broken()))
     found = list(examine())
-    assert len(found) == 10
+    assert len(found) == 11
     assert {finding.status for finding in found} == {"problem"}
     assert all("no module named numpy" in finding.text and finding.advice for finding in found)

@@ -16,8 +16,9 @@ from cellvit.inference.plan.estimate import Estimate, as_plain, estimate_needs
 from cellvit.inference.plan.measure import Sample, measure
 from cellvit.inference.plan.picture import write_plan_picture
 from cellvit.inference.plan.progress import ExistingRun, existing_run
+from cellvit.inference.precision import PrecisionChoice, slide_precision
 from cellvit.inference.prepare import PreparedSlide, prepare_slide
-from cellvit.inference.protocol import NucleiModel, autocast_context, load_model
+from cellvit.inference.protocol import NucleiModel, load_model
 from cellvit.inference.resources import free_memory, peak_memory
 from cellvit.inference.settings import SlideSettings, default_workers
 from cellvit.inference.summary import SlideFacts
@@ -43,6 +44,7 @@ class SlidePlan:
         model: Name of the model.
         model_mpp: Microns per pixel the model is made for.
         device: Where the network runs.
+        precision: The precision of the network, and why.
         workers: Post-processing processes.
         view_size: ``(width, height)`` at the model's resolution.
         level: Level that tiles are read from.
@@ -74,6 +76,7 @@ class SlidePlan:
     model: str
     model_mpp: float
     device: str
+    precision: PrecisionChoice
     workers: int
     view_size: tuple[int, int]
     level: int
@@ -148,15 +151,15 @@ def plan_slide(
     with open_slide(path, scene=chosen.scene) as slide:
         slide_resolution(slide, mpp=chosen.mpp, magnification=chosen.magnification)  # refuse before loading
         network, views = unwrap_tta(load_model(model, device=device, trust=trust), chosen.tta)
-        chosen = replace(chosen, tta=views)
+        precision = slide_precision(chosen, network, folder)
+        chosen = replace(chosen, tta=views, precision=precision.name)
         with_tta(network, views)  # refuse what the run would refuse
-        autocast_context(chosen.precision, network.device)
         prepared = prepare_slide(slide, chosen, model_mpp=network.mpp)
         digest = weights_hash(network)
         prints = prepared.fingerprints(chosen, weights=digest, version=version("cellvit-lightning"))
         started = None if folder is None else existing_run(folder, prepared, prints, chosen.formats, work=chosen.work)
         facts = SlideFacts(prepared, chosen, network, model if isinstance(model, str | Path) else None, prints)
-        plan = _described(prepared, chosen, network, facts, started, folder)
+        plan = _described(prepared, chosen, network, facts, started, folder, precision=precision)
         prepared_in = time.perf_counter() - began
         if sample and plan.tiles_left:
             measured = measure(prepared, network, chosen, count=sample, workers=plan.workers, metadata=facts.metadata())
@@ -173,6 +176,8 @@ def _described(
     facts: SlideFacts,
     started: ExistingRun | None,
     out: Path | None,
+    *,
+    precision: PrecisionChoice,
 ) -> SlidePlan:
     slide, view = prepared.slide, prepared.view
     scanned = slide.bounds[2] * slide.bounds[3] * prepared.resolution.mpp[0] * prepared.resolution.mpp[1] / 1e6
@@ -192,6 +197,7 @@ def _described(
         model=facts.name,
         model_mpp=model.mpp,
         device=str(model.device),
+        precision=precision,
         workers=default_workers(model.device.type) if settings.workers is None else settings.workers,
         view_size=prepared.size,
         level=view.level,
@@ -209,7 +215,7 @@ def _described(
         estimate=None,
         free_disk=shutil.disk_usage(_existing(out)).free,
         free_memory=free_memory(),
-        warnings=prepared.warnings,
+        warnings=(*prepared.warnings, *precision.notes),
     )
 
 

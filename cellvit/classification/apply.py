@@ -41,6 +41,7 @@ from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import mpp_of, write_record
 from cellvit.slide.open import Slide, open_slide
 from cellvit.slide.tissue import TissueMask
+from cellvit.slide.tiling import CroppedGrid
 from cellvit.slide.view import SlideView
 
 Progress = Callable[[int, int], None]
@@ -296,7 +297,8 @@ def _context(folder: Path, summary: Mapping[str, Any], slide: Slide) -> OutputCo
     """Return what the writers of formats share, from what the summary says."""
     settings, (across, down) = summary["settings"], summary["resolution"]["mpp"]
     view = SlideView(slide, mpp=(across, down), target_mpp=summary["model"]["mpp"])
-    grid = tile_grid(view.width, view.height, tile_size=settings["tile_size"], overlap=settings["overlap"])
+    whole = tile_grid(view.width, view.height, tile_size=settings["tile_size"], overlap=settings["overlap"])
+    grid = CroppedGrid(whole.width, whole.height, whole.tile_size, whole.overlap)  # whose cores slides have
     origin = settings["origin"]
     has_pixels = hasattr(slide, "read_region")
     thumbnail = view.thumbnail_with_remarks(THUMBNAIL)[0] if has_pixels else np.zeros((1, 1, 3), np.uint8)

@@ -110,6 +110,10 @@ def _run(verb: Verb, arguments: Sequence[str]) -> int:
     from cellvit.errors import CellViTError
     from cellvit.weights.licences import plain_notices
 
+    if verb.name not in TRAINING_VERBS:
+        # Idle threads of the network would spin while those that read and post-process want the core; read by torch
+        # when it is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         run = import_module(verb.module).main
         with plain_notices():

@@ -40,8 +40,8 @@ from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import mpp_of, write_record
 from cellvit.slide.open import Slide, open_slide
-from cellvit.slide.tissue import TissueMask
 from cellvit.slide.tiling import CroppedGrid
+from cellvit.slide.tissue import TissueMask
 from cellvit.slide.view import SlideView
 
 Progress = Callable[[int, int], None]

@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give each worker one thread, as the workers already share the cores, and no ignored signals."""
     if hasattr(signal, "SIGHUP"):  # which nohup ignores, and children inherit that
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the shell ignores for what runs in the background
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
 

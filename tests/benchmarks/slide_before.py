@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 BEFORE = "8298767"
 """The commit before slides became faster."""
 
+SMALL = "cmu_small_region"
+
 ISAS = {"all": {}, "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
 """What oneDNN may use of the processor; the second is what a laptop has."""
 
@@ -28,9 +30,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 _CHILD = """
 import json, sys, time
 started = time.perf_counter()
-from cellvit.inference.slide import segment_slide
-result = segment_slide(sys.argv[1], sys.argv[2])
-summary = result.summary
+from pathlib import Path
+from cellvit.cli import main
+assert main(["segment", sys.argv[1], "--as", "slide", "--out", sys.argv[2], "--quiet"]) == 0
+summary = json.loads((Path(sys.argv[2]) / Path(sys.argv[1]).stem / "summary.json").read_text())
 print(json.dumps({"seconds": summary["seconds"], "tissue_mm2": summary["tissue"]["area_mm2"],
     "precision": summary["settings"]["precision"], "nuclei": summary["nuclei"]["total"],
     "tiles": summary["tiles"]["done"], "in_python": time.perf_counter() - started}))
@@ -44,7 +47,7 @@ def bench_before(folder, picture, *, data, quick, commit=BEFORE):
         folder: For the earlier code, the slides and the results.
         picture: PNG.
         data: Folder with real images; without it, or outside of a repository, nothing is compared.
-        quick: One small slide, once each.
+        quick: One small slide, once each; else that twice, and a large one.
         commit: Of the earlier code.
     """
     checkout = folder / "before"
@@ -52,14 +55,14 @@ def bench_before(folder, picture, *, data, quick, commit=BEFORE):
     if data is None or subprocess.run([*git, "add", "--detach", checkout, commit], capture_output=True).returncode:
         return {"left_out": f"needs real images and commit {commit}"}
     try:
-        slides = {"cmu_small_region": data / "wsi" / "cmu_small_region.svs"}
+        slides = {SMALL: data / "wsi" / "cmu_small_region.svs"}
         if not quick:
             slides["mosaic"] = write_mosaic(folder / "mosaic.tif", data)
         runs = [
             {"slide": name, "isa": isa, "side": side, **_run(path, folder / "out", root, ISAS[isa])}
             for name, path in slides.items()
             for isa in ISAS
-            for _ in range(1 if quick else 2)
+            for _ in range(2 if len(slides) > 1 and name == SMALL else 1)
             for side, root in (("before", checkout), ("now", _REPOSITORY))
         ]
     finally:

@@ -149,7 +149,7 @@ def _draw(compared, path):
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     places = np.arange(len(compared))
-    labels = [f"{row['slide']}\noneDNN: {row['isa']}" for row in compared]
+    labels = [f"{row['slide']}\noneDNN: {row['isa']}".replace("_", "\n", 1) for row in compared]
     for offset, side, color in ((-0.2, "before", "#e28c32"), (0.2, "now", "#4074b4")):
         left.bar(places + offset, [row["cpu_per_mm2"][side] for row in compared], 0.4, label=side, color=color)
     for place, row in zip(places, compared, strict=True):

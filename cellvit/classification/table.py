@@ -329,9 +329,9 @@ class _Columns:
 def _write(chunks: Iterator[pa.Table], table: TypedTable, progress: Progress | None) -> None:
     """Write row groups in place of a table."""
     first = next(chunks)
-    # values of embeddings and outlines hardly repeat: to look for those that do takes a third of the time
-    plain = [field.name for field in first.schema if not pa.types.is_nested(field.type) and field.name != "geometry"]
-    settings: dict[str, Any] = {"compression": "zstd", "use_dictionary": plain}
+    # as in the table of a slide: to look for numbers that repeat would take most of the time
+    texts = [field.name for field in first.schema if pa.types.is_dictionary(field.type)]
+    settings: dict[str, Any] = {"compression": "zstd", "use_dictionary": texts}
     done = 0
     with atomic_path(table.path) as temporary, pq.ParquetWriter(temporary, first.schema, **settings) as writer:
         while first is not None:

@@ -10,8 +10,6 @@ from scipy.optimize import minimize_scalar
 
 from cellvit.errors import DataError
 from cellvit.geometry.polygons import ring_offsets
-from cellvit.metrics.detection import detectable
-from cellvit.metrics.functional.detection import match_centroids
 from cellvit.types import NucleiPrediction
 
 PIXELS = 64
@@ -151,6 +149,10 @@ def sample_types(
     if probabilities.shape[1:] != pred.instance_map.shape:
         message = f"type probabilities {probabilities.shape} for a map {pred.instance_map.shape}; "
         raise DataError(message + "both must show the same pixels")
+    # here, as they bring torch, which the calibration of a classifier of embeddings does without
+    from cellvit.metrics.detection import detectable
+    from cellvit.metrics.functional.detection import match_centroids
+
     true = detectable(target)
     pairs = match_centroids(pred.nuclei.centroid, true.centroid, radius=radius).pairs
     rows, kinds = pairs[:, 0], true.type[pairs[:, 1]].astype(np.int64)

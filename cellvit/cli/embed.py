@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--magnification", type=positive(float), metavar="X", help="objective power instead: 40 is 0.25 microns")
     add("--scene", metavar="N", help="number or name of the image to read, where a TIFF holds several")
     add("--device", default="auto", metavar="NAME", help=f"{', '.join(DEVICES)}, or cuda:1 (default: auto)")
-    add("--precision", default="32-true", choices=PRECISIONS, help="of the network (default: 32-true)")
+    add("--precision", default="32-true", choices=PRECISIONS[1:], help="of the network (default: 32-true)")
     add("--batch-size", type=positive(int), metavar="N", help="tiles at once (default: 1, or as it was begun)")
     add("--tile-size", default=1024, type=positive(int), metavar="PX", help="side of a tile (default: 1024)")
     add("--overlap", default=64, type=int, metavar="PX", help="overlap of tiles (default: 64)")

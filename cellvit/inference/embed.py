@@ -1,6 +1,5 @@
 """Embeddings for nuclei that another tool has outlined or only placed: the outlines are theirs, the encoder is ours."""
 
-import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from PIL import Image
 
 from cellvit import io
 from cellvit.classes import NucleiClasses, standard_colors, type_label
-from cellvit.errors import ConfigError, DataError, ImageError
+from cellvit.errors import ConfigError, DataError
 from cellvit.geometry.polygons import ring_bounds, ring_lengths, select_rings
 from cellvit.geometry.raster import draw_rings
 from cellvit.inference.assemble import TABLE, TISSUE, SlideTable
 from cellvit.inference.fingerprints import BackgroundDigest, weights_hash
-from cellvit.inference.outputs import OutputContext, write_formats
+from cellvit.inference.outputs import context_of, write_formats
 from cellvit.inference.prepare import PreparedSlide, prepare_slide
 from cellvit.inference.protocol import NucleiModel, Progress, autocast_context, evaluation_mode, load_model
 from cellvit.inference.resources import memory_advice
@@ -37,7 +37,7 @@ from cellvit.inference.summary import SlideFacts
 from cellvit.inference.verify import contents
 from cellvit.io import detections
 from cellvit.io.atomic import atomic_path
-from cellvit.io.provenance import write_record
+from cellvit.io.provenance import content_of, write_record
 from cellvit.measurement.slides import MeasuredNuclei, measure_nuclei
 from cellvit.postprocess.measure import nuclei_embeddings, nuclei_from_instances
 from cellvit.slide.open import Slide, open_slide
@@ -74,8 +74,7 @@ class GivenNuclei:
     @cached_property
     def sha256(self) -> str:
         """Digest of the file."""
-        with (self.path / TABLE if self.path.is_dir() else self.path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return str(content_of(self.path / TABLE if self.path.is_dir() else self.path)["sha256"])
 
 
 def read_given(path: str | Path) -> GivenNuclei:
@@ -121,7 +120,7 @@ def _read(path: Path) -> tuple[Nuclei, Mapping[str, Any]]:
 
 def _of_other_tool(found: detections.LoadedNuclei) -> Nuclei:
     for note in found.notes:
-        warnings.warn(note if isinstance(note, str) else f"{note.count:,} {note.what}", stacklevel=2)
+        warnings.warn(str(note), stacklevel=2)
     if found.outlines is not None:
         return found.outlines
     assert found.instance_map is not None
@@ -333,29 +332,23 @@ class _EmbeddingRun:
         report = progress or (lambda done, total: None)
         with evaluation_mode(self.model), memory_advice(tile_size=self.settings.tile_size, batch_size=batch_size):
             for number in range(prepared.parts):
-                tiles = prepared.part(number).tolist()
                 if not resume.finished(number):
                     found: list[tuple[int, Nuclei]] = []
                     damaged: list[int] = []
-                    for first in range(0, len(tiles), batch_size):
-                        found += self._embed_tiles(tiles[first : first + batch_size], damaged)
+                    for tiles in prepared.batches(number, batch_size):
+                        found += self._embed_tiles(tiles, damaged)
                         report(done + len(found), len(prepared.tiles))
-                    resume.write_part(number, found, unreadable=damaged)
-                done += len(tiles)
+                    resume.write_part(number, sorted(found, key=itemgetter(0)), unreadable=sorted(damaged))
+                done += len(prepared.part(number))
                 unreadable += len(resume.read_part(number).unreadable)
                 report(done, len(prepared.tiles))
         return unreadable
 
     def _embed_tiles(self, indices: Sequence[int], damaged: list[int]) -> Iterator[tuple[int, Nuclei]]:
         """Yield the number of each tile and its nuclei with embeddings, NaN where the pixels cannot be read."""
-        prepared = self._prepared
-        images = []
-        for tile in map(prepared.grid.tile, indices):
-            try:
-                images.append(prepared.view.read(tile.x, tile.y, tile.width, tile.height))
-            except ImageError:  # one damaged place must not cost the rest of the slide
-                damaged.append(tile.index)
-                images.append(np.full((tile.height, tile.width, 3), 255, np.uint8))
+        read = [self._prepared.read_tile(index) for index in indices]
+        damaged += [index for index, (_, is_read) in zip(indices, read, strict=True) if not is_read]
+        images = [image for image, _ in read]
         pixels = torch.from_numpy(np.stack(images)).to(self.model.device).permute(0, 3, 1, 2).float() / 255
         with autocast_context(self.settings.precision, self.model.device):
             maps = self.model.predict_maps(pixels)
@@ -411,16 +404,7 @@ class _EmbeddingRun:
         with atomic_path(self.out / TISSUE) as temporary:
             Image.fromarray(prepared.tissue.to_png()).save(temporary)
         table = SlideTable(prepared.view, prepared.grid, prepared.parts, prepared.part, self.model.classes)
-        table.counts = np.zeros(len(self.model.classes), np.int64)
-        context = OutputContext(
-            slide=self.slide,
-            thumbnail=prepared.thumbnail,
-            mpp=prepared.mpp,
-            metadata=metadata,
-            patches=table.patches,
-            origin=settings.origin,
-            tissue=prepared.tissue.mask,
-        )
+        context = context_of(prepared, settings, metadata=metadata, patches=table.patches)
         write_formats(self.out, settings.formats, context)
         light = io.ParquetStream(self.out / TABLE, embedding=False)
         mpp = prepared.resolution.mpp

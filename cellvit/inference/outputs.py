@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from cellvit import io, plotting
 from cellvit.errors import OutputError
 from cellvit.inference.assemble import TABLE, PatchLayout
-from cellvit.inference.settings import FORMATS, PICTURES, Origin, available_cores
+from cellvit.inference.settings import FORMATS, PICTURES, Origin, SlideSettings, available_cores
 from cellvit.inference.workers import NO_PROCESS, may_have_children, process_pool, submit
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 from cellvit.io.formats.base import ImageFacts
 from cellvit.io.images import Rgb8
 from cellvit.slide.open import Slide
 from cellvit.types import Nuclei
+
+if TYPE_CHECKING:  # which brings torch; this module is imported by processes that only write files
+    from cellvit.inference.prepare import PreparedSlide
 
 PARALLEL_EXPORT_MIN_NUCLEI = 50_000
 """Number of nuclei from which on the files that take long are each written by a process of their own."""
@@ -77,6 +80,29 @@ class OutputContext:
             picture=self.thumbnail,
             bounds=self.bounds,
         )
+
+
+def context_of(
+    prepared: "PreparedSlide", settings: SlideSettings, *, metadata: Mapping[str, Any], patches: PatchLayout
+) -> OutputContext:
+    """Return what the writers of a slide share.
+
+    Args:
+        prepared: The slide.
+        settings: Of the run.
+        metadata: Facts for the heads of files.
+        patches: Tells where the tiles of nuclei lie.
+    """
+    return OutputContext(
+        slide=prepared.slide,
+        thumbnail=prepared.thumbnail,
+        mpp=prepared.mpp,
+        metadata=metadata,
+        patches=patches,
+        origin=settings.origin,
+        tissue=prepared.tissue.mask,
+        simplify=settings.simplify,
+    )
 
 
 class _Where(TypedDict):

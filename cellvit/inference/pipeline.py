@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cellvit.errors import ImageError
 from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, Progress, postprocessor_of
 from cellvit.inference.resources import memory_advice
@@ -172,12 +170,7 @@ class TileStream:
 
     def _batches(self, missing: Sequence[int]) -> Iterator[tuple[int, list[int], NDArray[np.uint8]]]:
         """Yield batches of tiles of one size, read ahead by threads; none crosses the border of a part."""
-        plan = [
-            (number, rows)
-            for number in missing
-            for _, same in groupby(sorted(self.prepared.part(number).tolist(), key=self._size), self._size)
-            for rows in _chunks(list(same), self.batch_size)
-        ]
+        plan = [(number, rows) for number in missing for rows in self.prepared.batches(number, self.batch_size)]
         threads = reading_threads()
         ahead: deque[Future[NDArray[np.uint8]]] = deque()
         with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
@@ -190,17 +183,11 @@ class TileStream:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _size(self, index: int) -> tuple[int, int]:
-        tile = self.prepared.grid.tile(index)
-        return -tile.height, -tile.width  # large ones first: what lacks memory says so at once
-
     def _read(self, index: int) -> NDArray[np.uint8]:
-        started, tile = time.perf_counter(), self.prepared.grid.tile(index)
-        try:
-            pixels = self.prepared.view.read(tile.x, tile.y, tile.width, tile.height)
-        except ImageError:  # one damaged place must not cost the rest of the slide
+        started = time.perf_counter()
+        pixels, is_read = self.prepared.read_tile(index)
+        if not is_read:
             self.unreadable.add(index)
-            pixels = np.full((tile.height, tile.width, 3), 255, np.uint8)
         with self._reading:
             self.seconds.read += time.perf_counter() - started
         return pixels
@@ -271,8 +258,3 @@ class _Timer:
     def __exit__(self, *stop: object) -> None:
         spent = getattr(self.seconds, self.stage) + time.perf_counter() - self.started
         setattr(self.seconds, self.stage, spent)
-
-
-def _chunks(values: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]

@@ -4,13 +4,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.errors import DataError
+from cellvit.errors import DataError, ImageError
 from cellvit.geometry.regions import Region
 from cellvit.inference.fingerprints import quick_hash
 from cellvit.inference.image import tile_grid
@@ -99,6 +100,38 @@ class PreparedSlide:
     def part(self, number: int) -> NDArray[np.int64]:
         """Return the tiles of a part."""
         return self.tiles[number * TILES_PER_CHUNK : (number + 1) * TILES_PER_CHUNK]
+
+    def batches(self, number: int, size: int) -> list[list[int]]:
+        """Return the tiles of a part in batches; those of a batch are of one size, as tiles may be cut down.
+
+        Args:
+            number: Of the part.
+            size: Tiles of a batch, at most.
+
+        Returns:
+            Numbers of tiles, the large ones first: what lacks memory says so at once.
+        """
+
+        def sides(index: int) -> tuple[int, int]:
+            tile = self.grid.tile(index)
+            return -tile.height, -tile.width
+
+        groups = [list(same) for _, same in groupby(sorted(self.part(number).tolist(), key=sides), sides)]
+        return [group[first : first + size] for group in groups for first in range(0, len(group), size)]
+
+    def read_tile(self, index: int) -> tuple[Rgb8, bool]:
+        """Return the pixels of a tile and whether they could be read; if not, they are white.
+
+        One damaged place must not cost the rest of the slide.
+
+        Args:
+            index: Number of the tile.
+        """
+        tile = self.grid.tile(index)
+        try:
+            return self.view.read(tile.x, tile.y, tile.width, tile.height), True
+        except ImageError:
+            return np.full((tile.height, tile.width, 3), 255, np.uint8), False
 
     @cached_property
     def measurement(self) -> TileMeasurement:

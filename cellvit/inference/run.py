@@ -16,7 +16,7 @@ from cellvit import io
 from cellvit.errors import ImageError, OutputError
 from cellvit.inference.assemble import TABLE, TISSUE, SlideTable
 from cellvit.inference.fingerprints import BackgroundDigest, weights_hash
-from cellvit.inference.outputs import OutputContext, import_writers, write_formats
+from cellvit.inference.outputs import OutputContext, context_of, import_writers, write_formats
 from cellvit.inference.pipeline import TileStream
 from cellvit.inference.precision import PrecisionChoice
 from cellvit.inference.prepare import PreparedSlide
@@ -263,16 +263,7 @@ class SlideRun:
         )
 
     def _context(self, table: SlideTable) -> OutputContext:
-        return OutputContext(
-            slide=self.prepared.slide,
-            thumbnail=self.prepared.thumbnail,
-            mpp=self.prepared.mpp,
-            metadata=self._facts.metadata(),
-            patches=table.patches,
-            origin=self.settings.origin,
-            tissue=self.prepared.tissue.mask,
-            simplify=self.settings.simplify,
-        )
+        return context_of(self.prepared, self.settings, metadata=self._facts.metadata(), patches=table.patches)
 
 
 def _mixed(made_on: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Rows of named values as Markdown, CSV and console tables, and pages made from templates."""
 
+import base64
 import csv
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -187,6 +188,20 @@ def console_text(value: object, *, keep: str = "") -> str:
     from rich.markup import escape
 
     return escape(visible(value, keep=keep))
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return the address of a file that a page holds itself.
+
+    Args:
+        content: The file.
+        kind: Its media type, such as ``"image/png"``.
+
+    Example:
+        >>> data_uri(b"nucleus", "text/plain")
+        'data:text/plain;base64,bnVjbGV1cw=='
+    """
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def render(template: str, **values: Any) -> str:

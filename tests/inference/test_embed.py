@@ -101,6 +101,24 @@ def test_tiles_are_resumed_and_a_finished_folder_is_left_alone(drawn, nano, tmp_
     assert set(again.nuclei().type) == {2}
 
 
+def test_tiles_that_are_cut_down_go_through_the_network_together_by_size(drawn, nano, tmp_path, monkeypatch):
+    monkeypatch.setattr("cellvit.slide.tiling.CROP_STEP", 32)
+    outlines = write(tmp_path / "a.geojson", drawn[1])
+    job = {"model": nano, "mpp": MPP, "tile_size": 112, "overlap": 16, "formats": ()}
+    sizes, predict = set(), type(nano).predict_maps
+
+    def watched(model, pixels):
+        sizes.add(tuple(pixels.shape))
+        return predict(model, pixels)
+
+    monkeypatch.setattr(type(nano), "predict_maps", watched)
+    one, four = (embed_slide(drawn[0], outlines, tmp_path / str(n), batch_size=n, **job).nuclei() for n in (1, 4))
+    assert len({size[2:] for size in sizes}) > 1
+    assert max(size[0] for size in sizes) > 1
+    np.testing.assert_array_equal(one.label, four.label)
+    np.testing.assert_allclose(one.embedding, four.embedding, atol=1e-4)
+
+
 def test_the_digest_of_a_model_covers_how_it_embeds(nano):
     decoder = nano.settings["decoder"]
     widths = {"widths": decoder["init_args"]["widths"]}

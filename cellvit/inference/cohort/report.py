@@ -1,6 +1,5 @@
 """``report.html``: what was found in the slides of a cohort, on one page that needs no other file."""
 
-import base64
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from PIL import Image
 from cellvit.inference.cohort.job import SlideOutcome
 from cellvit.inference.cohort.summary import SlideNumbers, numbers_of, relative, type_colors
 from cellvit.io.format import readable_duration
-from cellvit.io.tables import render, write_text
+from cellvit.io.tables import data_uri, render, write_text
 from cellvit.types import Rgb
 
 PICTURES = ("overlay.png", "tissue.png")
@@ -82,7 +81,7 @@ def picture_uri(folder: Path, *, side: int) -> str | None:
             continue  # not there, or damaged: the page is worth more than a picture
         buffer = io.BytesIO()
         small.save(buffer, format="JPEG", quality=80, optimize=True)
-        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return data_uri(buffer.getvalue(), "image/jpeg")
     return None
 
 

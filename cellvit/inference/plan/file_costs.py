@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from cellvit import io
 from cellvit.inference.assemble import TABLE, SlideTable
-from cellvit.inference.outputs import OutputContext, write_formats
+from cellvit.inference.outputs import context_of, write_formats
 from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel
 from cellvit.inference.resume import ResumeFolder
@@ -52,15 +52,7 @@ def write_costs(
         origin=settings.origin,
         measure=sampled.measurement if settings.measurements else None,
     )
-    context = OutputContext(
-        slide=sampled.slide,
-        thumbnail=sampled.thumbnail,
-        mpp=sampled.mpp,
-        metadata=metadata,
-        patches=table.patches,
-        origin=settings.origin,
-        tissue=sampled.tissue.mask,
-    )
+    context = context_of(sampled, settings, metadata=metadata, patches=table.patches)
     embedding = chunks.read_part(0).nuclei.embedding
     dim, taken, rows = None if embedding is None else embedding.shape[1], {}, 0
     for name, nuclei in (("empty", iter(())), ("full", table.nuclei(chunks))):

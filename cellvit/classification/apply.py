@@ -29,7 +29,6 @@ from cellvit.inference.cohort.report import write_report
 from cellvit.inference.cohort.sheet import REPORT_NAME, SUMMARY_NAME
 from cellvit.inference.cohort.summary import read_summary as read_cohort
 from cellvit.inference.cohort.summary import write_summary
-from cellvit.inference.image import tile_grid
 from cellvit.inference.outputs import OutputContext, write_formats
 from cellvit.inference.prepare import THUMBNAIL
 from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary
@@ -297,8 +296,7 @@ def _context(folder: Path, summary: Mapping[str, Any], slide: Slide) -> OutputCo
     """Return what the writers of formats share, from what the summary says."""
     settings, (across, down) = summary["settings"], summary["resolution"]["mpp"]
     view = SlideView(slide, mpp=(across, down), target_mpp=summary["model"]["mpp"])
-    whole = tile_grid(view.width, view.height, tile_size=settings["tile_size"], overlap=settings["overlap"])
-    grid = CroppedGrid(whole.width, whole.height, whole.tile_size, whole.overlap)  # whose cores slides have
+    grid = CroppedGrid(view.width, view.height, settings["tile_size"], settings["overlap"])
     origin = settings["origin"]
     has_pixels = hasattr(slide, "read_region")
     thumbnail = view.thumbnail_with_remarks(THUMBNAIL)[0] if has_pixels else np.zeros((1, 1, 3), np.uint8)

@@ -1,6 +1,5 @@
 """The report of a trained classifier: a page, its numbers as JSON, and pictures."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from cellvit.classification.samples import Sample
 from cellvit.classification.validation import Validation
 from cellvit.evaluation.model_card.pictures import draw_reliability
 from cellvit.io.format import write_json
-from cellvit.io.tables import DIGITS, render, write_text
+from cellvit.io.tables import DIGITS, data_uri, render, write_text
 from cellvit.plotting.charts import COLORS, new_axes, to_picture
 from cellvit.plotting.legend import Picture
 from cellvit.plotting.overlay import write_picture
@@ -76,7 +75,7 @@ def write_report(
         facts=facts,
         found=found,
         notes=notes,
-        pictures=[(text, _uri(out / name)) for name, (text, _) in pictures.items()],
+        pictures=[(text, data_uri((out / name).read_bytes(), "image/png")) for name, (text, _) in pictures.items()],
         written=f"cellvit {version('cellvit-lightning')}",
     )
     write_text(out / REPORT, page)
@@ -152,7 +151,3 @@ def _caption(found: Validation, names: Sequence[str], row: int) -> str:
     best = int(found.probabilities[row].argmax())
     text = f"{found.probabilities[row, found.codes[row]]:.2f}"
     return text if best == found.codes[row] else f"{text} {names[best][:12]}?"
-
-
-def _uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

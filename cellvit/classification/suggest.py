@@ -1,6 +1,5 @@
 """Which nuclei to label next: those a classifier is not sure of, and that differ from each other and from the rest."""
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from cellvit.errors import ConfigError, DataError
 from cellvit.io.atomic import make_folder
 from cellvit.io.geojson import write_geojson
 from cellvit.io.parquet import ParquetStream
-from cellvit.io.tables import render, write_text
+from cellvit.io.tables import data_uri, render, write_text
 from cellvit.labels.match import labels_of, labels_path
 from cellvit.plotting.overlay import write_picture
 from cellvit.types import Nuclei
@@ -207,4 +206,4 @@ def _write(found: Suggestions, folder: Path, out: Path, slides: str | Path | Non
 def _uri(crop: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(crop).save(buffer, format="JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(buffer.getvalue(), "image/jpeg")

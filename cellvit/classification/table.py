@@ -27,7 +27,7 @@ from cellvit.classification.features import (
 )
 from cellvit.classification.samples import embedding_model, refuse_other_model
 from cellvit.errors import DataError
-from cellvit.io.arrow import read_facts
+from cellvit.io.arrow import matrix_of, read_facts
 from cellvit.io.atomic import atomic_path
 from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import mpp_of
@@ -183,8 +183,8 @@ def score_table(table: TypedTable, classifier: TypeClassifier, *, progress: Prog
 def _light(chunk: pa.Table, measured: Sequence[str]) -> Nuclei:
     """Return the nuclei of a row group without outlines and boxes."""
     count = len(chunk)
-    centroid = _matrix(chunk["centroid"]) if count else np.zeros((0, 2))
-    embedding = _matrix(chunk["embedding"]) if "embedding" in chunk.column_names else None
+    centroid = matrix_of(chunk["centroid"], np.float64)
+    embedding = matrix_of(chunk["embedding"], np.float32) if "embedding" in chunk.column_names else None
     return replace(
         Nuclei.empty(),
         centroid=centroid,
@@ -196,12 +196,6 @@ def _light(chunk: pa.Table, measured: Sequence[str]) -> Nuclei:
         embedding=embedding,
         measurements={name: chunk[name].to_numpy() for name in measured},
     )
-
-
-def _matrix(column: Any) -> NDArray[Any]:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
-    return np.asarray(array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size))
 
 
 def _around(table: TypedTable, metadata: Mapping[str, Any]) -> Callable[[int, int], Floats]:

@@ -25,7 +25,7 @@ Try next
   1. your own images and slides: {cellvit} segment FILE_OR_FOLDER --out results
                                  (add --mpp 0.25 where a file does not state its microns per pixel)
   2. the same in Python:         from cellvit import segment_image; nuclei = segment_image(array, mpp=0.25)
-  3. types of your own:          fine-tune this model on a few hundred nuclei, docs/pages/how-to/fine-tune.md
+  3. types of your own:          from a few labels, docs/pages/how-to/your-own-types.md
 
 How good this model is, and where it fails: docs/pages/models/nano.md
 """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cellvit.cli.console import Output
 from cellvit.cli.options import positive
-from cellvit.cli.verb import UsageError, add_limit_option, add_output_options, command, verb_parser
+from cellvit.cli.verb import add_limit_option, add_output_options, class_map, command, verb_parser
 
 if TYPE_CHECKING:
     from cellvit.labels.importing import ImportedLabels
@@ -81,9 +81,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
 
 
 def _import(options: argparse.Namespace, output: Output) -> int:
-    pairs = [text.partition("=") for text in options.class_map]
-    if wrong := [old for old, sign, _ in pairs if not (old and sign)]:
-        raise UsageError(f"--class-map {wrong[0]!r} is no pair; give OLD=NEW")
+    names = class_map(options.class_map)
 
     from cellvit.labels.importing import import_labels
 
@@ -93,7 +91,7 @@ def _import(options: argparse.Namespace, output: Output) -> int:
         radius=options.radius,
         radius_px=options.radius_px,
         who=options.who,
-        class_map={old: new for old, _, new in pairs},
+        class_map=names,
         class_name=options.class_name,
         objects=options.objects,
         unit=options.unit,

@@ -11,7 +11,7 @@ from rich.table import Table
 from cellvit.cli.console import Output
 from cellvit.cli.inputs import not_there
 from cellvit.cli.options import positive
-from cellvit.cli.verb import UsageError, add_limit_option, add_output_options, command, verb_parser
+from cellvit.cli.verb import add_limit_option, add_output_options, class_map, command, verb_parser
 from cellvit.errors import DataError
 from cellvit.io.tables import console_text
 
@@ -175,16 +175,14 @@ def _monuseg(options: argparse.Namespace, output: Output) -> None:
 def _labels(options: argparse.Namespace, output: Output) -> int:
     from cellvit.data.datasets.annotated import CLASSES_FILE, REGIONS, prepare_annotated
 
-    pairs = [text.partition("=") for text in options.class_map]
-    if wrong := [old for old, sign, _ in pairs if not (old and sign)]:
-        raise UsageError(f"--class-map {wrong[0]!r} is no pair; give OLD=NEW")
+    names = class_map(options.class_map)
     with output.progress("images") as advance:
         made = prepare_annotated(
             options.annotations,
             options.out or Path("annotated"),
             images=options.images,
             region_class=options.region_class or REGIONS,
-            class_map={old: new for old, _, new in pairs},
+            class_map=names,
             class_names=options.class_names,
             val=_share_or_names(options.val),
             test=_share_or_names(options.test),

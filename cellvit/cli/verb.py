@@ -60,6 +60,21 @@ def add_limit_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def class_map(texts: Sequence[str]) -> dict[str, str]:
+    """Return the new names of classes by the old ones.
+
+    Args:
+        texts: What is given to ``--class-map``: ``OLD=NEW`` each.
+
+    Raises:
+        UsageError: If one is no pair.
+    """
+    pairs = [text.partition("=") for text in texts]
+    if wrong := [old for old, sign, _ in pairs if not (old and sign)]:
+        raise UsageError(f"--class-map {wrong[0]!r} is no pair; give OLD=NEW")
+    return {old: new for old, _, new in pairs}
+
+
 @contextmanager
 def _limits(options: argparse.Namespace) -> Iterator[None]:
     """Return a context in which files may expand as far as the user allows."""

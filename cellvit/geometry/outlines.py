@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.geometry.polygons import Offsets, polygon_area, ring_lengths, ring_offsets, select_rings
+from cellvit.geometry.polygons import Offsets, next_in_ring, polygon_area, ring_lengths, ring_offsets, select_rings
 
 Ints = NDArray[np.int64]
 
@@ -240,10 +240,7 @@ def turning_points(pixels: Ints, offsets: Offsets) -> tuple[Ints, Offsets]:
 
 def following_points(offsets: Offsets) -> Ints:
     """Return the number of the point that follows each in its ring."""
-    following = np.arange(1, offsets[-1] + 1)
-    filled = ring_lengths(offsets) > 0
-    following[offsets[1:][filled] - 1] = offsets[:-1][filled]
-    return following
+    return next_in_ring(np.arange(offsets[-1]), offsets)
 
 
 def flags_per_ring(flags: NDArray[np.bool_], offsets: Offsets) -> Ints:

@@ -247,17 +247,30 @@ def _crosses(points: Floats, offsets: Offsets) -> tuple[NDArray[np.int64], list[
     lengths = ring_lengths(offsets)
     filled = lengths > 0
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    starts, ends = offsets[:-1][filled] - offsets[0], offsets[1:][filled] - offsets[0] - 1
-    local, ahead = [], []
-    for values in points[offsets[0] : offsets[-1]].T:
-        near = values - np.repeat(values[starts], lengths[filled])
-        following = np.empty_like(near)
-        following[:-1] = near[1:]
-        following[ends] = near[starts]
-        local.append(near)
-        ahead.append(following)
+    own = offsets - offsets[0]
+    columns = points[offsets[0] : offsets[-1]].T
+    local = [values - np.repeat(values[own[:-1][filled]], lengths[filled]) for values in columns]
+    ahead = [next_in_ring(near, own) for near in local]
     cross = local[0] * ahead[1] - ahead[0] * local[1]
     return owner, [a + b for a, b in zip(local, ahead, strict=True)], cross
+
+
+def next_in_ring(values: NDArray[Any], offsets: Offsets) -> NDArray[Any]:
+    """Return for every point the value of the next one in its ring; after the last comes the first.
+
+    Args:
+        values: ``(P,)`` of one coordinate.
+        offsets: ``(N + 1,)``, from 0; a ring may be empty.
+
+    Example:
+        >>> next_in_ring(np.array([1, 2, 3, 8, 9]), np.array([0, 3, 3, 5])).tolist()
+        [2, 3, 1, 9, 8]
+    """
+    ahead = np.empty_like(values)
+    ahead[:-1] = values[1:]
+    filled = ring_lengths(offsets) > 0
+    ahead[offsets[1:][filled] - 1] = values[offsets[:-1][filled]]
+    return ahead
 
 
 def ring_bounds(points: Floats, offsets: Offsets) -> Floats:

@@ -111,14 +111,14 @@ def from_arrow(table: pa.Table) -> Nuclei:
         contour = _one_chunk(table["contour"])
         offsets = contour.offsets.to_numpy().astype(np.int64, copy=False)
         nuclei = Nuclei(
-            centroid=_matrix(table["centroid"], np.float64),
-            bbox=_matrix(table["bbox"], np.float64),
+            centroid=matrix_of(table["centroid"], np.float64),
+            bbox=matrix_of(table["bbox"], np.float64),
             type=_vector(table["type"], np.int32),
             type_prob=_vector(table["type_prob"], np.float32),
             contour_offsets=offsets - offsets[0] if offsets[0] else offsets,
-            contour_points=_matrix(contour.flatten(), np.float64),
+            contour_points=matrix_of(contour.flatten(), np.float64),
             label=_vector(table["label"], np.int32),
-            embedding=_matrix(table["embedding"], np.float32) if "embedding" in table.column_names else None,
+            embedding=matrix_of(table["embedding"], np.float32) if "embedding" in table.column_names else None,
             classes=classes_from_list(facts["classes"], source="the table"),
             measurements={
                 name: _vector(table[name], np.float32)
@@ -198,7 +198,15 @@ def _vector(column: Any, dtype: Any) -> NDArray[Any]:
     return np.asarray(_one_chunk(column).to_numpy(zero_copy_only=False).astype(dtype, copy=False))
 
 
-def _matrix(column: Any, dtype: Any) -> NDArray[Any]:
-    """Return a column of fixed-size lists as ``(N, W)``."""
+def matrix_of(column: Any, dtype: Any) -> NDArray[Any]:
+    """Return a column of fixed-size lists as ``(N, W)``.
+
+    Args:
+        column: An array of Arrow, or a chunked one.
+        dtype: Of the result; where the column has it, memory is shared if it is one chunk.
+
+    Raises:
+        ValueError: If values are missing.
+    """
     array = _one_chunk(column)
     return _vector(array.flatten(), dtype).reshape(len(array), array.type.list_size)

@@ -36,6 +36,9 @@ class Note:
     count: int
     what: str
 
+    def __str__(self) -> str:
+        return f"{self.count:,} {self.what}"
+
 
 @dataclass(frozen=True)
 class LoadedNuclei:

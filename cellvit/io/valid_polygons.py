@@ -12,6 +12,7 @@ from cellvit.geometry.polygons import (
     Offsets,
     bbox_area,
     close_rings,
+    next_in_ring,
     open_rings,
     polygon_area,
     polygon_centroid,
@@ -94,7 +95,7 @@ def _is_rectilinear(points: Floats, offsets: Offsets) -> NDArray[np.bool_]:
         small: NDArray[np.bool_] = (bounds[:, 2:] - bounds[:, :2] + 1).prod(axis=1) <= _LARGEST_BOX
         small &= (np.abs(bounds) < 2**52).all(axis=1) & (ring_lengths(offsets) >= 4)
     x, y = np.ascontiguousarray(points.T)
-    straight = (_ahead(x, offsets) == x) != (_ahead(y, offsets) == y)
+    straight = (next_in_ring(x, offsets) == x) != (next_in_ring(y, offsets) == y)
     straight &= (np.rint(x) == x) & (np.rint(y) == y)
     small &= flags_per_ring(straight, offsets) == ring_lengths(offsets)
     return small
@@ -105,8 +106,11 @@ def _is_simple(points: Floats, offsets: Offsets) -> NDArray[np.bool_]:
     bounds, lengths = ring_bounds(points, offsets), ring_lengths(offsets)
     width, height = (bounds[:, 2:] - bounds[:, :2] + 1).T.astype(np.int32)
     corners = ring_offsets(width * height)  # of the boxes, which lie one behind the other
-    right, down = ((_ahead(values, offsets) - values).astype(np.int32) for values in np.ascontiguousarray(points.T))
-    stride, count = np.sign(right) + np.sign(down) * np.repeat(width, lengths), np.abs(right + down)  # one of two is 0
+    right, down = (
+        (next_in_ring(values, offsets) - values).astype(np.int32) for values in np.ascontiguousarray(points.T)
+    )
+    # of every edge one of the two is 0
+    stride, count = np.sign(right) + np.sign(down) * np.repeat(width, lengths), np.abs(right + down)
     x, y = (points[offsets[:-1]] - bounds[:, :2]).T.astype(np.int32)
     edges = np.add.reduceat(count, offsets[:-1])
     passed = np.repeat(stride, count).cumsum(dtype=np.int32)  # comes back to 0 with every ring
@@ -117,15 +121,6 @@ def _is_simple(points: Floats, offsets: Offsets) -> NDArray[np.bool_]:
         return np.ones(len(edges), np.bool_)
     simple: NDArray[np.bool_] = flags_per_ring(seen, corners) == edges
     return simple
-
-
-def _ahead(values: NDArray[Any], offsets: Offsets) -> NDArray[Any]:
-    """Return for every point the value of the next in its ring; of one coordinate, without empty rings."""
-    ahead = np.empty_like(values)
-    ahead[:-1] = values[1:]
-    filled = ring_lengths(offsets) > 0
-    ahead[offsets[1:][filled] - 1] = values[offsets[:-1][filled]]
-    return ahead
 
 
 def simplified_rings(points: Floats, offsets: Offsets, tolerance: float) -> tuple[Floats, Offsets]:

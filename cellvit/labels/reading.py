@@ -114,8 +114,8 @@ def _chosen(annotations: Annotations, objects: Objects) -> tuple[Annotations, li
     people = objects == "drawn" or (objects == "auto" and bool((useful & drawn).any()))
     kept = useful & (drawn if people else ~drawn)
     if other := int((useful & ~kept).sum()):
-        what, way = ("detections", "all") if people else ("drawn annotations", "all")
-        notes.append(f"{other:,} {what} with a class were left out; pass objects={way!r} to take them in")
+        what = "detections" if people else "drawn annotations"
+        notes.append(f"{other:,} {what} with a class were left out; pass objects='all' to take them in")
     return annotations.select(kept), notes
 
 

@@ -14,13 +14,13 @@ import argparse
 import json
 import resource
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 
 import torch
 import yaml
 from bench_network import SIZE, count_gflop, tissue
 from peers import NETWORKS, installed
+from timing import processor
 
 from cellvit import CellViT
 from cellvit.cli.config import config_texts
@@ -44,13 +44,6 @@ def build(path):
 def user_seconds():
     """Return the user time of this process, all threads together."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_utime
-
-
-def processor():
-    """Return the name of the processor, and which instructions for matrices and halves it says it has."""
-    facts = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    name = next((line.split(":")[1].strip() for line in facts.splitlines() if line.startswith("model name")), "unknown")
-    return {"name": name, "has": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in facts]}
 
 
 def beside(options, tile, nano):

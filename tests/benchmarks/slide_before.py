@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import tifffile
 from matplotlib.figure import Figure
+from timing import processor
 
 BEFORE = "8298767"
 """The commit before slides became faster."""
@@ -69,7 +70,7 @@ def bench_before(folder, picture, *, data, quick, commit=BEFORE):
         subprocess.run([*git, "remove", "--force", checkout], capture_output=True, check=False)
     compared = [_compared(runs, name, isa) for name in slides for isa in ISAS]
     _draw(compared, picture)
-    return {"commit": commit, "cpu": _cpu(), "compared": compared, "runs": runs}
+    return {"commit": commit, "processor": processor(), "compared": compared, "runs": runs}
 
 
 def write_mosaic(path, data, *, side=6000):
@@ -167,10 +168,3 @@ def _draw(compared, path):
     right.set_xticks(places, labels, fontsize=8)
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
-
-
-def _cpu():
-    """Return the name of the processor, and whether it has matrix units and bfloat16."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    return {"model": model, "cores": os.cpu_count(), "amx": "amx_tile" in text, "avx512_bf16": "avx512_bf16" in text}

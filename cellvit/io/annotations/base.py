@@ -77,7 +77,7 @@ class Annotations:
         good = (np.abs(bounds) <= MAX_COORDINATE).all(axis=1)  # NaN, also of an empty geometry, is not
         shapes = shapely.make_valid(shapes[good])
         lost = int((~good).sum())
-        sentences = [f"{note.count:,} {note.what}" if isinstance(note, Note) else note for note in notes]
+        sentences = list(map(str, notes))
         sentences += [f"{lost:,} {_COUNTED}"] if lost else []
         return cls(shapes, names[good], programs[good], unit, tuple(sentences))
 

@@ -10,7 +10,7 @@ from cellvit.io.annotations.base import ANNOTATIONS, AnnotationFile, AnnotationR
 from cellvit.io.detections import read_nuclei
 from cellvit.io.file_kind import file_kind
 from cellvit.io.formats.label_maps import nuclei_of_loaded
-from cellvit.io.loaded import LoadedNuclei, Note
+from cellvit.io.loaded import LoadedNuclei
 from cellvit.io.valid_polygons import polygons_from_rings, valid_rings
 
 
@@ -43,5 +43,4 @@ def polygons_of(loaded: LoadedNuclei) -> tuple[NDArray[Any], list[str], list[str
     nuclei = nuclei_of_loaded(loaded)
     names = {kind: type_name(nuclei.classes, kind) or "" for kind in np.unique(nuclei.type).tolist()}
     polygons = polygons_from_rings(*valid_rings(nuclei))
-    notes = [f"{note.count:,} {note.what}" if isinstance(note, Note) else note for note in loaded.notes]
-    return polygons, [names[kind] for kind in nuclei.type.tolist()], notes
+    return polygons, [names[kind] for kind in nuclei.type.tolist()], list(map(str, loaded.notes))

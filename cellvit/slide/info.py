@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from cellvit.errors import ImageError
-from cellvit.io.images import DAMAGE, open_pillow, require_file
+from cellvit.io.images import DAMAGE, open_pillow
 from cellvit.io.scenes import is_smaller, tiff_scenes
 from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile
 from cellvit.slide.open import Slide, is_slide, open_slide
@@ -104,7 +104,6 @@ def slide_info(path: str | Path) -> SlideInfo:
             the reader wants one to be chosen, is described without levels, and the reader's error is its warning.
     """
     path = Path(path)
-    require_file(path)
     try:
         slide = open_slide(path)
     except ImageError as error:
@@ -126,6 +125,7 @@ def info_of(slide: Slide) -> SlideInfo:
     facts = _pixel_facts(path, slide.level_sizes)
     if slide.reader == "openslide":
         facts = replace(facts, **_openslide_facts(path))
+    facts = replace(facts, **_own_facts(slide))
     mpp, doubts = _resolution(slide)
     return SlideInfo(
         path=path,
@@ -154,6 +154,13 @@ def _resolution(slide: Slide) -> tuple[tuple[float, float] | None, list[str]]:
     except ImageError as error:
         return None, [str(error)]
     return resolution.mpp, doubts
+
+
+def _own_facts(slide: Slide) -> dict[str, Any]:
+    """Return what the reader of a slide says itself; its pictures are pairs of a name and a size."""
+    own = dict(getattr(slide, "facts", {}))  # readers of other packages that are no SlideReader have none
+    pictures = {"scenes", "associated"} & own.keys()
+    return own | {name: tuple(Picture(*picture) for picture in own[name]) for name in pictures}
 
 
 def _pixel_facts(path: Path, levels: Sequence[Size]) -> PixelFacts:

@@ -37,9 +37,7 @@ def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str
     for text in texts:
         path = Path(text)
         if path.is_dir():
-            known = known_suffixes()
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in known and p.is_file())
-            found = [p for p in found if not p.name.startswith(".")]
+            found = _in_folder(path)
             reason = f"folder {text!r} holds no images or slides; name the files if their suffix is unusual"
         elif not path.exists() and glob.has_magic(text):
             matches = glob.glob(text, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
@@ -51,6 +49,17 @@ def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str
         for file in found:
             files.setdefault(file.resolve(), file)
     return list(files.values()), missing
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Return the images and slides that a folder holds, by name, or the folder itself where it is a slide."""
+    from cellvit.slide.readers.base import is_slide_folder
+
+    if is_slide_folder(folder):
+        return [folder]
+    known = known_suffixes()
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in known and p.is_file())
+    return [p for p in found if not p.name.startswith(".")]
 
 
 def output_names(inputs: Sequence[Path], out: Path, *, suffixes: Sequence[str]) -> dict[Path, str]:

@@ -11,7 +11,7 @@ from cellvit.errors import ImageError
 from cellvit.io.images import DAMAGE, Rgb8, require_file
 from cellvit.io.scenes import SceneName
 from cellvit.slide.naming import SLIDE_SUFFIXES
-from cellvit.slide.readers.base import READERS, OtherReaderError, SlideReader
+from cellvit.slide.readers.base import OtherReaderError, SlideReader, is_slide_folder, readers_for
 
 _SCANNER_SUFFIXES = (SLIDE_SUFFIXES | {".dcm"}) - {".btf", ".tf8"}
 
@@ -83,9 +83,10 @@ def open_slide(path: str | Path, *, scene: SceneName | None = None) -> Slide:
             of full size and ``scene`` chooses none, or one that is not there.
     """
     path = Path(path)
-    require_file(path)
+    if not is_slide_folder(path):
+        require_file(path)
     refused: list[tuple[str, OtherReaderError]] = []
-    for reader in _readers():
+    for reader in readers_for(path):
         try:
             if reader.accepts(path):
                 return _opened(reader, path, scene)
@@ -119,23 +120,17 @@ def is_slide(path: str | Path) -> bool:
     why. Nothing is decoded.
 
     Args:
-        path: A file; what is missing or a folder is no slide.
+        path: A file, or a folder that is one slide; what is missing is no slide.
     """
     path = Path(path)
     try:
         if not path.is_file():
-            return False
+            return is_slide_folder(path)
         if path.suffix.lower() in _SCANNER_SUFFIXES:
             return True
-        return next(reader.is_slide(path) for reader in _readers() if reader.accepts(path))
+        return next(reader.is_slide(path) for reader in readers_for(path) if reader.accepts(path))
     except DAMAGE:
         return False
-
-
-def _readers() -> list[type[SlideReader]]:
-    """Return the readers that can be used, in the order in which they are asked."""
-    found = [entry.cls for entry in READERS.entries() if entry.cls is not None]
-    return sorted(found, key=lambda reader: -reader.priority)
 
 
 def _naming(path: Path, error: ImageError) -> str:

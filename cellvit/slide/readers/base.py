@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class SlideReader(ABC):
             :mod:`cellvit.slide.naming` are known anyway.
         priority: The reader with the highest number is asked first. OpenSlide has 30, TIFF 20, images read whole 10.
         scenes: Whether ``Reader(path, scene=...)`` chooses one of several images of a file.
+        folders: Whether it may take a folder as one slide; others are not asked about folders.
         path: The file.
         level_sizes: ``(width, height)`` per level, full resolution first.
         bounds: ``(x, y, width, height)`` of the scanned part in level-0 pixels.
@@ -48,19 +49,22 @@ class SlideReader(ABC):
             :class:`cellvit.io.resolution.StatedResolution`, which a reader may give in place of the two values.
         properties: What the file says about itself, for the record; nothing that names a patient or a user.
         warnings: What the user should know about the pixels; each is a sentence.
+        facts: What it knows better than tifffile and Pillow of how the pixels are stored, by the names of
+            :class:`cellvit.slide.info.PixelFacts`.
     """
 
     reader: str
     suffixes: ClassVar[frozenset[str]] = frozenset()
     priority: ClassVar[int] = 100
     scenes: ClassVar[bool] = False
+    folders: ClassVar[bool] = False
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
         """Tell whether this reader takes a file; unless overridden, by its suffix. Nothing is decoded.
 
         Args:
-            path: A file that exists and is not empty.
+            path: A file that exists and is not empty, or, for readers of folders, a folder.
         """
         return path.suffix.lower() in cls.suffixes
 
@@ -84,6 +88,7 @@ class SlideReader(ABC):
         resolution: StatedResolution | None = None,
         properties: Mapping[str, str] | None = None,
         warnings: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.level_sizes = level_sizes
@@ -95,6 +100,7 @@ class SlideReader(ABC):
         self.resolution_notes = resolution.notes
         self.properties = dict(properties or {})
         self.warnings = tuple(warnings)
+        self.facts = dict(facts or {})
         self._closed = False
 
     def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:
@@ -159,3 +165,23 @@ class SlideReader(ABC):
 READERS: Registry[SlideReader] = Registry(
     "reader", SlideReader, package="cellvit.slide.readers", group="cellvit.readers"
 )
+
+
+def readers_for(path: Path) -> list[type[SlideReader]]:
+    """Return the readers that may be asked about a file or a folder, in the order in which they are asked.
+
+    Args:
+        path: A file, or a folder, of which only readers of folders know something.
+    """
+    found = [entry.cls for entry in READERS.entries() if entry.cls is not None]
+    folder = path.is_dir()
+    return sorted((reader for reader in found if reader.folders or not folder), key=lambda reader: -reader.priority)
+
+
+def is_slide_folder(path: Path) -> bool:
+    """Tell whether a folder is one slide, as some formats have it, and not a place where slides and images lie.
+
+    Args:
+        path: A folder; for anything else it is False.
+    """
+    return path.is_dir() and any(reader.accepts(path) for reader in readers_for(path))

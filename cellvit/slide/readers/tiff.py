@@ -1,13 +1,11 @@
 """Slides as TIFF files: OME-TIFF, tiled pyramids, large images in strips; 8 and 16 bits, grey, RGB, with alpha.
 
-Three pieces: which images of a file are the levels of a pyramid and where their strips or tiles lie
-(:class:`TiffLevel`), the strips and tiles that were decoded last (:class:`ChunkCache`), and the slide that is put
-together from them (:class:`TiffSlide`).
+Two pieces: which images of a file are the levels of a pyramid and where their strips or tiles lie
+(:class:`TiffLevel`), and the slide that is put together from them (:class:`TiffSlide`).
 """
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from cellvit.io.resolution import StatedResolution
 from cellvit.io.scenes import Scene, SceneName, choose_scene, is_smaller, tiff_scenes
 from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile, tiff_resolution
 from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, Size, SlideReader
+from cellvit.slide.readers.chunks import ChunkCache, assemble, chunks_of
 
 if TYPE_CHECKING:  # the library is loaded when the first file is opened
     from tifffile import TiffFile
@@ -34,7 +33,6 @@ CACHE_BYTES = 2**28
 MAX_CHUNK_BYTES = 2**30
 """Largest strip or tile, decoded."""
 
-_LOCKS = 64
 _PATCH = 32  # side of the places at which an uncertain level is compared with the full image
 _SAME_GREY = 8.0  # mean difference of grey values that compression and another way of shrinking can make
 _SAMPLE_CHUNKS = 16  # looked at to find out how many bits count and whether there is anything but transparency
@@ -195,68 +193,6 @@ def _places(page: Any) -> tuple[Sequence[int], Sequence[int]]:
     return page.dataoffsets, page.databytecounts
 
 
-class ChunkCache:
-    """The chunks used last, up to a number of bytes.
-
-    Args:
-        max_bytes: Room for chunks.
-        largest: The room may grow to this, where one region alone needs more than ``max_bytes``.
-    """
-
-    def __init__(self, max_bytes: int, *, largest: int) -> None:
-        self._room, self._largest = max_bytes, largest
-        self._chunks: OrderedDict[Hashable, Rgb8] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-        self._decoding = [threading.Lock() for _ in range(_LOCKS)]
-
-    def reserve(self, needed: int) -> None:
-        """Make room for the chunks of one region, so that the next region in the row finds them.
-
-        Args:
-            needed: Bytes of these chunks.
-        """
-        with self._lock:
-            self._room = max(self._room, min(needed, self._largest))
-
-    def get(self, key: Hashable, decode: Callable[[], Rgb8]) -> Rgb8:
-        """Return a chunk; not to be changed.
-
-        Args:
-            key: Which chunk.
-            decode: Makes it; called by one thread while others that want the same chunk wait.
-        """
-        found = self._look_up(key)
-        if found is not None:
-            return found
-        with self._decoding[hash(key) % _LOCKS]:
-            found = self._look_up(key)
-            if found is None:
-                found = decode()
-                self._keep(key, found)
-            return found
-
-    def clear(self) -> None:
-        """Forget all chunks."""
-        with self._lock:
-            self._chunks.clear()
-            self._bytes = 0
-
-    def _look_up(self, key: Hashable) -> Rgb8 | None:
-        with self._lock:
-            found = self._chunks.get(key)
-            if found is not None:
-                self._chunks.move_to_end(key)
-            return found
-
-    def _keep(self, key: Hashable, chunk: Rgb8) -> None:
-        with self._lock:
-            self._chunks[key] = chunk
-            self._bytes += chunk.nbytes
-            while self._bytes > self._room and len(self._chunks) > 1:
-                self._bytes -= self._chunks.popitem(last=False)[1].nbytes
-
-
 @READERS.register("tiff")
 class TiffSlide(SlideReader):
     """A slide read strip by strip or tile by tile.
@@ -346,18 +282,9 @@ class TiffSlide(SlideReader):
         if image.mapped is not None:
             part = image.mapped[y : y + height, x : x + width]
             return image.samples.rgb(np.array(part, dtype=part.dtype.newbyteorder("=")))
-        region = np.empty((height, width, 3), np.uint8)
-        columns = range(x // image.chunk[0], -(-(x + width) // image.chunk[0]))
-        rows = range(y // image.chunk[1], -(-(y + height) // image.chunk[1]))
-        self._cache.reserve(2 * len(columns) * len(rows) * image.chunk_bytes)
-        for row in rows:
-            for column in columns:
-                left, top = column * image.chunk[0], row * image.chunk[1]
-                chunk = self._chunk(level, column, row)
-                x0, y0 = max(left, x), max(top, y)
-                x1, y1 = min(left + chunk.shape[1], x + width), min(top + chunk.shape[0], y + height)
-                region[y0 - y : y1 - y, x0 - x : x1 - x] = chunk[y0 - top : y1 - top, x0 - left : x1 - left]
-        return region
+        box = (x, y, width, height)
+        self._cache.reserve(2 * len(chunks_of(box, image.chunk)) * image.chunk_bytes)
+        return assemble(box, image.chunk, lambda column, row: self._chunk(level, column, row))
 
     def _chunk(self, level: int, column: int, row: int) -> Rgb8:
         image = self._levels[level]

@@ -30,8 +30,8 @@ _CELLVIT_CLASSES = ("cellvit.model.cellvit.CellViT", "cellvit.model.network.Cell
 def quick_hash(slide: Slide) -> str:
     """Return a digest of a slide that does not read all of it.
 
-    It covers the size of the file, 64 evenly spaced blocks of 64 KiB, and the hash OpenSlide makes of formats that
-    consist of several files.
+    It covers the size of the file, 64 evenly spaced blocks of 64 KiB, and the hash that the reader makes of
+    formats that consist of several files.
 
     Args:
         slide: An open slide.
@@ -41,8 +41,9 @@ def quick_hash(slide: Slide) -> str:
     """
     path, digest = slide.path, hashlib.sha256()
     try:
-        size = path.stat().st_size
-        digest.update(f"{size} {slide.properties.get('openslide.quickhash-1', '')}".encode())
+        size, stated = path.stat().st_size, slide.properties
+        several_files = stated.get("openslide.quickhash-1") or stated.get("dicom.quickhash", "")
+        digest.update(f"{size} {several_files}".encode())
         with path.open("rb") as file:
             for i in range(_SAMPLES):
                 file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cellvit.errors import ImageError
 
@@ -21,6 +21,44 @@ _NOTABLE = 0.05  # share from which another image is told
 _SHOWN = 8
 _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType
 _COMPANION = re.compile(r"^\s*(label|macro|overview|thumbnail|barcode|preview|slide ?preview)\b", re.I | re.M)
+
+
+class Named(Protocol):
+    """An image of a file that can be chosen; as text, it is number, name and size."""
+
+    @property
+    def index(self) -> int:
+        """Its number in the file, from 0."""
+
+    @property
+    def name(self) -> str:
+        """What the file calls it; may be empty."""
+
+
+Choice = TypeVar("Choice", bound=Named)
+
+
+class Measured(Named, Protocol):
+    """One of which can be told whether it is the largest; :class:`Scene` says what each attribute is."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(width, height)``."""
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+
+    @property
+    def companion(self) -> bool:
+        """Whether it is a label, an overview, a mask or the like."""
+
+    @property
+    def reduced(self) -> bool:
+        """Whether it is a smaller copy of another image."""
+
+
+Largest = TypeVar("Largest", bound=Measured)
 
 
 @dataclass(frozen=True)
@@ -82,20 +120,20 @@ def tiff_scenes(tiff: "TiffFile") -> list[Scene]:
     return scenes
 
 
-def choose_scene(scenes: Sequence[Scene], wanted: SceneName | None = None) -> tuple[Scene, list[str]]:
+def choose_scene(scenes: Sequence[Largest], wanted: SceneName | None = None) -> tuple[Largest, list[str]]:
     """Return the image that is meant, and one sentence per image of some size that is not read.
 
     Without ``wanted`` it is the largest one, wherever it lies. Of several that are large, none is the right one.
 
     Args:
-        scenes: From :func:`tiff_scenes`.
+        scenes: From :func:`tiff_scenes`, or what another reader has instead.
         wanted: Number or name of the image, or None.
 
     Raises:
         ImageError: If there is no such image, or several are of full size and none is chosen.
     """
     if wanted is not None:
-        return _named(scenes, wanted), []
+        return named_scene(scenes, wanted), []
     largest = max(scenes, key=lambda scene: (scene.area, -scene.index))
     others = [
         scene
@@ -108,7 +146,7 @@ def choose_scene(scenes: Sequence[Scene], wanted: SceneName | None = None) -> tu
     full = [largest, *(scene for scene in others if scene.area >= _FULL * largest.area)]
     if len(full) > 1:
         raise ImageError(
-            f"the file holds several images of full size: {_listed(full)}; choose one by its number or its name, "
+            f"the file holds several images of full size: {listed(full)}; choose one by its number or its name, "
             f"such as scene={full[0].index}"
         )
     first = scenes[0]
@@ -117,7 +155,7 @@ def choose_scene(scenes: Sequence[Scene], wanted: SceneName | None = None) -> tu
     if not others:
         return largest, []
     return largest, [
-        f"of the {len(scenes)} images of the file the largest is read, {largest}, and not {_listed(others)}; "
+        f"of the {len(scenes)} images of the file the largest is read, {largest}, and not {listed(others)}; "
         f"another is chosen by its number or its name, such as scene={others[0].index}"
     ]
 
@@ -142,7 +180,16 @@ def is_smaller(size: tuple[int, int], full: tuple[int, int]) -> bool:
     return bool(low <= high)
 
 
-def _named(scenes: Sequence[Scene], wanted: SceneName) -> Scene:
+def named_scene(scenes: Sequence[Choice], wanted: SceneName) -> Choice:
+    """Return the image that a number or a name means.
+
+    Args:
+        scenes: Of a file.
+        wanted: Its number or its name, in which capitals do not count where that is not needed.
+
+    Raises:
+        ImageError: If there is no such image, or several have the name.
+    """
     text = str(wanted).strip()
     found = [scene for scene in scenes if scene.name == text] or [
         scene for scene in scenes if scene.name.casefold() == text.casefold()
@@ -151,11 +198,16 @@ def _named(scenes: Sequence[Scene], wanted: SceneName) -> Scene:
         found = [scene for scene in scenes if str(scene.index) == text]
     if len(found) != 1:
         why = "is the name of several images" if found else "is not among the images"
-        raise ImageError(f"scene {wanted!r} {why} of the file: {_listed(scenes)}; choose one by its number")
+        raise ImageError(f"scene {wanted!r} {why} of the file: {listed(scenes)}; choose one by its number")
     return found[0]
 
 
-def _listed(scenes: Sequence[Scene]) -> str:
+def listed(scenes: Sequence[Named]) -> str:
+    """Return number, name and size of images of a file, of many the first.
+
+    Args:
+        scenes: The images.
+    """
     more = f" and {len(scenes) - _SHOWN} more" if len(scenes) > _SHOWN else ""
     return ", ".join(str(scene) for scene in scenes[:_SHOWN]) + more
 

@@ -4,7 +4,10 @@ import glob
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+
+from cellvit.errors import ImageError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"})
 """What counts as an image in a folder; a file that is named is tried whatever its suffix."""
@@ -12,7 +15,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".qptiff", ".btf", ".tf8"}
 )
-"""What counts as a slide in a folder, beside images. DICOM is left out: a slide is several files; name one of them."""
+"""What counts as a slide in a folder, beside images; DICOM is known by its content, a series of files is one slide."""
 
 
 def known_suffixes() -> frozenset[str]:
@@ -30,7 +33,8 @@ def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str
         texts: Files, folders (images and slides in them, not in folders within, by name) or patterns with ``* ? [``.
 
     Returns:
-        The files in the order given, each once, and for every input that stands for nothing the input and the reason.
+        The files in the order given, each once, of several files of one slide in DICOM one that names it; and for
+        every input that stands for nothing the input and the reason.
     """
     files: dict[Path, Path] = {}
     missing: list[tuple[str, str]] = []
@@ -38,7 +42,7 @@ def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str
         path = Path(text)
         if path.is_dir():
             found = _in_folder(path)
-            reason = f"folder {text!r} holds no images or slides; name the files if their suffix is unusual"
+            reason = f"folder {text!r} holds no images or slides; name the files if their suffix is unusual{_unseen()}"
         elif not path.exists() and glob.has_magic(text):
             matches = glob.glob(text, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
             found = sorted(p for p in map(Path, matches) if p.is_file())
@@ -48,7 +52,7 @@ def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str
         missing += [] if found else [(text, reason)]
         for file in found:
             files.setdefault(file.resolve(), file)
-    return list(files.values()), missing
+    return _each_slide_once(list(files.values())), missing
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -58,8 +62,41 @@ def _in_folder(folder: Path) -> list[Path]:
     if is_slide_folder(folder):
         return [folder]
     known = known_suffixes()
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in known and p.is_file())
-    return [p for p in found if not p.name.startswith(".")]
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    found = [p for p in files if p.suffix.lower() in known]
+    slides, damaged, _ = _dicom([p for p in files if p not in set(found)])
+    return sorted([*found, *(slides or damaged)])
+
+
+def _each_slide_once(files: Sequence[Path]) -> list[Path]:
+    """Return files in their order, but of those that are one slide in DICOM, as a pattern names them, only one."""
+    slides, _, all_of_slides = _dicom(files) if len(files) > 1 else ([], [], [])
+    left_out = set(all_of_slides).difference(slides)
+    return [path for path in files if path not in left_out]
+
+
+def _dicom(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return of the files in DICOM one for each slide, those that cannot be read, and all that belong to slides."""
+    if _unseen():
+        return [], [], []
+    from cellvit.io.dicom import instance_of, is_dicom, one_per_slide
+
+    instances, damaged = [], []
+    for path in filter(is_dicom, files):
+        try:
+            instance = instance_of(path)
+        except ImageError:
+            damaged.append(path)
+        else:
+            instances += [] if instance is None else [instance]
+    return [one.path for one in one_per_slide(instances)], damaged, [one.path for one in instances]
+
+
+def _unseen() -> str:
+    """Return how to find slides in DICOM where that is not possible, else nothing."""
+    if find_spec("pydicom") is not None:
+        return ""
+    return " (slides in DICOM are found with the extra 'formats'; from a checkout: pip install '.[formats]')"
 
 
 def output_names(inputs: Sequence[Path], out: Path, *, suffixes: Sequence[str]) -> dict[Path, str]:

@@ -1,6 +1,7 @@
 """Opening a whole slide, or any image as one, whatever its format."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, cast
@@ -75,7 +76,8 @@ def open_slide(path: str | Path, *, scene: SceneName | None = None) -> Slide:
     else was, is in ``warnings`` of the slide.
 
     Args:
-        path: The file; for formats of several files, the one that OpenSlide names.
+        path: The file; for formats of several files, the one that OpenSlide names; of a slide in DICOM, any of its
+            files, or their folder.
         scene: Number, from 0, or name of the image to read, where a TIFF holds several.
 
     Raises:
@@ -84,6 +86,7 @@ def open_slide(path: str | Path, *, scene: SceneName | None = None) -> Slide:
     """
     path = Path(path)
     if not is_slide_folder(path):
+        path = _dicom_file(path)
         require_file(path)
     refused: list[tuple[str, OtherReaderError]] = []
     for reader in readers_for(path):
@@ -102,6 +105,15 @@ def open_slide(path: str | Path, *, scene: SceneName | None = None) -> Slide:
             "export it again, or convert it to a tiled, pyramidal TIFF"
         ) from last
     raise ImageError(f"{_naming(path, last)}{said}") from last
+
+
+def _dicom_file(path: Path) -> Path:
+    """Return the file that names the slide in DICOM whose files a folder holds; any other path as it is."""
+    if not path.is_dir() or find_spec("pydicom") is None:
+        return path
+    from cellvit.io.dicom import slide_file
+
+    return slide_file(path) or path
 
 
 def _opened(reader: type[SlideReader], path: Path, scene: SceneName | None) -> SlideReader:
@@ -125,7 +137,7 @@ def is_slide(path: str | Path) -> bool:
     path = Path(path)
     try:
         if not path.is_file():
-            return is_slide_folder(path)
+            return is_slide_folder(path) or _dicom_file(path) != path
         if path.suffix.lower() in _SCANNER_SUFFIXES:
             return True
         return next(reader.is_slide(path) for reader in readers_for(path) if reader.accepts(path))

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.classes import NO_TYPE, type_label
-from cellvit.errors import DataError
+from cellvit.errors import DataError, ImageError
+from cellvit.io.dicom import head_of, instance_of, instances_in, is_dicom, one_per_slide
 from cellvit.io.formats.base import FORMATS, ImageFacts, NucleiFormat, Size, image_size
 from cellvit.io.stream import NucleiStream, blocks
 from cellvit.types import Nuclei
@@ -139,25 +140,15 @@ def slide_head(path: Path) -> Any:
     Args:
         path: A file of the slide, or any one of its files: those beside it are looked at, too.
     """
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-    from pydicom.misc import is_dicom
-
     if not path.is_file() or not is_dicom(path):
         return None
-    tags = ["SeriesInstanceUID", "ImageType", "TotalPixelMatrixColumns"]
     try:
-        series = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags).get("SeriesInstanceUID")
-        best, widest = path, 0
-        for other in sorted(path.parent.iterdir()):
-            if other.is_file() and is_dicom(other):
-                head = pydicom.dcmread(other, stop_before_pixels=True, specific_tags=tags)
-                width = int(head.get("TotalPixelMatrixColumns") or 0)
-                if head.get("SeriesInstanceUID") == series and "VOLUME" in head.get("ImageType", ()) and width > widest:
-                    best, widest = other, width
-        return pydicom.dcmread(best, stop_before_pixels=True) if widest else None
-    except (InvalidDicomError, OSError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as DICOM ({error}); copy it again") from error
+        own = instance_of(path)
+        series = [] if own is None else instances_in(path.parent, own.series)[0]
+        volume = [instance for instance in series if instance.flavour == "VOLUME"]
+        return head_of(one_per_slide(volume)[0].path) if volume else None
+    except ImageError as error:
+        raise DataError(str(error)) from error
 
 
 def _made_head(name: str, size: Size) -> Any:

@@ -51,10 +51,10 @@ def grey(tmp_path):
 
 
 def test_our_own_readers_and_the_order_in_which_they_are_asked():
-    assert READERS.names() == ["image", "openslide", "tiff"]
+    assert READERS.names() == ["dicom", "image", "openslide", "tiff"]
     priority = {name: READERS.get(name).priority for name in READERS}
-    assert SlideReader.priority > priority["openslide"] > priority["tiff"] > priority["image"]
-    assert [row["name"] for row in plugin_rows(["reader"])] == ["image", "openslide", "tiff"]
+    assert SlideReader.priority > priority["dicom"] > priority["openslide"] > priority["tiff"] > priority["image"]
+    assert [row["name"] for row in plugin_rows(["reader"])] == ["dicom", "image", "openslide", "tiff"]
     assert all(row["summary"] for row in plugin_rows(["reader"]))
 
 
@@ -138,10 +138,10 @@ def test_the_libraries_are_loaded_when_a_slide_is_opened(tmp_path):
         "import sys\n"
         "from cellvit.slide.open import open_slide\n"
         "from cellvit.slide.readers import base\n"
-        "loaded = [name for name in ('openslide', 'tifffile') if name in sys.modules]\n"
+        "loaded = [name for name in ('openslide', 'tifffile', 'pydicom', 'wsidicom') if name in sys.modules]\n"
         "assert not loaded, loaded\n"
         "try:\n    open_slide('missing.svs')\nexcept Exception as error:\n    print(error)\n"
-        "assert not {'openslide', 'tifffile'} & set(sys.modules)\n"
+        "assert not {'openslide', 'tifffile', 'pydicom', 'wsidicom'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

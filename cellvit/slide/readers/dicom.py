@@ -239,24 +239,20 @@ def _images(heads: Sequence[Instance]) -> Mapping[str, list[Instance]]:
 
 
 def _require_whole(parts: Sequence[Instance]) -> None:
-    """Refuse an image of which parts, or tiles, are not there."""
+    """Refuse an image of which parts are not there."""
     head, missing = parts[0], missing_parts(parts)
-    where = f"the image of {head.size[0]} x {head.size[1]} px"
     if missing:
+        total = max(*missing, *(part.part for part in parts))
         raise ImageError(
-            f"of {where}, part {', '.join(map(str, missing))} of {max(*missing, *(p.part for p in parts))} is missing; "
-            "copy the whole series into one folder"
-        )
-    frames = sum(part.frames for part in parts)
-    if head.organization == "TILED_FULL" and frames % head.tiles:
-        raise ImageError(
-            f"{where} says that it has all of its {head.tiles} tiles, and holds {frames}; copy or export it again"
+            f"of the image of {head.size[0]} x {head.size[1]} px, part {', '.join(map(str, missing))} of {total} is "
+            "missing; copy the whole series into one folder"
         )
 
 
 def _opened(heads: Sequence[Instance]) -> tuple[Any, dict[Path, Any]]:
-    """Return the open files, and the pixels of each image by any of its files."""
+    """Return the open files, and each image, as wsidicom has it, by any of its files."""
     from wsidicom.config import Settings, use_settings
+    from wsidicom.errors import WsiDicomNotFoundError
     from wsidicom.file import WsiDicomFileSource
 
     odd = next(
@@ -267,10 +263,12 @@ def _opened(heads: Sequence[Instance]) -> tuple[Any, dict[Path, Any]]:
     try:
         with warnings.catch_warnings(), use_settings(Settings(strict_tile_size_check=False)):
             warnings.simplefilter("ignore")  # values of other elements; what the slide needs is checked here
-            source = WsiDicomFileSource.open([head.path for head in heads])
-            images = {_path(file): one.image_data for one in source.level_instances for file in one.image_data.files}
-    except _faults() as error:  # of single files it says nothing
-        raise OtherReaderError(f"{heads[0].colours} in {heads[0].syntax}: {one_line(error)}") from error
+            source = WsiDicomFileSource.open([head.path.resolve() for head in heads])
+            images = {_path(file): one for one in source.level_instances for file in one.image_data.files}
+    except WsiDicomNotFoundError as error:  # it knows none of the files, and does not say why
+        raise OtherReaderError(f"it does not read {heads[0].colours} in {heads[0].syntax}") from error
+    except _faults() as error:
+        raise ImageError(f"its files contradict themselves ({one_line(error)}); copy or export it again") from error
     try:
         _require_complete(source, heads)
     except BaseException:
@@ -284,14 +282,15 @@ def _is_jpeg(head: Instance) -> bool:
 
 
 def _path(file: Any) -> Path:
+    """Return what wsidicom calls a file that it was given by its whole path."""
     return Path(file.path)
 
 
 def _require_complete(source: Any, heads: Sequence[Instance]) -> None:
     """Refuse files that end before their last tile; this also finds out where all tiles lie."""
-    missing = {head.path for head in heads} - {_path(reader.filepath) for reader in source.readers}
+    opened = {_path(reader.filepath) for reader in source.readers}
     for head in heads:
-        if head.path in missing:
+        if head.path.resolve() not in opened:
             raise OtherReaderError(f"it does not read {head.colours} in {head.syntax} ({head.path.name!r})")
     for reader in source.readers:
         path = _path(reader.filepath)
@@ -307,14 +306,39 @@ def _require_complete(source: Any, heads: Sequence[Instance]) -> None:
             )
 
 
+def _planes(parts: Sequence[Instance], image: Any) -> list[tuple[str, float]]:
+    """Return optical path and focal plane of what an image holds.
+
+    Raises:
+        ImageError: If its tiles are not where wsidicom looks for them.
+    """
+    head, frames = parts[0], sum(part.frames for part in parts)
+    name = f"the image of {head.size[0]} x {head.size[1]} px"
+    try:
+        planes = [(path, z) for path in image.optical_paths for z in image.focal_planes]
+        sparse = [part for part in image.datasets if part.tile_type.name == "SPARSE"]
+        off_grid = any(_is_off_grid(part.frame_positions, head.tile) for part in sparse)
+    except _faults() as error:
+        raise ImageError(f"{name} does not say where its tiles lie ({one_line(error)}); copy it again") from error
+    if not sparse and frames != (full := head.tiles * len(planes)):
+        raise ImageError(f"{name} says that it has all of its {full} tiles, and holds {frames}; copy it again")
+    if off_grid:
+        raise ImageError(f"the tiles of {name} overlap, or do not lie in rows and columns; export it as TILED_FULL")
+    return planes
+
+
+def _is_off_grid(places: Any, tile: Size) -> bool:
+    """Tell whether tiles begin elsewhere than at whole multiples of their size: wsidicom would move them there."""
+    return bool(((places.columns - 1) % tile[0]).any() or ((places.rows - 1) % tile[1]).any())
+
+
 def _levels(heads: Sequence[Instance], images: Mapping[Path, Any]) -> Iterator[_Level]:
     """Yield every plane of every image in brightfield, the largest images first."""
     for parts in sorted(_images(heads).values(), key=lambda parts: -parts[0].area):
-        data = images[parts[0].path]
-        bright = {path.name for path in parts[0].paths if path.bright} or set(data.optical_paths)
-        for path in data.optical_paths:
-            for z in data.focal_planes if path in bright else ():
-                yield _Level(parts[0], data, path, z)
+        image = images[parts[0].path.resolve()]
+        planes = _planes(parts, image)
+        bright = {path.name for path in parts[0].paths if path.bright} or {path for path, _ in planes}
+        yield from (_Level(parts[0], image.image_data, path, z) for path, z in planes if path in bright)
 
 
 def _scans(levels: Iterator[_Level]) -> list[_Scan]:

@@ -146,7 +146,8 @@ def write_dicom(
 
     Args:
         folder: Where to; made if it is missing.
-        levels: Pictures ``(H, W, 3)`` or, in grey, ``(H, W)``, the largest first.
+        levels: Pictures ``(H, W, 3)`` or, in grey, ``(H, W)``, the largest first; of large ones anything with a shape
+            of which tiles can be cut.
         codec: One of :func:`codecs`.
         quality: Of JPEG.
         tile: ``(width, height)``.
@@ -273,13 +274,15 @@ def _frames(image, tile, encode):
     """Return the coded tiles of a picture, row by row, all of full size, and the ``(column, row)`` of each."""
     width, height = tile
     down, across = -(-image.shape[0] // height), -(-image.shape[1] // width)
-    grown = [(0, down * height - image.shape[0]), (0, across * width - image.shape[1]), (0, 0)][: image.ndim]
-    full = np.pad(image, grown, mode="edge")
     places = [(column, row) for row in range(down) for column in range(across)]
     if image.ndim == 2:
         encode = np.ndarray.tobytes
-    cut = (full[row * height : (row + 1) * height, column * width : (column + 1) * width] for column, row in places)
-    return [encode(np.ascontiguousarray(part)) for part in cut], places
+    frames = []
+    for column, row in places:
+        part = np.asarray(image[row * height : (row + 1) * height, column * width : (column + 1) * width])
+        grown = [(0, height - part.shape[0]), (0, width - part.shape[1]), (0, 0)][: part.ndim]
+        frames.append(encode(np.ascontiguousarray(np.pad(part, grown, mode="edge"))))
+    return frames, places
 
 
 def _place(head, frames, places, tile, *, sparse, several):

@@ -30,6 +30,7 @@ from cellvit.cli.info import main as info_main
 from cellvit.errors import ConfigError, ImageError
 from cellvit.io.formats.base import FORMATS, ImageFacts
 from cellvit.postprocess.measure import nuclei_from_instances
+from cellvit.slide import naming
 from cellvit.slide.info import slide_info
 from cellvit.slide.naming import expand_inputs
 from cellvit.slide.open import is_slide, open_slide
@@ -321,6 +322,11 @@ def test_without_the_extra_openslide_reads_what_it_knows(tmp_path, monkeypatch):
         ImageError, match=r"wsidicom: this needs the package 'pydicom'.*\[formats\].*openslide: .*Unsupp"
     ):
         open_slide(other)
+    monkeypatch.setattr(naming, "find_spec", lambda name: None)
+    ((folder, reason),) = expand_inputs([str(tmp_path / "a")])[1]
+    assert folder == str(tmp_path / "a")
+    assert "holds no images or slides" in reason
+    assert "slides in DICOM are found with the extra 'formats'" in reason
 
 
 def test_info_tells_what_a_series_is(tmp_path, capsys):
@@ -356,8 +362,9 @@ def polygons(path, space):
 def test_annotations_come_back_where_the_nuclei_lie_on_the_glass(tmp_path, orientation):
     form = {"orientation": orientation, "mpp": (0.25, 0.4), "origin": (17.5, 31.25), "sparse": True, "parts": 2}
     files = write_dicom(tmp_path / "slide", LEVELS, codec="htj2k", **form)
-    for name in ("dicom", "dicom-3d"):
-        FORMATS.get(name)().write(outlined(), tmp_path / name, ImageFacts(path=files[-1], mpp=0.25, size=(256, 192)))
+    for name, path in (("dicom", files[-1]), ("dicom-3d", tmp_path / "slide")):
+        FORMATS.get(name)().check_image(path)
+        FORMATS.get(name)().write(outlined(), tmp_path / name, ImageFacts(path=path, mpp=0.25, size=(256, 192)))
     head, deep = pydicom.dcmread(files[0]), highdicom.ann.annread(tmp_path / "dicom-3d")
     assert deep.FrameOfReferenceUID == head.FrameOfReferenceUID
     assert deep.ReferencedImageSequence[0].ReferencedSOPInstanceUID == head.SOPInstanceUID

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cellvit.classes import NO_TYPE, type_label
 from cellvit.errors import DataError, ImageError
-from cellvit.io.dicom import head_of, instance_of, instances_in, is_dicom, one_per_slide
+from cellvit.io.dicom import head_of, instance_of, instances_in, is_dicom, one_per_slide, slide_file
 from cellvit.io.formats.base import FORMATS, ImageFacts, NucleiFormat, Size, image_size
 from cellvit.io.stream import NucleiStream, blocks
 from cellvit.types import Nuclei
@@ -138,11 +138,12 @@ def slide_head(path: Path) -> Any:
     """Return the data set, without pixels, of the full resolution of a slide in DICOM; None for other files.
 
     Args:
-        path: A file of the slide, or any one of its files: those beside it are looked at, too.
+        path: Any file of the slide, of which those beside it are looked at, too, or their folder.
     """
-    if not path.is_file() or not is_dicom(path):
-        return None
     try:
+        path = (slide_file(path) if path.is_dir() else None) or path
+        if not path.is_file() or not is_dicom(path):
+            return None
         own = instance_of(path)
         series = [] if own is None else instances_in(path.parent, own.series)[0]
         volume = [instance for instance in series if instance.flavour == "VOLUME"]

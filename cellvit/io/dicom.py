@@ -17,8 +17,8 @@ _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _BRIGHT = {"111741": "transmission", "111744": "brightfield"}  # codes of DCM; a slide in RGB may state none
 _UNREADABLE: tuple[type[Exception], ...] = (AttributeError, *DAMAGE)
 _NEEDED = (
-    *("ImageType", "SOPInstanceUID", "SeriesInstanceUID", "TotalPixelMatrixColumns", "TotalPixelMatrixRows"),
-    *("Columns", "Rows", "SamplesPerPixel", "BitsStored", "PhotometricInterpretation"),
+    *("ImageType", "SOPInstanceUID", "SeriesInstanceUID", "Columns", "Rows"),
+    *("SamplesPerPixel", "BitsStored", "PhotometricInterpretation"),
 )
 _PER_FRAME = 0x52009230  # where each of perhaps a million tiles lies; the last thing before the pixels
 
@@ -160,7 +160,7 @@ def instance_of(path: Path) -> Instance | None:
     return _instance(path, stat.st_mtime_ns, stat.st_size)
 
 
-@lru_cache(4096)  # every slide of a folder looks at all of its files
+@lru_cache(2**14)  # every slide of a folder looks at all of its files
 def _instance(path: Path, changed: int, size: int) -> Instance | None:
     head = head_of(path)
     if head.get("SOPClassUID") != _WHOLE_SLIDE:
@@ -193,7 +193,10 @@ def _facts(path: Path, head: Any) -> Instance:
         series=str(head.SeriesInstanceUID),
         flavour=kind[2] if len(kind) > 2 else "VOLUME",
         resampled="RESAMPLED" in kind,
-        size=(int(head.TotalPixelMatrixColumns), int(head.TotalPixelMatrixRows)),
+        size=(
+            int(head.get("TotalPixelMatrixColumns") or head.Columns),
+            int(head.get("TotalPixelMatrixRows") or head.Rows),
+        ),
         tile=(int(head.Columns), int(head.Rows)),
         colours=str(head.PhotometricInterpretation),
         samples=int(head.SamplesPerPixel),
@@ -237,11 +240,14 @@ def _optical_path(item: Any) -> OpticalPath:
 def instances_in(folder: Path, series: str | None = None) -> tuple[list[Instance], list[ImageError]]:
     """Return the files of slides in a folder by name, not in folders within, and why others cannot be read.
 
+    Of several copies of one file the first is returned.
+
     Args:
         folder: The folder.
         series: Only those of this series.
     """
-    found, damaged = [], []
+    found: dict[str, Instance] = {}
+    damaged = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_file() or not is_dicom(path):
             continue
@@ -251,8 +257,8 @@ def instances_in(folder: Path, series: str | None = None) -> tuple[list[Instance
             damaged.append(error)
             continue
         if instance is not None and series in (None, instance.series):
-            found.append(instance)
-    return found, damaged
+            found.setdefault(instance.uid, instance)
+    return list(found.values()), damaged
 
 
 def one_per_slide(instances: Iterable[Instance]) -> list[Instance]:

@@ -254,6 +254,14 @@ def test_a_series_without_its_full_resolution_says_so(tmp_path):
         assert "the file of full resolution is not here: the largest image, 128 x 96 px" in slide.warnings[0]
 
 
+def test_a_copy_of_a_file_counts_once(tmp_path):
+    files = write_dicom(tmp_path, LEVELS)
+    shutil.copy(files[0], tmp_path / "copy of level0.dcm")
+    with open_slide(files[1]) as slide:
+        assert slide.level_sizes == ((256, 192), (128, 96), (64, 48))
+        assert found_boxes(whole(slide)) == boxes(256, 192)
+
+
 def test_a_damaged_file_beside_the_slide_is_told(tmp_path):
     first, second, _ = write_dicom(tmp_path, LEVELS)
     short(second, 0.02)

@@ -227,6 +227,8 @@ def _reason(head: Instance) -> str | None:
     if not head.is_colour or head.colours.startswith(("MONO", "PALETTE")):
         colours = f"{head.samples} sample{'s' if head.samples > 1 else ''} of {head.bits} bits"
         return f"pixels in {head.colours} ({colours}), which is not RGB of 8 bits"
+    if 3 * head.tile[0] * head.tile[1] > _MOST_BYTES:
+        return f"tiles of {head.tile[0]} x {head.tile[1]} px, which are too large to decode"
     return None
 
 
@@ -270,7 +272,7 @@ def _opened(heads: Sequence[Instance]) -> tuple[Any, dict[Path, Any]]:
     except _faults() as error:
         raise ImageError(f"its files contradict themselves ({one_line(error)}); copy or export it again") from error
     try:
-        _require_complete(source, heads)
+        _require_complete(source, heads, images)
     except BaseException:
         source.close()
         raise
@@ -286,11 +288,10 @@ def _path(file: Any) -> Path:
     return Path(file.path)
 
 
-def _require_complete(source: Any, heads: Sequence[Instance]) -> None:
+def _require_complete(source: Any, heads: Sequence[Instance], images: Mapping[Path, Any]) -> None:
     """Refuse files that end before their last tile; this also finds out where all tiles lie."""
-    opened = {_path(reader.filepath) for reader in source.readers}
     for head in heads:
-        if head.path.resolve() not in opened:
+        if head.path.resolve() not in images:
             raise OtherReaderError(f"it does not read {head.colours} in {head.syntax} ({head.path.name!r})")
     for reader in source.readers:
         path = _path(reader.filepath)
@@ -317,6 +318,9 @@ def _planes(parts: Sequence[Instance], image: Any) -> list[tuple[str, float]]:
     try:
         planes = [(path, z) for path in image.optical_paths for z in image.focal_planes]
         sparse = [part for part in image.datasets if part.tile_type.name == "SPARSE"]
+        if sparse:  # has not each plane in each light
+            stored = image.image_data.tiles.planes
+            planes = [(path, z) for path, z in planes if (z, path) in stored]
         off_grid = any(_is_off_grid(part.frame_positions, head.tile) for part in sparse)
     except _faults() as error:
         raise ImageError(f"{name} does not say where its tiles lie ({one_line(error)}); copy it again") from error

@@ -1,7 +1,7 @@
 """Slides in DICOM: which files of a folder are one slide, and what they say of themselves, without their pixels."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +16,8 @@ SAME_PLACE_MM = 0.02
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _BRIGHT = {"111741": "transmission", "111744": "brightfield"}  # codes of DCM; a slide in RGB may state none
 _UNREADABLE: tuple[type[Exception], ...] = (AttributeError, *DAMAGE)
-_NEEDED = (
-    *("ImageType", "SOPInstanceUID", "SeriesInstanceUID", "Columns", "Rows"),
-    *("SamplesPerPixel", "BitsStored", "PhotometricInterpretation"),
-)
+_NEEDED = ("ImageType", "SOPInstanceUID", "SeriesInstanceUID")
+_OF_PIXELS = ("Columns", "Rows", "SamplesPerPixel", "BitsStored", "PhotometricInterpretation")
 _PER_FRAME = 0x52009230  # where each of perhaps a million tiles lies; the last thing before the pixels
 
 
@@ -67,6 +65,7 @@ class Instance:
         syntax: How it is coded.
         organization: "TILED_FULL" or "TILED_SPARSE".
         maker: Who made the scanner.
+        lacking: Names of what it does not state of its pixels and must, as where the head is cut short.
     """
 
     path: Path
@@ -91,6 +90,7 @@ class Instance:
     syntax: str
     organization: str
     maker: str
+    lacking: tuple[str, ...]
 
     @property
     def area(self) -> int:
@@ -169,7 +169,7 @@ def _instance(path: Path, changed: int, size: int) -> Instance | None:
         return None
     lacking = [keyword for keyword in _NEEDED if not head.get(keyword)]
     if lacking:
-        raise ImageError(f"{str(path)!r} is damaged or cut short (it states no {', no '.join(lacking)}); copy it again")
+        raise cut_short(path, lacking)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -178,6 +178,16 @@ def _instance(path: Path, changed: int, size: int) -> Instance | None:
         raise ImageError(
             f"{str(path)!r} is no whole-slide image that can be read ({one_line(error)}); copy or export it again"
         ) from error
+
+
+def cut_short(path: Path, lacking: Sequence[str]) -> ImageError:
+    """Return the error for a file that does not state what it must.
+
+    Args:
+        path: The file.
+        lacking: Names of what it lacks.
+    """
+    return ImageError(f"{str(path)!r} is damaged or cut short (it states no {', no '.join(lacking)}); copy it again")
 
 
 def _facts(path: Path, head: Any) -> Instance:
@@ -194,13 +204,13 @@ def _facts(path: Path, head: Any) -> Instance:
         flavour=kind[2] if len(kind) > 2 else "VOLUME",
         resampled="RESAMPLED" in kind,
         size=(
-            int(head.get("TotalPixelMatrixColumns") or head.Columns),
-            int(head.get("TotalPixelMatrixRows") or head.Rows),
+            int(head.get("TotalPixelMatrixColumns") or head.get("Columns") or 0),
+            int(head.get("TotalPixelMatrixRows") or head.get("Rows") or 0),
         ),
-        tile=(int(head.Columns), int(head.Rows)),
-        colours=str(head.PhotometricInterpretation),
-        samples=int(head.SamplesPerPixel),
-        bits=int(head.BitsStored),
+        tile=(int(head.get("Columns") or 0), int(head.get("Rows") or 0)),
+        colours=str(head.get("PhotometricInterpretation") or ""),
+        samples=int(head.get("SamplesPerPixel") or 0),
+        bits=int(head.get("BitsStored") or 0),
         spacing=_pair((spacing[1], spacing[0]) if spacing else (None, None)),  # DICOM has rows, then columns
         imaged=_pair(imaged),
         origin=_pair(origin),
@@ -213,6 +223,7 @@ def _facts(path: Path, head: Any) -> Instance:
         syntax=str(getattr(head.file_meta.TransferSyntaxUID, "name", "")),
         organization=str(head.get("DimensionOrganizationType") or ""),
         maker=str(head.get("Manufacturer") or ""),
+        lacking=tuple(keyword for keyword in _OF_PIXELS if not head.get(keyword)),
     )
 
 

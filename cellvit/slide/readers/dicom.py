@@ -12,6 +12,7 @@ import numpy as np
 from cellvit.errors import ConfigError, ImageError
 from cellvit.io.dicom import (
     Instance,
+    cut_short,
     head_of,
     instance_of,
     instances_in,
@@ -192,7 +193,11 @@ def _series(path: Path) -> tuple[list[Instance], list[str]]:
     if own is None:
         kind = getattr(head_of(path).get("SOPClassUID"), "name", "another kind of object")
         raise ImageError(f"it is DICOM, but no whole-slide image ({kind}); give a file of the slide, or its folder")
-    heads, damaged = instances_in(path.parent, own.series)
+    if own.lacking:
+        raise cut_short(path, own.lacking)
+    found, damaged = instances_in(path.parent, own.series)
+    heads = [head for head in found if not head.lacking]
+    damaged += [cut_short(head.path, head.lacking) for head in found if head.lacking]
     remarks = [f"beside it, {error}; if that is a part of this slide, it is missing" for error in damaged]
     return heads, remarks
 

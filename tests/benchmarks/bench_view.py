@@ -127,7 +127,7 @@ def memory(process):
 
 
 def measure(results):
-    for old in results.glob("*.outlines.arrow"):
+    for old in results.glob("*.outlines.npy"):
         old.unlink()
     report = {}
     with served(results) as (process, port):

@@ -365,6 +365,7 @@ def _nuclei(table: NucleiTable, columns: Sequence[Column]) -> dict[str, Any]:
         "tile_base": table.tree.base,
         "max_zoom": table.tree.max_zoom,
         "classes": table.classes,
+        "types_learnt_on": (table.named and visible(table.named.learnt_on)) or None,
         "columns": [
             {
                 **{name: getattr(column, name) for name in ("name", "label", "unit", "kind")},

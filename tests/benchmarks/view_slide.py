@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
 from cellvit.classes import PANNUKE
 from cellvit.io.parquet import write_parquet_stream
 from cellvit.types import Nuclei

@@ -1,0 +1,498 @@
+"""Files that lie at an address, such as ``https://`` or ``s3://``, as paths that are read in blocks through fsspec.
+
+:func:`as_path` makes a path of what a user names: :class:`RemotePath` of an address, an ordinary one of anything else.
+A remote path is a :class:`pathlib.Path` that knows what reading needs: whether it is there, its size, and its bytes.
+Credentials are those of the environment, as the packages of fsspec read them.
+"""
+
+import io
+import math
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from cellvit.errors import ConfigError, ImageError, SourceLostError
+
+CACHE_VARIABLE = "CELLVIT_REMOTE_CACHE_MB"
+"""Environment variable with the memory for blocks of one remote file, in megabytes; processes inherit it."""
+
+CACHE_MB = 64.0
+"""Its default. Blocks of every file that is open are kept, and those of the one opened last."""
+
+TIMEOUT_VARIABLE = "CELLVIT_REMOTE_TIMEOUT"
+"""Environment variable with the seconds that an answer may take; processes inherit it."""
+
+TIMEOUT = 60.0
+"""Its default."""
+
+BLOCK_BYTES = 2**20
+"""Read at once from a remote file."""
+
+MARKERS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+"""A file of one of these names makes a folder a Zarr store; at an address it is what can be asked for."""
+
+PAUSE = 0.5
+"""Seconds before a request that failed is made again; twice as many before the last time."""
+
+_TRIES = 3
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_COLLAPSED = re.compile(r"([a-z][a-z0-9+.-]+):/(?=[^/])")  # what `Path` makes of an address
+_QUERY = re.compile(r"\?[^\s'\")]*")
+_ETAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "content_settings")
+_TIMES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified", "created")
+_ENVIRONMENT = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or FSSPEC_S3_ANON=true if it is public",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or FSSPEC_GS_TOKEN=anon if it is public",
+    "http": "a .netrc file, see the page on whole slides",
+}
+_DENIED = (401, 403)
+_GONE = (404, 410)
+_Found = TypeVar("_Found")
+
+_LocalPath = Path if TYPE_CHECKING else type(Path())  # before Python 3.12 `Path` itself cannot be derived from
+
+
+def is_address(text: str) -> bool:
+    """Tell whether a text is an address and not the path of a local file.
+
+    Args:
+        text: What a user names.
+
+    Example:
+        >>> [is_address(text) for text in ("s3://bucket/a.tif", "/data/a.tif", "C://a.tif")]
+        [True, False, False]
+    """
+    return _ADDRESS.match(text) is not None
+
+
+def as_path(path: str | Path) -> Path:
+    """Return what a user names as a path; one that is a :class:`RemotePath` for an address.
+
+    Args:
+        path: A path, or an address such as ``https://host/a.ome.tif``, ``s3://bucket/a.zarr`` or ``file:///a.svs``.
+
+    Raises:
+        ImageError: If an address holds a password, or fsspec has no file system for it.
+    """
+    text = str(path)
+    if isinstance(path, Path):
+        if isinstance(path, RemotePath) or not _COLLAPSED.match(text) or path.exists():
+            return path
+        text = _COLLAPSED.sub(r"\1://", text, count=1)
+    if not is_address(text):
+        return Path(path)
+    if urlsplit(text).scheme.lower() == "file":
+        return Path(url2pathname(urlsplit(text).path))
+    return RemotePath(text)
+
+
+@dataclass(frozen=True)
+class RemoteFacts:
+    """What is known of a remote file without reading it; None where the place does not say so.
+
+    Attributes:
+        bytes: Its size.
+        etag: A text that is another one when the content is.
+        modified: When it was changed.
+    """
+
+    bytes: int | None
+    etag: str | None
+    modified: str | None
+
+    @property
+    def certain(self) -> bool:
+        """Return whether another content would show."""
+        return self.etag is not None or self.modified is not None
+
+
+class RemotePath(_LocalPath):
+    """A file, or a Zarr store, at an address. As text it is the address without what follows a question mark.
+
+    Args:
+        address: Such as ``https://host/a.ome.tif``.
+
+    Attributes:
+        address: As it was given; may hold a key behind a question mark, so it is not written anywhere.
+
+    Raises:
+        ImageError: If the address holds a password.
+    """
+
+    def __new__(cls, address: str) -> Self:
+        return super().__new__(cls, _plain_parts(address))
+
+    def __init__(self, address: str) -> None:
+        if hasattr(_LocalPath, "with_segments"):  # since Python 3.12 paths are made here
+            super().__init__(_plain_parts(address))
+        _refuse_secrets(address)
+        self.address = address
+        self._kind: str | None = None
+
+    def __reduce__(self) -> tuple[type["RemotePath"], tuple[str]]:
+        return RemotePath, (self.address,)
+
+    def __str__(self) -> str:
+        return re.split(r"[?#]", self.address, maxsplit=1)[0]
+
+    def __repr__(self) -> str:
+        return f"RemotePath({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and self.address == other.address
+
+    def __hash__(self) -> int:
+        return hash(self.address)
+
+    def __truediv__(self, name: Any) -> "RemotePath":
+        """Return a file below, as in a store."""
+        return RemotePath(f"{str(self).rstrip('/')}/{name}{self.address.removeprefix(str(self))}")
+
+    @property
+    def parent(self) -> Path:  # type: ignore[override]
+        """Return what lies above; for names only."""
+        return Path(_plain_parts(self.address)).parent
+
+    def resolve(self, strict: bool = False) -> "RemotePath":  # type: ignore[override]
+        """Return the path itself."""
+        return self
+
+    def absolute(self) -> "RemotePath":  # type: ignore[override]
+        """Return the path itself."""
+        return self
+
+    def exists(self, **_: Any) -> bool:
+        """Tell whether a file or a Zarr store is there.
+
+        Raises:
+            ImageError: If it cannot be found out.
+        """
+        return self._what() is not None
+
+    def is_file(self, **_: Any) -> bool:
+        """Tell whether it is a file."""
+        return self._what() == "file"
+
+    def is_dir(self, **_: Any) -> bool:
+        """Tell whether it is a Zarr store; other folders are none, as not every place can list them."""
+        return self._what() == "store"
+
+    def is_symlink(self) -> bool:
+        """Return False."""
+        return False
+
+    def stat(self, **_: Any) -> os.stat_result:
+        """Return the size; what else local files have is 0.
+
+        Raises:
+            ImageError: If it is not there.
+        """
+        return os.stat_result((0, 0, 0, 0, 0, 0, self.facts().bytes or 0, 0, 0, 0))
+
+    def open(self, mode: str = "rb", **_: Any) -> "RemoteFile":  # type: ignore[override]
+        """Return the file for reading its bytes.
+
+        Args:
+            mode: "rb".
+
+        Raises:
+            ImageError: If it is not there, or its size is not known.
+        """
+        if mode != "rb":
+            raise ConfigError(f"mode {mode!r}: what lies at an address is only read; write to a local file")
+        facts = self.facts()
+        if facts.bytes is None:
+            raise ImageError(f"{str(self)!r}: the server does not say how large the file is; copy the file here")
+        return RemoteFile(self, _blocks(self, facts, cache_bytes()))
+
+    def facts(self) -> RemoteFacts:
+        """Ask for size, ETag and time, and return them.
+
+        Raises:
+            ImageError: If it is not there, or does not answer.
+        """
+        info = self._ask("info")
+        etag = next((str(info[name]) for name in _ETAGS if info.get(name)), None)
+        moment = next((info[name] for name in _TIMES if info.get(name)), None)
+        modified = moment.isoformat() if isinstance(moment, datetime) else moment
+        return RemoteFacts(info.get("size"), etag, None if modified is None else str(modified))
+
+    def read_range(self, start: int | None = None, end: int | None = None) -> bytes:
+        """Return some of its bytes, or all of them.
+
+        Args:
+            start: The first.
+            end: The one after the last.
+
+        Raises:
+            ImageError: If it is not there, or does not answer.
+        """
+        data: bytes = self._ask("cat_file", start=start, end=end)
+        if start is not None and end is not None and len(data) != end - start:
+            why = "gives the whole file where a part is asked for" if len(data) > end - start else "cut it short"
+            raise SourceLostError(f"{str(self)!r}: the server {why} (HTTP ranges); copy the file here")
+        return data
+
+    def file_system(self) -> tuple[Any, str]:
+        """Return the file system of fsspec, and what it calls the file.
+
+        Raises:
+            ImageError: If fsspec has none, or a package is missing.
+        """
+        import fsspec
+
+        try:
+            found: tuple[Any, str] = fsspec.url_to_fs(self.address)
+        except ImportError as error:
+            raise ImageError(f"{str(self)!r} needs a package: {error}; from a checkout: pip install '.[remote]'") from error
+        except ValueError as error:
+            raise ImageError(
+                f"{str(self)!r}: no file system is called {urlsplit(self.address).scheme!r}; give a local file, or an "
+                "address such as https://, s3:// or gs://"
+            ) from error
+        return found
+
+    def _ask(self, method: str, **arguments: Any) -> Any:
+        """Return what a method of the file system answers, asked again where it failed."""
+        files, name = self.file_system()
+        within = {"timeout": timeout()} if files.async_impl else {}
+        if method == "info":  # which is asked for to see whether the file is still the same
+            files.invalidate_cache()
+        return patiently(lambda: getattr(files, method)(name, **arguments, **within), self)
+
+    def _what(self) -> str | None:
+        """Return "file", "store", or None for what is not there."""
+        if self._kind is None:
+            kinds = [("file", self._is_file), ("store", self._is_store)]
+            if self.suffix.lower() == ".zarr":  # of a folder some servers send a page that looks like a file
+                kinds.reverse()
+            self._kind = next((kind for kind, found in kinds if found()), None)
+        return self._kind
+
+    def _is_file(self) -> bool:
+        try:
+            return bool(self._ask("info").get("type", "file") == "file")
+        except _Missing:
+            return False
+
+    def _is_store(self) -> bool:
+        for marker in MARKERS:
+            try:
+                return (self / marker).read_range().lstrip()[:1] == b"{"
+            except _Missing:
+                continue
+        return False
+
+
+class RemoteFile(io.RawIOBase):
+    """A remote file that is open. Threads may call :meth:`read_at` at the same time.
+
+    Args:
+        path: Where it lies.
+        blocks: What keeps its blocks, of fsspec.
+    """
+
+    def __init__(self, path: RemotePath, blocks: Any) -> None:
+        self.path, self._blocks, self._place = path, blocks, 0
+
+    @property
+    def name(self) -> str:
+        """Return its address."""
+        return str(self.path)
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the offset of the next byte that is read."""
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Choose the next byte, and return its offset.
+
+        Args:
+            offset: Bytes.
+            whence: From where they count: the start, here, or the end.
+        """
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._blocks.size}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as there are bytes, and return how many there were."""
+        data = self.read_at(self._place, len(buffer))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return bytes from a place; fewer where the file ends.
+
+        Args:
+            offset: The first of them.
+            count: How many.
+
+        Raises:
+            ImageError: If the file is no longer there, or does not answer.
+        """
+        data: bytes = self._blocks._fetch(offset, min(offset + count, self._blocks.size))
+        return data
+
+
+@lru_cache(maxsize=1)
+def _blocks(path: RemotePath, facts: RemoteFacts, room: int) -> Any:
+    """Return what keeps blocks of a file; the same as before where it is the file that was opened last, unchanged."""
+    from fsspec.caching import BlockCache
+
+    return BlockCache(BLOCK_BYTES, lambda start, end: path.read_range(start, min(end, facts.bytes or 0)), facts.bytes,
+                      maxblocks=max(1, room // BLOCK_BYTES))
+
+
+def forget_blocks() -> None:
+    """Free the blocks of the file that was opened last."""
+    _blocks.cache_clear()
+
+
+def cache_bytes() -> int:
+    """Return the memory for blocks of one remote file.
+
+    Raises:
+        ConfigError: If the environment variable is no number of megabytes greater than 0.
+    """
+    return int(_stated(CACHE_VARIABLE, CACHE_MB, "megabytes") * 1e6)
+
+
+def timeout() -> float:
+    """Return the seconds that an answer may take.
+
+    Raises:
+        ConfigError: If the environment variable is no number of seconds greater than 0.
+    """
+    return _stated(TIMEOUT_VARIABLE, TIMEOUT, "seconds")
+
+
+def identity_of(path: RemotePath) -> dict[str, Any]:
+    """Return what a remote file or store is known by, as plain data.
+
+    Args:
+        path: The file; of a store, the description at its root counts.
+
+    Raises:
+        ImageError: If it is not there, or does not answer.
+    """
+    if not path.is_dir():
+        return asdict(path.facts())
+    for marker in MARKERS:
+        try:
+            described = (path / marker).read_range()
+        except _Missing:
+            continue
+        return {"bytes": None, "etag": None, "modified": None, "description": described.decode(errors="replace")}
+    raise gone(path)
+
+
+def gone(path: RemotePath) -> SourceLostError:
+    """Return the error for what is not, or no longer, at its address."""
+    return _Missing(f"{str(path)!r} is not there, or no longer there; check the address{_AGAIN}")
+
+
+def patiently(ask: Callable[[], _Found], path: RemotePath) -> _Found:
+    """Return an answer; where none comes, ask again before it is an error.
+
+    Args:
+        ask: Makes the request.
+        path: What is asked for, for the message.
+
+    Raises:
+        ImageError: If nothing is there, access is denied, or no answer comes.
+    """
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return ask()
+        except ImageError:
+            raise
+        except Exception as error:  # each package of fsspec has errors of its own
+            refusal = _refusal(path, error)
+            if attempt == _TRIES or refusal is not None:
+                raise refusal or _no_answer(path, error) from error
+            time.sleep(PAUSE * attempt)
+    raise AssertionError
+
+
+class _Missing(SourceLostError):
+    """Nothing is at an address."""
+
+
+_AGAIN = "; finished parts of a slide are kept: the same call goes on with them"
+
+
+def _refusal(path: RemotePath, error: Exception) -> ImageError | None:
+    """Return the error for an answer that is not to be asked for again, or None."""
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status in _GONE:
+        return gone(path)
+    denied = isinstance(error, PermissionError) or status in _DENIED or "Credentials" in type(error).__name__
+    if not denied:
+        return None
+    scheme = urlsplit(path.address).scheme.lower()
+    how = _ENVIRONMENT.get({"https": "http", "s3a": "s3", "gcs": "gs"}.get(scheme, scheme), "its variables")
+    return SourceLostError(
+        f"{str(path)!r} may not be read ({_said(error)}); credentials are taken from the environment: set {how}{_AGAIN}"
+    )
+
+
+def _no_answer(path: RemotePath, error: Exception) -> SourceLostError:
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return SourceLostError(
+            f"{str(path)!r} gave no answer within {timeout():g} s; if the network is slow, set "
+            f"{TIMEOUT_VARIABLE}={2 * timeout():g}{_AGAIN}"
+        )
+    return SourceLostError(f"{str(path)!r} cannot be reached ({_said(error)}); check the network{_AGAIN}")
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says, without keys that addresses may hold."""
+    text = _QUERY.sub("?...", " ".join(str(error).split()))[:160]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _plain_parts(address: str) -> str:
+    parts = urlsplit(address)
+    return f"{parts.scheme}:/{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _refuse_secrets(address: str) -> None:
+    """Raise where an address holds a password, which would end up in records; the message does not repeat it."""
+    parts = urlsplit(address)
+    user, at, host = parts.netloc.rpartition("@")
+    if "::" in address:
+        raise ImageError("an address with '::' joins several; give one, such as https://host/a.ome.tif")
+    if at and (":" in user or parts.scheme.lower() in ("http", "https")):
+        raise ImageError(
+            f"the address at {host!r} holds a user or a password; leave them out: credentials are taken from the "
+            "environment"
+        )
+
+
+def _stated(variable: str, default: float, unit: str) -> float:
+    stated = os.environ.get(variable) or str(default)
+    try:
+        value = float(stated)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{variable}={stated!r} is no number of {unit} greater than 0; set for example {default:g}")
+    return value

@@ -163,7 +163,8 @@ class PreparedSlide:
             "cellvit_version": version,
         }
         slide = {"quick_hash": quick_hash(self.slide), "reader": self.slide.reader}
-        scene = self.slide.properties.get("tiff.scene", settings.scene)
+        stated = (text for name, text in self.slide.properties.items() if name.endswith(".scene"))
+        scene = next(stated, settings.scene)
         if scene is not None:  # results of files with one image stay valid
             slide["scene"] = str(scene)
         return {"slide": slide, "model": {"weights": weights}, "settings": dict(facts)}

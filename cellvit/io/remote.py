@@ -9,6 +9,7 @@ import io
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -57,7 +58,10 @@ _DENIED = (401, 403)
 _GONE = (404, 410)
 _Found = TypeVar("_Found")
 
-_LocalPath = Path if TYPE_CHECKING else type(Path())  # before Python 3.12 `Path` itself cannot be derived from
+if TYPE_CHECKING:
+    _LocalPath = Path
+else:
+    _LocalPath = type(Path())  # before Python 3.12 `Path` itself cannot be derived from
 
 
 def is_address(text: str) -> bool:
@@ -127,11 +131,11 @@ class RemotePath(_LocalPath):
         ImageError: If the address holds a password.
     """
 
-    def __new__(cls, address: str) -> Self:
+    def __new__(cls, address: str) -> Self:  # noqa: D102
         return super().__new__(cls, _plain_parts(address))
 
     def __init__(self, address: str) -> None:
-        if hasattr(_LocalPath, "with_segments"):  # since Python 3.12 paths are made here
+        if sys.version_info >= (3, 12):  # where paths are made here
             super().__init__(_plain_parts(address))
         _refuse_secrets(address)
         self.address = address
@@ -161,11 +165,11 @@ class RemotePath(_LocalPath):
         """Return what lies above; for names only."""
         return Path(_plain_parts(self.address)).parent
 
-    def resolve(self, strict: bool = False) -> "RemotePath":  # type: ignore[override]
+    def resolve(self, strict: bool = False) -> "RemotePath":
         """Return the path itself."""
         return self
 
-    def absolute(self) -> "RemotePath":  # type: ignore[override]
+    def absolute(self) -> "RemotePath":
         """Return the path itself."""
         return self
 
@@ -252,7 +256,9 @@ class RemotePath(_LocalPath):
         try:
             found: tuple[Any, str] = fsspec.url_to_fs(self.address)
         except ImportError as error:
-            raise ImageError(f"{str(self)!r} needs a package: {error}; from a checkout: pip install '.[remote]'") from error
+            raise ImageError(
+                f"{str(self)!r} needs a package: {error}; from a checkout: pip install '.[remote]'"
+            ) from error
         except ValueError as error:
             raise ImageError(
                 f"{str(self)!r}: no file system is called {urlsplit(self.address).scheme!r}; give a local file, or an "
@@ -280,14 +286,14 @@ class RemotePath(_LocalPath):
     def _is_file(self) -> bool:
         try:
             return bool(self._ask("info").get("type", "file") == "file")
-        except _Missing:
+        except MissingSourceError:
             return False
 
     def _is_store(self) -> bool:
         for marker in MARKERS:
             try:
                 return (self / marker).read_range().lstrip()[:1] == b"{"
-            except _Missing:
+            except MissingSourceError:
                 continue
         return False
 
@@ -357,8 +363,12 @@ def _blocks(path: RemotePath, facts: RemoteFacts, room: int) -> Any:
     """Return what keeps blocks of a file; the same as before where it is the file that was opened last, unchanged."""
     from fsspec.caching import BlockCache
 
-    return BlockCache(BLOCK_BYTES, lambda start, end: path.read_range(start, min(end, facts.bytes or 0)), facts.bytes,
-                      maxblocks=max(1, room // BLOCK_BYTES))
+    return BlockCache(
+        BLOCK_BYTES,
+        lambda start, end: path.read_range(start, min(end, facts.bytes or 0)),
+        facts.bytes,
+        maxblocks=max(1, room // BLOCK_BYTES),
+    )
 
 
 def forget_blocks() -> None:
@@ -398,15 +408,19 @@ def identity_of(path: RemotePath) -> dict[str, Any]:
     for marker in MARKERS:
         try:
             described = (path / marker).read_range()
-        except _Missing:
+        except MissingSourceError:
             continue
         return {"bytes": None, "etag": None, "modified": None, "description": described.decode(errors="replace")}
     raise gone(path)
 
 
-def gone(path: RemotePath) -> SourceLostError:
-    """Return the error for what is not, or no longer, at its address."""
-    return _Missing(f"{str(path)!r} is not there, or no longer there; check the address{_AGAIN}")
+class MissingSourceError(SourceLostError, FileNotFoundError):
+    """Nothing is, or is any longer, where a slide should be."""
+
+
+def gone(path: Path) -> SourceLostError:
+    """Return the error for what is not, or no longer, where it should be."""
+    return MissingSourceError(f"{str(path)!r} is not there, or no longer there; check the spelling{_AGAIN}")
 
 
 def patiently(ask: Callable[[], _Found], path: RemotePath) -> _Found:
@@ -430,10 +444,6 @@ def patiently(ask: Callable[[], _Found], path: RemotePath) -> _Found:
                 raise refusal or _no_answer(path, error) from error
             time.sleep(PAUSE * attempt)
     raise AssertionError
-
-
-class _Missing(SourceLostError):
-    """Nothing is at an address."""
 
 
 _AGAIN = "; finished parts of a slide are kept: the same call goes on with them"

@@ -102,6 +102,40 @@ class Scene:
         return f"{self.index}{name} ({self.size[0]} x {self.size[1]} px)"
 
 
+@dataclass(frozen=True)
+class PlainScene:
+    """An image of a file or a store that is no TIFF; :class:`Scene` says what each attribute is."""
+
+    index: int
+    name: str
+    size: tuple[int, int]
+    companion: bool = False
+    reduced: bool = False
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return self.size[0] * self.size[1]
+
+    def __str__(self) -> str:
+        """Return number, name and size."""
+        name = f" {self.name!r}" if self.name else ""
+        return f"{self.index}{name} ({self.size[0]} x {self.size[1]} px)"
+
+
+def is_companion(name: str) -> bool:
+    """Tell whether an image is called a label, an overview, a thumbnail or the like.
+
+    Args:
+        name: What the file calls it.
+
+    Example:
+        >>> is_companion("Macro image"), is_companion("Slide 7")
+        (True, False)
+    """
+    return _COMPANION.search(name) is not None
+
+
 def tiff_scenes(tiff: "TiffFile") -> list[Scene]:
     """Return every image of a file in its order. Pages of one size that no metadata join are images of their own.
 

@@ -70,7 +70,7 @@ def served(folder):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self):  # noqa: N802 - the name that the standard library asks for
+        def do_GET(self):
             try:
                 state.answer(self)
             except (BrokenPipeError, ConnectionResetError):  # of a client that did not wait

@@ -37,7 +37,8 @@ from cellvit.inference.statistics import slide_statistics
 from cellvit.inference.verify import DAMAGED, check_sizes, contents, result_folders, types_differ
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 from cellvit.io.parquet import ParquetStream
-from cellvit.io.provenance import mpp_of, write_record
+from cellvit.io.provenance import mpp_of, size_of, write_record
+from cellvit.io.remote import as_path
 from cellvit.slide.open import Slide, open_slide
 from cellvit.slide.tiling import CroppedGrid
 from cellvit.slide.tissue import TissueMask
@@ -261,7 +262,7 @@ class _Change:
         if not needed:
             return nullcontext(_recorded(summary))
         path, known = slide_path(summary, self.slides), summary["slide"]
-        if path is None or (path.is_file() and path.stat().st_size != known["size_bytes"]):
+        if path is None or size_of(path) != known["size_bytes"]:
             raise ImageError(
                 f"the slide {known['path']!r} is {'not there' if path is None else 'another file now'}, and "
                 f"{', '.join(needed)} are drawn on it; say where it is with slides=DIR, or pass pictures=False to "
@@ -278,9 +279,9 @@ def slide_path(summary: Mapping[str, Any], slides: str | Path | None = None) -> 
         slides: The slide, or a folder that holds it, to look at first.
     """
     name = summary["slide"]["name"]
-    given = [] if slides is None else [Path(slides) / name, Path(slides)]
+    given = [] if slides is None else [as_path(slides) / name, as_path(slides)]
     return next(
-        (path for path in (*given, Path(summary["slide"]["path"])) if path.exists() and path.name == name), None
+        (path for path in (*given, as_path(summary["slide"]["path"])) if path.exists() and path.name == name), None
     )
 
 
@@ -289,7 +290,7 @@ def _recorded(summary: Mapping[str, Any]) -> Slide:
     facts = summary["slide"]
     levels = tuple((int(width), int(height)) for width, height in facts["levels"])
     bounds = tuple(int(side) for side in facts["bounds"])
-    return cast(Slide, SimpleNamespace(path=Path(facts["path"]), level_sizes=levels, bounds=bounds))
+    return cast(Slide, SimpleNamespace(path=as_path(facts["path"]), level_sizes=levels, bounds=bounds))
 
 
 def _context(folder: Path, summary: Mapping[str, Any], slide: Slide) -> OutputContext:

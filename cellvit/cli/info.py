@@ -115,7 +115,7 @@ def info_rows(info: "SlideInfo") -> Iterator[tuple[str, str]]:
         info: What the file is.
     """
     kind = f" ({info.pixels.kind})" if info.pixels.kind else ""
-    size = readable_size(info.size_bytes)
+    size = "size not known" if info.size_bytes is None else readable_size(info.size_bytes)
     if info.reader is None or info.bounds is None:
         yield "file", f"{size}, not opened{kind}: it holds several images of full size"
     else:

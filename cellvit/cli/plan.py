@@ -141,8 +141,9 @@ def _slides(options: argparse.Namespace, output: Output) -> tuple[list[CohortRow
     inputs = sort_inputs(options)
     for path in inputs.images:
         output.note(f"{str(path)!r} is an ordinary image, which segment does whole; --as slide plans it")
-    there = [row for row in inputs.slides if row.path.exists()]
-    absent = [(str(row.path), reason) for row in inputs.slides if (reason := not_there(row.path))]
+    reasons = [(row, not_there(row.path)) for row in inputs.slides]
+    there = [row for row, reason in reasons if reason is None]
+    absent = [(str(row.path), reason) for row, reason in reasons if reason is not None]
     return there, [Failure(text, reason) for text, reason in (*inputs.missing, *absent)]
 
 

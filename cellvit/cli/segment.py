@@ -18,6 +18,7 @@ from cellvit.cli.verb import add_limit_option, add_output_options, command, verb
 from cellvit.errors import ConfigError, ImageError, OutputError
 from cellvit.inference.settings import DEFAULT_FORMATS, FORMATS
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
+from cellvit.io.remote import is_address
 from cellvit.weights.locate import model_path
 
 EPILOG = f"""\
@@ -116,7 +117,7 @@ def _check_inputs(inputs: Inputs, options: argparse.Namespace) -> None:
 
 def _check_folder(out: Path, inputs: Sequence[str]) -> None:
     """Make the output folder and try to write into it, before anything is computed."""
-    check_out_is_no_input(out, map(Path, inputs))
+    check_out_is_no_input(out, (Path(text) for text in inputs if not is_address(text)))
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out {str(out)!r} is a file, not a folder; choose another")
     try:

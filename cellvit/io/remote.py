@@ -5,6 +5,7 @@ A remote path is a :class:`pathlib.Path` that knows what reading needs: whether 
 Credentials are those of the environment, as the packages of fsspec read them.
 """
 
+import hashlib
 import io
 import math
 import os
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -44,6 +45,7 @@ PAUSE = 0.5
 """Seconds before a request that failed is made again; twice as many before the last time."""
 
 _TRIES = 3
+_END = 2**16  # bytes
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _COLLAPSED = re.compile(r"([a-z][a-z0-9+.-]+):/(?=[^/])")  # what `Path` makes of an address
 _QUERY = re.compile(r"\?[^\s'\")]*")
@@ -201,7 +203,7 @@ class RemotePath(_LocalPath):
         """
         return os.stat_result((0, 0, 0, 0, 0, 0, self.facts().bytes or 0, 0, 0, 0))
 
-    def open(self, mode: str = "rb", **_: Any) -> "RemoteFile":  # type: ignore[override]
+    def open(self, mode: str = "rb", **_: Any) -> IO[bytes]:  # type: ignore[override]
         """Return the file for reading its bytes.
 
         Args:
@@ -215,7 +217,7 @@ class RemotePath(_LocalPath):
         facts = self.facts()
         if facts.bytes is None:
             raise ImageError(f"{str(self)!r}: the server does not say how large the file is; copy the file here")
-        return RemoteFile(self, _blocks(self, facts, cache_bytes()))
+        return cast("IO[bytes]", RemoteFile(self, _blocks(self, facts, cache_bytes())))
 
     def facts(self) -> RemoteFacts:
         """Ask for size, ETag and time, and return them.
@@ -398,20 +400,45 @@ def identity_of(path: RemotePath) -> dict[str, Any]:
     """Return what a remote file or store is known by, as plain data.
 
     Args:
-        path: The file; of a store, the description at its root counts.
+        path: A file; of a store, the description at its root stands for all.
+
+    Returns:
+        Size, ETag and time of change, as :class:`RemoteFacts`; where neither of the last two is known, the SHA-256 of
+        the beginning and the end as well.
 
     Raises:
         ImageError: If it is not there, or does not answer.
     """
-    if not path.is_dir():
-        return asdict(path.facts())
-    for marker in MARKERS:
-        try:
-            described = (path / marker).read_range()
-        except MissingSourceError:
-            continue
-        return {"bytes": None, "etag": None, "modified": None, "description": described.decode(errors="replace")}
-    raise gone(path)
+    file = _document(path) if path.is_dir() else path
+    facts = file.facts()
+    known = asdict(facts) | ({"of": file.name} if file is not path else {})
+    if facts.certain:
+        return known
+    size = facts.bytes or 0
+    parts = [file.read_range(start, end) for start, end in ((0, min(size, _END)), (max(0, size - _END), size))]
+    return known | {"ends_sha256": hashlib.sha256(b"".join(parts)).hexdigest()}
+
+
+def remote_remarks(path: Path) -> list[str]:
+    """Return a sentence where a slide may change without notice, as its place does not say when it was changed.
+
+    Args:
+        path: The slide; of a local one there is nothing to say.
+    """
+    if not isinstance(path, RemotePath) or (_document(path) if path.is_dir() else path).facts().certain:
+        return []
+    return [
+        "its server states neither an ETag nor a time of change: if the slide is replaced by one of the same size "
+        "before a stopped run goes on, that may not be noticed"
+    ]
+
+
+def _document(store: RemotePath) -> RemotePath:
+    """Return the file at the root of a store that describes it."""
+    found = next((store / marker for marker in MARKERS if (store / marker).is_file()), None)
+    if found is None:
+        raise gone(store)
+    return found
 
 
 class MissingSourceError(SourceLostError, FileNotFoundError):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from cellvit.errors import ImageError
+from cellvit.errors import ImageError, SourceLostError
 from cellvit.io.images import Rgb8, one_line
 from cellvit.slide.resampling import Levels, level_ratios, resize_box
 
@@ -61,6 +61,8 @@ class Undamaged:
         """
         try:
             found = self._slide.read_region(x, y, width, height, level=level)
+        except SourceLostError:
+            raise
         except ImageError as error:
             if max(width, height) <= self._piece:
                 return self._instead(x, y, width, height, level, error)
@@ -105,6 +107,8 @@ class Undamaged:
         for other in [*range(level - 1, -1, -1), *range(level + 1, len(self._ratios))]:
             try:
                 found = self._from(other, (x, y, width, height), level)
+            except SourceLostError:
+                raise
             except ImageError:
                 continue
             self.replaced.append(place)

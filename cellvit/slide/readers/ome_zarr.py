@@ -101,6 +101,7 @@ class OmeZarrSlide(SlideReader):
     suffixes = frozenset({".zarr", ".zarr.zip", ".ozx"})
     priority = 40
     scenes = True
+    addresses = True
     folders = True
 
     @classmethod

@@ -23,6 +23,19 @@ _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType
 _COMPANION = re.compile(r"^\s*(label|macro|overview|thumbnail|barcode|preview|slide ?preview)\b", re.I | re.M)
 
 
+class SeveralImagesError(ImageError):
+    """A file holds several images of full size, and none is chosen.
+
+    Args:
+        text: The message.
+        scenes: These images.
+    """
+
+    def __init__(self, text: str, scenes: "Sequence[Measured]" = ()) -> None:
+        super().__init__(text)
+        self.scenes = tuple(scenes)
+
+
 class Named(Protocol):
     """An image of a file that can be chosen; as text, it is number, name and size."""
 
@@ -179,9 +192,10 @@ def choose_scene(scenes: Sequence[Largest], wanted: SceneName | None = None) -> 
     ]
     full = [largest, *(scene for scene in others if scene.area >= _FULL * largest.area)]
     if len(full) > 1:
-        raise ImageError(
+        raise SeveralImagesError(
             f"the file holds several images of full size: {listed(full)}; choose one by its number or its name, "
-            f"such as scene={full[0].index}"
+            f"such as scene={full[0].index}",
+            full,
         )
     first = scenes[0]
     if first is not largest and not first.reduced and first not in others:

@@ -11,7 +11,7 @@ from cellvit.errors import ImageError
 from cellvit.io.images import DAMAGE, open_pillow
 from cellvit.io.provenance import size_of
 from cellvit.io.remote import as_path
-from cellvit.io.scenes import is_smaller, tiff_scenes
+from cellvit.io.scenes import SeveralImagesError, is_smaller, tiff_scenes
 from cellvit.io.tiff_metadata import is_tiff, open_tiff
 from cellvit.slide.open import Slide, is_slide, open_slide
 from cellvit.slide.readers.base import Box, Size
@@ -110,6 +110,9 @@ def slide_info(path: str | Path) -> SlideInfo:
         slide = open_slide(path)
     except ImageError as error:
         facts = _pixel_facts(path, ())
+        if isinstance(error.__cause__, SeveralImagesError):
+            scenes = tuple(Picture(scene.name or str(scene.index), scene.size) for scene in error.__cause__.scenes)
+            facts = replace(facts, scenes=scenes)
         if len(facts.scenes) < 2:
             raise
         return SlideInfo(path, size_of(path), None, (), None, None, "", None, facts, (str(error),))

@@ -218,7 +218,9 @@ class OmeZarrSlide(SlideReader):
         if shown == 255:
             return
         total = prod(-(-side // chunk) for side, chunk in zip(level.array.shape, _outer(level.array), strict=True))
-        missing = missing_chunks(level.array, total) if can_list(self.path) and total <= _COUNTED else None
+        missing = None
+        with suppress(*DAMAGE):  # a place that may be read need not tell what lies there
+            missing = missing_chunks(level.array, total) if can_list(self.path) and total <= _COUNTED else None
         if missing or (missing is None and self._store.missing):
             how = "some" if missing is None else f"{missing:,} of {total:,}"
             colour = _COLOURS.get(shown, f"grey of value {shown}")

@@ -165,7 +165,7 @@ class RemotePath(_LocalPath):
     @property
     def parent(self) -> Path:  # type: ignore[override]
         """Return what lies above; for names only."""
-        return Path(_plain_parts(self.address)).parent
+        return Path(_plain_parts(self.address).replace(":", "_")).parent  # of a port; a name of results may have none
 
     def resolve(self, strict: bool = False) -> "RemotePath":
         """Return the path itself."""

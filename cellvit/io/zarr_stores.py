@@ -7,7 +7,7 @@ would turn into background; :class:`WatchedStore` sees to it that it is an error
 import asyncio
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
@@ -81,6 +81,20 @@ class _RemoteStore(FsspecStore):
         return prototype.buffer.from_bytes(data)
 
 
+class _ArchiveStore(FsspecStore):
+    """A store in an archive that is open."""
+
+    def __init__(self, files: Any, root: str, packed: IO[bytes]) -> None:
+        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+        super().__init__(AsyncFileSystemWrapper(files, asynchronous=True), read_only=True, path=root)
+        self._packed = packed
+
+    def close(self) -> None:
+        super().close()
+        self._packed.close()
+
+
 def open_store(path: Path) -> tuple[Any, WatchedStore]:
     """Return the group at the root of a store, and the store.
 
@@ -94,9 +108,11 @@ def open_store(path: Path) -> tuple[Any, WatchedStore]:
     try:
         return zarr.open_group(store, mode="r"), store
     except ImageError:
+        store.close()
         raise
     except Exception as error:  # zarr has errors of its own, which differ between its versions
         what = "an array, which nothing describes as an image" if _is_array(store) else "no Zarr store that can be read"
+        store.close()
         raise ImageError(
             f"{str(path)!r} is {what} ({one_line(error)}); name the folder of an OME-Zarr image, or write it again "
             "as OME-Zarr 0.4 or 0.5"
@@ -143,18 +159,19 @@ def _store_of(path: Path) -> Store:
 
 def _archive(path: Path) -> Store:
     """Return the store in a zip archive, at its root or in a folder of it."""
-    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
     from fsspec.implementations.zip import ZipFileSystem
 
+    packed = path.open("rb")
     try:
-        files = ZipFileSystem(path.open("rb"))
+        files = ZipFileSystem(packed)
     except zipfile.BadZipFile as error:
+        packed.close()
         raise ImageError(f"{str(path)!r} is no zip archive, or cut short ({error}); copy it again") from error
     root = root_in(files.zip.namelist())
     if root is None:
-        files.close()
+        packed.close()
         raise ImageError(f"{str(path)!r} is an archive without a Zarr store in it; pack the folder of one")
-    return FsspecStore(AsyncFileSystemWrapper(files, asynchronous=True), read_only=True, path=root)
+    return _ArchiveStore(files, root, packed)
 
 
 def _limits(byte_range: ByteRequest | None) -> tuple[int | None, int | None]:

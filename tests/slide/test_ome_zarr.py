@@ -1,7 +1,6 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import drawn_pyramids as drawn
 import numpy as np
@@ -312,5 +311,3 @@ def test_without_zarr_the_extra_is_named(tmp_path, monkeypatch):
 def test_chunks_that_are_too_large_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ome_zarr, "MAX_CHUNK_BYTES", 1000)
     refused(write_ome_zarr(tmp_path / "a.zarr", LEVELS), "in chunks of 64 x 64 px, too large to decode")
-
-

@@ -232,9 +232,11 @@ class OmeZarrSlide(SlideReader):
 
 
 def _array(root: Any, element: "Element", path: str) -> Any:
+    from cellvit.io.zarr_stores import open_array
+
     place = f"{element.path}/{path}" if element.path else path
     try:
-        array = root[place]
+        array = open_array(root, place)
     except KeyError as error:
         raise ImageError(f"its level {place!r} is missing; copy or export it again") from error
     if not hasattr(array, "chunks"):

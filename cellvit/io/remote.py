@@ -7,21 +7,19 @@ Credentials are those of the environment, as the packages of fsspec read them.
 
 import hashlib
 import io
-import math
 import os
 import re
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from cellvit.errors import ConfigError, ImageError, SourceLostError
+from cellvit.io.remote_requests import MissingSourceError, gone, patiently, stated_number, timeout
 
 CACHE_VARIABLE = "CELLVIT_REMOTE_CACHE_MB"
 """Environment variable with the memory for blocks of one remote file, in megabytes; processes inherit it."""
@@ -29,36 +27,17 @@ CACHE_VARIABLE = "CELLVIT_REMOTE_CACHE_MB"
 CACHE_MB = 64.0
 """Its default. Blocks of every file that is open are kept, and those of the one opened last."""
 
-TIMEOUT_VARIABLE = "CELLVIT_REMOTE_TIMEOUT"
-"""Environment variable with the seconds that an answer may take; processes inherit it."""
-
-TIMEOUT = 60.0
-"""Its default."""
-
 BLOCK_BYTES = 2**20
 """Read at once from a remote file."""
 
 MARKERS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 """A file of one of these names makes a folder a Zarr store; at an address it is what can be asked for."""
 
-PAUSE = 0.5
-"""Seconds before a request that failed is made again; twice as many before the last time."""
-
-_TRIES = 3
 _END = 2**16  # bytes
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _COLLAPSED = re.compile(r"([a-z][a-z0-9+.-]+):/(?=[^/])")  # what `Path` makes of an address
-_QUERY = re.compile(r"\?[^\s'\")]*")
-_ETAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "content_settings")
+_ETAGS = ("ETag", "etag", "md5Hash", "Content-MD5")
 _TIMES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified", "created")
-_ENVIRONMENT = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or FSSPEC_S3_ANON=true if it is public",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or FSSPEC_GS_TOKEN=anon if it is public",
-    "http": "a .netrc file, see the page on whole slides",
-}
-_DENIED = (401, 403)
-_GONE = (404, 410)
-_Found = TypeVar("_Found")
 
 if TYPE_CHECKING:
     _LocalPath = Path
@@ -384,16 +363,7 @@ def cache_bytes() -> int:
     Raises:
         ConfigError: If the environment variable is no number of megabytes greater than 0.
     """
-    return int(_stated(CACHE_VARIABLE, CACHE_MB, "megabytes") * 1e6)
-
-
-def timeout() -> float:
-    """Return the seconds that an answer may take.
-
-    Raises:
-        ConfigError: If the environment variable is no number of seconds greater than 0.
-    """
-    return _stated(TIMEOUT_VARIABLE, TIMEOUT, "seconds")
+    return int(stated_number(CACHE_VARIABLE, CACHE_MB, "megabytes") * 1e6)
 
 
 def identity_of(path: RemotePath) -> dict[str, Any]:
@@ -441,71 +411,6 @@ def _document(store: RemotePath) -> RemotePath:
     return found
 
 
-class MissingSourceError(SourceLostError, FileNotFoundError):
-    """Nothing is, or is any longer, where a slide should be."""
-
-
-def gone(path: Path) -> SourceLostError:
-    """Return the error for what is not, or no longer, where it should be."""
-    return MissingSourceError(f"{str(path)!r} is not there, or no longer there; check the spelling{_AGAIN}")
-
-
-def patiently(ask: Callable[[], _Found], path: RemotePath) -> _Found:
-    """Return an answer; where none comes, ask again before it is an error.
-
-    Args:
-        ask: Makes the request.
-        path: What is asked for, for the message.
-
-    Raises:
-        ImageError: If nothing is there, access is denied, or no answer comes.
-    """
-    for attempt in range(1, _TRIES + 1):
-        try:
-            return ask()
-        except ImageError:
-            raise
-        except Exception as error:  # each package of fsspec has errors of its own
-            refusal = _refusal(path, error)
-            if attempt == _TRIES or refusal is not None:
-                raise refusal or _no_answer(path, error) from error
-            time.sleep(PAUSE * attempt)
-    raise AssertionError
-
-
-_AGAIN = "; finished parts of a slide are kept: the same call goes on with them"
-
-
-def _refusal(path: RemotePath, error: Exception) -> ImageError | None:
-    """Return the error for an answer that is not to be asked for again, or None."""
-    status = getattr(error, "status", None)
-    if isinstance(error, FileNotFoundError) or status in _GONE:
-        return gone(path)
-    denied = isinstance(error, PermissionError) or status in _DENIED or "Credentials" in type(error).__name__
-    if not denied:
-        return None
-    scheme = urlsplit(path.address).scheme.lower()
-    how = _ENVIRONMENT.get({"https": "http", "s3a": "s3", "gcs": "gs"}.get(scheme, scheme), "its variables")
-    return SourceLostError(
-        f"{str(path)!r} may not be read ({_said(error)}); credentials are taken from the environment: set {how}{_AGAIN}"
-    )
-
-
-def _no_answer(path: RemotePath, error: Exception) -> SourceLostError:
-    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
-        return SourceLostError(
-            f"{str(path)!r} gave no answer within {timeout():g} s; if the network is slow, set "
-            f"{TIMEOUT_VARIABLE}={2 * timeout():g}{_AGAIN}"
-        )
-    return SourceLostError(f"{str(path)!r} cannot be reached ({_said(error)}); check the network{_AGAIN}")
-
-
-def _said(error: Exception) -> str:
-    """Return what an error says, without keys that addresses may hold."""
-    text = _QUERY.sub("?...", " ".join(str(error).split()))[:160]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def _plain_parts(address: str) -> str:
     parts = urlsplit(address)
     return f"{parts.scheme}:/{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -522,14 +427,3 @@ def _refuse_secrets(address: str) -> None:
             f"the address at {host!r} holds a user or a password; leave them out: credentials are taken from the "
             "environment"
         )
-
-
-def _stated(variable: str, default: float, unit: str) -> float:
-    stated = os.environ.get(variable) or str(default)
-    try:
-        value = float(stated)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{variable}={stated!r} is no number of {unit} greater than 0; set for example {default:g}")
-    return value

@@ -17,7 +17,8 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from cellvit.errors import ImageError
 from cellvit.io.images import one_line
 from cellvit.io.ngff import root_in
-from cellvit.io.remote import MARKERS, RemotePath, gone
+from cellvit.io.remote import MARKERS, RemotePath
+from cellvit.io.remote_requests import gone
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype

@@ -16,7 +16,7 @@ from cellvit.cli.plan import main as plan
 from cellvit.cli.segment import main as segment
 from cellvit.errors import ImageError, OutputError, SourceLostError
 from cellvit.inference.slide import segment_slide
-from cellvit.io import remote
+from cellvit.io import remote, remote_requests
 from cellvit.slide.readers.chunks import ChunkCache
 
 pytest.importorskip("zarr", reason="OME-Zarr needs the extra formats")
@@ -44,7 +44,7 @@ def local(folder, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Keep one small block of a file, and make parts of two tiles."""
-    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    monkeypatch.setattr(remote_requests, "PAUSE", 0.0)
     monkeypatch.setattr(remote, "BLOCK_BYTES", 2**14)
     monkeypatch.setenv(remote.CACHE_VARIABLE, "0.0165")
     monkeypatch.setattr("cellvit.inference.prepare.TILES_PER_CHUNK", 2)

@@ -12,9 +12,10 @@ from PIL import Image
 from support.http_files import served
 
 from cellvit.errors import ConfigError, ImageError, SourceLostError
-from cellvit.io import remote
+from cellvit.io import remote, remote_requests
 from cellvit.io.images import read_image, read_resolution
-from cellvit.io.remote import RemotePath, as_path, identity_of, remote_remarks
+from cellvit.io.remote import CACHE_VARIABLE, RemotePath, as_path, identity_of, remote_remarks
+from cellvit.io.remote_requests import TIMEOUT_VARIABLE
 from cellvit.slide.info import slide_info
 from cellvit.slide.open import open_slide
 
@@ -23,7 +24,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch):
-    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    monkeypatch.setattr(remote_requests, "PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_a_missing_package_and_an_unknown_kind_of_address_say_what_to_do(monkeyp
 
 def test_a_file_is_read_in_blocks_that_are_kept(server, monkeypatch):
     monkeypatch.setattr(remote, "BLOCK_BYTES", 1000)
-    monkeypatch.setenv(remote.CACHE_VARIABLE, "0.003")
+    monkeypatch.setenv(CACHE_VARIABLE, "0.003")
     content, path = (server.folder / "a.tif").read_bytes(), as_path(f"{server.address}/a.tif")
     with path.open() as file:
         assert (file.read(10), file.tell(), file.seek(-5, io.SEEK_END)) == (content[:10], 10, len(content) - 5)
@@ -111,7 +112,7 @@ def test_a_file_is_read_in_blocks_that_are_kept(server, monkeypatch):
         assert file.read(10) == content[::-1][:10]
 
 
-@pytest.mark.parametrize(("variable", "value"), [(remote.CACHE_VARIABLE, "much"), (remote.TIMEOUT_VARIABLE, "-1")])
+@pytest.mark.parametrize(("variable", "value"), [(CACHE_VARIABLE, "much"), (TIMEOUT_VARIABLE, "-1")])
 def test_limits_are_numbers(server, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=f"{variable}='{value}' is no number of"):
@@ -153,7 +154,7 @@ def test_a_server_without_ranges_is_refused(server, monkeypatch):
 
 def test_a_file_that_goes_away_is_lost_and_not_damaged(server, monkeypatch):
     monkeypatch.setattr(remote, "BLOCK_BYTES", 1000)
-    monkeypatch.setenv(remote.CACHE_VARIABLE, "0.001")
+    monkeypatch.setenv(CACHE_VARIABLE, "0.001")
     with open_slide(f"{server.address}/a.tif") as slide:
         server.fail_after = len(server.requests)
         for status, match in [(404, "no longer there"), (403, "may not be read"), (500, "cannot be reached")]:
@@ -169,8 +170,8 @@ def test_a_file_that_goes_away_is_lost_and_not_damaged(server, monkeypatch):
 
 
 def test_a_slow_network_is_told(server, monkeypatch):
-    monkeypatch.setattr(remote, "_TRIES", 1)
-    monkeypatch.setenv(remote.TIMEOUT_VARIABLE, "0.1")
+    monkeypatch.setattr(remote_requests, "TRIES", 1)
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "0.1")
     server.wait = 0.4
     with pytest.raises(SourceLostError, match=r"gave no answer within 0\.1 s; .* set CELLVIT_REMOTE_TIMEOUT=0\.2"):
         as_path(f"{server.address}/a.tif").stat()

@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,6 +79,8 @@ class ZarrLevel:
             return np.transpose(found, [left.index(axis) for axis in "yx"])[..., None]
         planes = np.transpose(found, [left.index(axis) for axis in "cyx"])
         if len(planes) == 3 and left[-1] != "c":
+            import cv2  # whoever opens other slides need not wait for it
+
             return cv2.merge([np.ascontiguousarray(planes[number]) for number in self.order])
         return np.moveaxis(planes if self.order == (0, 1, 2)[: len(planes)] else planes[list(self.order)], 0, -1)
 

@@ -196,3 +196,25 @@ def test_keys_of_an_address_are_in_no_message(server):
         as_path(f"{server.address}/a.tif?key=secret").stat()
     assert "secret" not in str(lost.value)
     assert isinstance(as_path(f"{server.address}/a.tif"), RemotePath)
+
+
+def test_a_bucket_is_read_and_lacking_credentials_are_told(server, monkeypatch):
+    pytest.importorskip("s3fs", reason="s3:// needs the extra remote")
+    import fsspec
+
+    (server.folder / "bucket").mkdir()
+    (server.folder / "a.tif").rename(server.folder / "bucket" / "a.tif")
+    place = {"endpoint_url": server.address, "client_kwargs": {"region_name": "us-east-1"}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {**place, "anon": True})
+    with open_slide("s3://bucket/a.tif") as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 0, 100, 75), PICTURE)
+        assert identity_of(slide.path)["etag"]
+    assert not as_path("s3://bucket/b.tif").exists()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "none")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setitem(fsspec.config.conf, "s3", place)
+    with pytest.raises(SourceLostError, match=r"may not be read \(NoCredentials.* set AWS_ACCESS_KEY_ID and"):
+        as_path("s3://bucket/a.tif").stat()

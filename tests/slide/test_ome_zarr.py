@@ -311,3 +311,14 @@ def test_without_zarr_the_extra_is_named(tmp_path, monkeypatch):
 def test_chunks_that_are_too_large_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ome_zarr, "MAX_CHUNK_BYTES", 1000)
     refused(write_ome_zarr(tmp_path / "a.zarr", LEVELS), "in chunks of 64 x 64 px, too large to decode")
+
+
+def test_big_endian_samples_and_a_fill_value_that_is_no_number(tmp_path):
+    deep = IMAGE[:64, :64].astype(">u2") * 257
+    with open_slide(write_ome_zarr(tmp_path / "b.zarr", [deep], fill=65535)) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 0, 64, 64), IMAGE[:64, :64])
+    light = (IMAGE / 255).astype(np.float32)
+    with open_slide(write_ome_zarr(tmp_path / "f.zarr", [light], fill=np.nan, leave_out=[(1, 1)])) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 0, 64, 64), IMAGE[:64, :64])
+        with pytest.raises(ImageError, match="is damaged"):
+            slide.read_region(60, 60, 64, 64)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the library is loaded when the first store is opened
     from cellvit.io.ngff import Element, Multiscale
 
 CACHE_BYTES = 2**28
-"""Memory for decoded pieces of one slide."""
+"""Memory for decoded pieces of one slide; one in large chunks may take up to ``MAX_CHUNK_BYTES``."""
 
 MAX_CHUNK_BYTES = 2**30
 """Largest chunk, decoded."""
@@ -74,6 +74,7 @@ class ZarrLevel:
         """
         spans = {"x": slice(x, x + width), "y": slice(y, y + height), "c": slice(None)}
         found = np.asarray(self.array[tuple(spans.get(axis, 0) for axis in self.axes)])
+        found = found.astype(found.dtype.newbyteorder("="), copy=False)
         left = [axis for axis in self.axes if axis in spans]
         if "c" not in left:
             return np.transpose(found, [left.index(axis) for axis in "yx"])[..., None]
@@ -145,7 +146,7 @@ class OmeZarrSlide(SlideReader):
                 facts=_facts(about, levels[0], images, chosen),
             )
             self._levels = levels
-            self._cache = ChunkCache(CACHE_BYTES, largest=CACHE_BYTES)
+            self._cache = ChunkCache(CACHE_BYTES, largest=MAX_CHUNK_BYTES)
             self._judge_samples()
             self._tell_missing()
         except BaseException as error:
@@ -204,6 +205,7 @@ class OmeZarrSlide(SlideReader):
         if first is not None and not found:
             raise ImageError(f"no pixels of it can be read ({one_line(first)}); copy or export it again") from first
         pixels = np.concatenate(found)
+        pixels = pixels[np.isfinite(pixels).all(axis=(1, 2))] if pixels.dtype.kind == "f" else pixels
         samples, remarks = level.samples.judged(pixels)
         samples.rgb(pixels)  # refuses what has no known range
         self.warnings = (*self.warnings, *remarks)
@@ -215,7 +217,10 @@ class OmeZarrSlide(SlideReader):
 
         level = self._levels[0]
         fill = np.asarray(level.array.fill_value if level.array.fill_value is not None else 0, level.array.dtype)
-        shown = int(level.samples.rgb(np.full((1, 1, level.samples.count), fill))[0, 0, 0])
+        try:
+            shown = int(level.samples.rgb(np.full((1, 1, level.samples.count), fill))[0, 0, 0])
+        except ImageError:  # such as nan: what is missing cannot be read, and is told where that is so
+            return
         if shown == 255:
             return
         total = prod(-(-side // chunk) for side, chunk in zip(level.array.shape, _outer(level.array), strict=True))
@@ -279,7 +284,9 @@ def _levels(root: Any, element: "Element", about: "Multiscale", largest: Any) ->
             told.append(f"level {level.path!r} is not used: {error}")
             continue
         found = fitted(level, its_size, full, size)
-        if found is None or array.dtype != largest.dtype:
+        if array.dtype != largest.dtype:
+            told.append(f"level {level.path!r} is not used: its samples are {array.dtype}, not {largest.dtype}")
+        elif found is None:
             told.append(
                 f"level {level.path!r} of {its_size[0]} x {its_size[1]} px is not used: by its scale "
                 f"{level.scale} and origin {level.origin} it does not lie on the full image"

@@ -24,9 +24,7 @@ exit status: 0 all are told; 1 some cannot be read (each with a line that says w
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
     parser = verb_parser("info", "Tell what files of slides and images are.", EPILOG)
-    parser.add_argument(
-        "inputs", nargs="+", metavar="FILE", help="slides, images, folders, patterns: 'scans/*.svs', addresses"
-    )
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help="slides, images, folders, patterns, addresses")
     add_limit_option(parser)
     add_output_options(parser, json="print a JSON list with an object per file instead of tables")
     return parser

@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="slides, images, folders, patterns: 'scans/*.svs', addresses, CSV lists",
+        help="slides, images, folders, 'scans/*.svs', addresses, CSV lists",
     )
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
     add("--formats", metavar="LIST", help="what to write, separated by commas (default: see below)")

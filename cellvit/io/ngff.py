@@ -196,7 +196,7 @@ def multiscale_of(element: Element) -> Multiscale:
     """
     about = element.about
     version = str(element.attributes.get("version") or about.get("version") or "")
-    if version not in VERSIONS:
+    if version.partition("-")[0] not in VERSIONS:  # SpatialData writes 0.5-dev-spatialdata
         raise ImageError(
             f"it is an OME-Zarr of version {version or 'unknown'!r}, not {' or '.join(VERSIONS)}; {_AGAIN}"
         )

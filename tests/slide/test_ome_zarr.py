@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import drawn_pyramids as drawn
 import numpy as np
 import pytest
+from PIL import Image
 
 from cellvit.errors import ImageError, SourceLostError
 from cellvit.inference.fingerprints import BackgroundDigest, quick_hash
@@ -142,6 +143,20 @@ def test_a_level_that_does_not_lie_on_the_image_is_not_used(tmp_path, scales, or
         assert slide.level_sizes == tuple(LEVELS[level].shape[1::-1] for level in used)
         assert [text for text in slide.warnings if "does not lie on the full image" in text] == list(slide.warnings)
         assert len(slide.warnings) == 3 - len(used)
+
+
+def test_a_level_that_is_stretched_lies_where_its_scale_says(tmp_path):
+    image, centres = drawn.draw(601, 447, step=74)
+    small = np.asarray(Image.fromarray(image).resize((75, 55), Image.Resampling.BOX))
+    path = write_ome_zarr(tmp_path / "a.zarr", [image, small], scales=[(1, 1), (601 / small.shape[1], 447 / 55)])
+    with open_slide(path) as slide:
+        assert slide.level_ratios[1] == pytest.approx((601 / small.shape[1], 447 / 55))
+        view = SlideView(slide, mpp=(0.25, 0.25), target_mpp=0.25 * 8.2)
+        assert view.level == 1
+        found = view.to_level0(drawn.table(drawn.found(view.read(0, 0, view.width, view.height)) + 0.5)).centroid - 0.5
+    low = centres[centres[:, 1] > 370]
+    distances = np.linalg.norm(found[:, None] - low[None], axis=2).min(axis=0)
+    assert distances.max() < 1  # by the sizes, which look like an eighth with a rest cut off, it would be 7
 
 
 def test_a_level_that_begins_before_the_image_is_read_from_where_the_image_begins(tmp_path):

@@ -43,6 +43,8 @@ class SlideReader(ABC):
         addresses: Whether it reads what lies at an address, a :class:`cellvit.io.remote.RemotePath`.
         path: The file.
         level_sizes: ``(width, height)`` per level, full resolution first.
+        level_ratios: Level-0 pixels that a pixel of each level spans, ``(x, y)``, where the file states it; else empty,
+            and the sizes tell.
         bounds: ``(x, y, width, height)`` of the scanned part in level-0 pixels.
         stated_mpp: ``(x, y)`` micrometres per pixel as stated by the file, plausible values only.
         stated_magnification: Power of the objective as stated by the file.
@@ -95,6 +97,7 @@ class SlideReader(ABC):
     ) -> None:
         self.path = path
         self.level_sizes = level_sizes
+        self.level_ratios: tuple[tuple[float, float], ...] = ()
         self.bounds = bounds or (0, 0, *level_sizes[0])
         resolution = resolution or StatedResolution(stated_mpp, magnification=stated_magnification)
         self.stated_mpp = resolution.mpp

@@ -45,6 +45,7 @@ class ZarrLevel:
         axes: A letter per axis.
         size: ``(width, height)`` of the part that shows the slide.
         start: ``(x, y)`` of that part in the array.
+        ratio: ``(x, y)`` pixels of the full image that a pixel spans.
         piece: ``(width, height)`` of what is read and kept together.
         samples: What the samples of a pixel are.
         order: Which channels are red, green and blue.
@@ -54,6 +55,7 @@ class ZarrLevel:
     axes: str
     size: Size
     start: Size
+    ratio: tuple[float, float]
     piece: Size
     samples: Samples
     order: tuple[int, ...]
@@ -146,6 +148,7 @@ class OmeZarrSlide(SlideReader):
                 facts=_facts(about, levels[0], images, chosen),
             )
             self._levels = levels
+            self.level_ratios = tuple(level.ratio for level in levels)
             self._cache = ChunkCache(CACHE_BYTES, largest=MAX_CHUNK_BYTES)
             self._judge_samples()
             self._tell_missing()
@@ -273,7 +276,7 @@ def _levels(root: Any, element: "Element", about: "Multiscale", largest: Any) ->
     """Return the levels that lie on the full image, full resolution first, and a sentence about each other one."""
     order, remark = about.colours
     full, size = about.levels[0], _size(largest, about.axes)
-    levels, told = [_level(largest, about.axes, size, (0, 0), order)], [remark] if remark else []
+    levels, told = [_level(largest, about.axes, size, (0, 0), (1.0, 1.0), order)], [remark] if remark else []
     for level in about.levels[1:]:
         try:
             array = _array(root, element, level.path)
@@ -292,11 +295,14 @@ def _levels(root: Any, element: "Element", about: "Multiscale", largest: Any) ->
                 f"{level.scale} and origin {level.origin} it does not lie on the full image"
             )
         else:
-            levels.append(_level(array, about.axes, *found, order))
+            across, down = (mine / its for mine, its in zip(level.scale, full.scale, strict=True))
+            levels.append(_level(array, about.axes, *found, (across, down), order))
     return sorted(levels, key=lambda level: -prod(level.size)), told
 
 
-def _level(array: Any, axes: str, size: Size, start: Size, order: tuple[int, ...]) -> ZarrLevel:
+def _level(
+    array: Any, axes: str, size: Size, start: Size, ratio: tuple[float, float], order: tuple[int, ...]
+) -> ZarrLevel:
     sides, chunks = (dict(zip(axes, values, strict=True)) for values in (array.shape, array.chunks))
     if prod(array.chunks) * array.dtype.itemsize > MAX_CHUNK_BYTES:
         raise ImageError(
@@ -305,7 +311,7 @@ def _level(array: Any, axes: str, size: Size, start: Size, order: tuple[int, ...
         )
     count = sides.get("c", 1)
     piece = tuple(min(sides[axis], chunks[axis] * max(1, PIECE // chunks[axis])) for axis in "xy")
-    return ZarrLevel(array, axes, size, start, (piece[0], piece[1]), Samples(count, count), order[:count])
+    return ZarrLevel(array, axes, size, start, ratio, (piece[0], piece[1]), Samples(count, count), order[:count])
 
 
 def _outer(array: Any) -> tuple[int, ...]:

@@ -323,6 +323,14 @@ def test_without_zarr_the_extra_is_named(tmp_path, monkeypatch):
     refused(path, r"needs zarr; from a checkout: pip install '.\[formats\]'")
 
 
+def test_a_codec_that_may_run_programs_is_refused(tmp_path):
+    path = write_ome_zarr(tmp_path / "a.zarr", LEVELS[:1])
+    about = json.loads((path / "0" / ".zarray").read_text())
+    about["compressor"] = {"id": "pickle", "protocol": 5}
+    (path / "0" / ".zarray").write_text(json.dumps(about))
+    refused(path, "pickle")
+
+
 def test_chunks_that_are_too_large_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ome_zarr, "MAX_CHUNK_BYTES", 1000)
     refused(write_ome_zarr(tmp_path / "a.zarr", LEVELS), "in chunks of 64 x 64 px, too large to decode")

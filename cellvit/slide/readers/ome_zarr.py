@@ -33,6 +33,7 @@ PIECE = 1024
 
 _COUNTED = 200_000  # chunks; of more it is not counted how many are missing
 _PLACES, _PLACE = 5, 64  # in a row and in a column, at which pixels are looked at, and their side
+_DAMAGE: tuple[type[Exception], ...] = (MemoryError, *DAMAGE)  # a damaged chunk may claim any size
 _COLOURS = {0: "black", 255: "white"}
 
 
@@ -175,7 +176,7 @@ class OmeZarrSlide(SlideReader):
             return assemble(box, image.piece, lambda column, row: self._piece(level, column, row))
         except SourceLostError:
             raise
-        except DAMAGE:  # the rest of a piece that holds a damaged chunk may be sound
+        except _DAMAGE:  # the rest of a piece that holds a damaged chunk may be sound
             return self._alone(level, (x, y, width, height))
 
     def _piece(self, level: int, column: int, row: int) -> Rgb8:
@@ -190,7 +191,7 @@ class OmeZarrSlide(SlideReader):
             return image.samples.rgb(image.stored(x + image.start[0], y + image.start[1], width, height))
         except SourceLostError:
             raise
-        except DAMAGE as error:
+        except _DAMAGE as error:
             raise self._damaged(level, box, one_line(error)) from error
 
     def _judge_samples(self) -> None:
@@ -203,7 +204,7 @@ class OmeZarrSlide(SlideReader):
                 found.append(pixels.reshape(-1, 1, level.samples.count))
             except SourceLostError:
                 raise
-            except DAMAGE as error:
+            except _DAMAGE as error:
                 first = first or error
         if first is not None and not found:
             raise ImageError(f"no pixels of it can be read ({one_line(first)}); copy or export it again") from first
@@ -250,6 +251,12 @@ def _array(root: Any, element: "Element", path: str) -> Any:
         raise ImageError(f"its level {place!r} is missing; copy or export it again") from error
     if not hasattr(array, "chunks"):
         raise ImageError(f"its level {place!r} is a group and no array; copy or export it again")
+    stated = array.metadata.to_dict()
+    if "pickle" in str([stated.get(name) for name in ("codecs", "filters", "compressor")]).lower():
+        raise ImageError(
+            f"its level {place!r} is stored with the codec 'pickle', which may run programs and is not read; write it "
+            "again with blosc or zstd"
+        )
     return array
 
 

@@ -95,7 +95,7 @@ def _dicom(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     from cellvit.io.dicom import instance_of, is_dicom, one_per_slide
 
     instances, damaged = [], []
-    for path in filter(is_dicom, files):
+    for path in filter(is_dicom, (path for path in files if not isinstance(path, RemotePath))):
         try:
             instance = instance_of(path)
         except ImageError:

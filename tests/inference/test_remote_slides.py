@@ -17,6 +17,7 @@ from cellvit.cli.segment import main as segment
 from cellvit.errors import ImageError, OutputError, SourceLostError
 from cellvit.inference.slide import segment_slide
 from cellvit.io import remote, remote_requests
+from cellvit.slide.naming import expand_inputs
 from cellvit.slide.readers.chunks import ChunkCache
 
 pytest.importorskip("zarr", reason="OME-Zarr needs the extra formats")
@@ -95,6 +96,9 @@ def test_the_verbs_take_addresses(folder, tmp_path, tiny_model, capsys):
     with served(folder) as server:
         (tmp_path / "list.csv").write_text(f"path,scene\n{server.address}/a.zarr,0\n")
         common = ["--model", tiny_model, "--device", "cpu", "--workers", "0", "--no-tissue-filter"]
+        asked = len(server.requests)
+        assert len(expand_inputs([f"{server.address}/{name}" for name in ("a.tif", "a.zarr", "nope.tif")])[0]) == 3
+        assert len(server.requests) == asked  # one that does not answer must not keep the others from being done
         assert info([f"{server.address}/a.tif", f"{server.address}/nope.tif", "--json"]) == 1
         told, absent = json.loads(capsys.readouterr().out)
         assert "nope.tif' does not exist" in (told.get("error") or absent["error"])

@@ -33,6 +33,10 @@ class ImageError(CellViTError, ValueError):
     """An image cannot be read or is not an image this package can use."""
 
 
+class SourceLostError(ImageError):
+    """A slide or an image that lies elsewhere cannot be reached, or no longer; what it holds is not at fault."""
+
+
 class WeightsError(CellViTError, ValueError):
     """A weight file is not ours, is damaged, or does not fit the model."""
 

@@ -37,7 +37,8 @@ from cellvit.inference.statistics import slide_statistics
 from cellvit.inference.verify import DAMAGED, check_sizes, contents, result_folders, slide_path, types_differ
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 from cellvit.io.parquet import ParquetStream
-from cellvit.io.provenance import mpp_of, write_record
+from cellvit.io.provenance import mpp_of, size_of, write_record
+from cellvit.io.remote import as_path
 from cellvit.slide.open import Slide, open_slide
 from cellvit.slide.tiling import CroppedGrid
 from cellvit.slide.tissue import TissueMask
@@ -261,7 +262,7 @@ class _Change:
         if not needed:
             return nullcontext(_recorded(summary))
         path, known = slide_path(summary, self.slides), summary["slide"]
-        if path is None or (path.is_file() and path.stat().st_size != known["size_bytes"]):
+        if path is None or size_of(path) != known["size_bytes"]:
             raise ImageError(
                 f"the slide {known['path']!r} is {'not there' if path is None else 'another file now'}, and "
                 f"{', '.join(needed)} are drawn on it; say where it is with slides=DIR, or pass pictures=False to "
@@ -275,7 +276,7 @@ def _recorded(summary: Mapping[str, Any]) -> Slide:
     facts = summary["slide"]
     levels = tuple((int(width), int(height)) for width, height in facts["levels"])
     bounds = tuple(int(side) for side in facts["bounds"])
-    return cast(Slide, SimpleNamespace(path=Path(facts["path"]), level_sizes=levels, bounds=bounds))
+    return cast(Slide, SimpleNamespace(path=as_path(facts["path"]), level_sizes=levels, bounds=bounds))
 
 
 def _context(folder: Path, summary: Mapping[str, Any], slide: Slide) -> OutputContext:

@@ -24,7 +24,7 @@ exit status: 0 all are told; 1 some cannot be read (each with a line that says w
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
     parser = verb_parser("info", "Tell what files of slides and images are.", EPILOG)
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help="slides and images, folders, patterns: 'scans/*.svs'")
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help="slides, images, folders, patterns, addresses")
     add_limit_option(parser)
     add_output_options(parser, json="print a JSON list with an object per file instead of tables")
     return parser
@@ -115,7 +115,7 @@ def info_rows(info: "SlideInfo") -> Iterator[tuple[str, str]]:
         info: What the file is.
     """
     kind = f" ({info.pixels.kind})" if info.pixels.kind else ""
-    size = readable_size(info.size_bytes)
+    size = "size not known" if info.size_bytes is None else readable_size(info.size_bytes)
     if info.reader is None or info.bounds is None:
         yield "file", f"{size}, not opened{kind}: it holds several images of full size"
     else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cellvit.errors import CellViTError
+from cellvit.errors import CellViTError, ImageError
 from cellvit.inference.cohort.sheet import CohortRow, read_cohort
 from cellvit.inference.settings import SlideSettings
 from cellvit.plugins.trust import trusted_packages
@@ -29,7 +29,10 @@ class Inputs:
 
 def not_there(path: Path) -> str | None:
     """Return why a file cannot be read that does not exist; None for one that does."""
-    return None if path.exists() else f"{str(path)!r} does not exist; check the spelling"
+    try:
+        return None if path.exists() else f"{str(path)!r} does not exist; check the spelling"
+    except ImageError as error:  # of a place that does not answer
+        return str(error)
 
 
 def sort_inputs(options: argparse.Namespace) -> Inputs:
@@ -58,7 +61,7 @@ def sort_inputs(options: argparse.Namespace) -> Inputs:
 
 
 def _looks_like_slide(path: Path) -> bool:
-    if not path.exists():
+    if not_there(path):
         return path.suffix.lower() in SLIDE_SUFFIXES
     from cellvit.slide.open import is_slide
 

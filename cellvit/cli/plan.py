@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         "plan", "Tell what 'cellvit segment' would do with slides, and the time, memory and disk it would take.", EPILOG
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="SLIDE", help="slides, folders, patterns such as 'scans/*.svs', CSV lists")
+    add("inputs", nargs="+", metavar="SLIDE", help="slides, folders, patterns: 'scans/*.svs', addresses, CSV lists")
     add("--out", type=Path, metavar="DIR", help="folder the results would go to (default: the current folder)")
     add("--sample", type=int, default=2, metavar="N", help="batches of tiles to measure, or 0 (default: 2)")
     add("--thumbnail", type=Path, metavar="DIR", help="write a picture of each slide: tissue, tiles, what is done")
@@ -141,8 +141,9 @@ def _slides(options: argparse.Namespace, output: Output) -> tuple[list[CohortRow
     inputs = sort_inputs(options)
     for path in inputs.images:
         output.note(f"{str(path)!r} is an ordinary image, which segment does whole; --as slide plans it")
-    there = [row for row in inputs.slides if row.path.exists()]
-    absent = [(str(row.path), reason) for row in inputs.slides if (reason := not_there(row.path))]
+    reasons = [(row, not_there(row.path)) for row in inputs.slides]
+    there = [row for row, reason in reasons if reason is None]
+    absent = [(str(row.path), reason) for row, reason in reasons if reason is not None]
     return there, [Failure(text, reason) for text, reason in (*inputs.missing, *absent)]
 
 

@@ -18,6 +18,7 @@ from cellvit.cli.verb import add_limit_option, add_output_options, command, verb
 from cellvit.errors import ConfigError, ImageError, OutputError
 from cellvit.inference.settings import DEFAULT_FORMATS, FORMATS
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
+from cellvit.io.remote import is_address
 from cellvit.weights.locate import model_path
 
 EPILOG = f"""\
@@ -33,6 +34,7 @@ images of one name get longer names. The resolution is --mpp or --magnification,
 microns per pixel.
 
 A CSV file lists slides, one per line: column path, and optionally mpp, magnification, roi, scene.
+An address (https://, s3://, gs://) names a TIFF, an OME-Zarr or an image; results are written here.
 Of several images in a TIFF the largest is read; of several large ones (scenes) --scene says which.
 
 exit status: 0 all inputs done; 1 some failed (each with a line that says why); 2 nothing was started.
@@ -45,7 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
         "segment", "Find, outline and type the nuclei of whole slides and of images (PNG, JPEG, TIFF, ...).", EPILOG
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="slides, images, folders, patterns such as 'scans/*.svs', CSV lists")
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="slides, images, folders, 'scans/*.svs', addresses, CSV lists",
+    )
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
     add("--formats", metavar="LIST", help="what to write, separated by commas (default: see below)")
     add("--simplify", type=float, default=0.0, metavar="UM", help="fewer points in GeoJSON: microns they may be off")
@@ -116,7 +123,7 @@ def _check_inputs(inputs: Inputs, options: argparse.Namespace) -> None:
 
 def _check_folder(out: Path, inputs: Sequence[str]) -> None:
     """Make the output folder and try to write into it, before anything is computed."""
-    check_out_is_no_input(out, map(Path, inputs))
+    check_out_is_no_input(out, (Path(text) for text in inputs if not is_address(text)))
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out {str(out)!r} is a file, not a folder; choose another")
     try:

@@ -24,6 +24,7 @@ from cellvit.inference.protocol import NucleiModel, load_model
 from cellvit.inference.tta import unwrap_tta, with_tta
 from cellvit.io.formats.base import FORMATS, ImageFacts
 from cellvit.io.images import image_with_remarks
+from cellvit.io.remote import as_path
 from cellvit.io.tables import console_text
 from cellvit.measurement.stains import image_stains
 from cellvit.slide.appearance import appearance_remarks
@@ -90,7 +91,7 @@ def segment_images(
             output.row(job.outcomes[-1].row(job.model.classes.names))
             progress.advance(overall)
     failed = any(outcome.error for outcome in job.outcomes)
-    job.outcomes[:0] = [Outcome(Path(text), error=reason) for text, reason in inputs.missing]
+    job.outcomes[:0] = [Outcome(as_path(text), error=reason) for text, reason in inputs.missing]
     _print_table(job)
     return failed
 

@@ -38,6 +38,7 @@ from cellvit.inference.verify import contents
 from cellvit.io import detections
 from cellvit.io.atomic import atomic_path
 from cellvit.io.provenance import content_of, write_record
+from cellvit.io.remote import as_path
 from cellvit.measurement.slides import MeasuredNuclei, measure_nuclei
 from cellvit.postprocess.measure import nuclei_embeddings, nuclei_from_instances
 from cellvit.slide.open import Slide, open_slide
@@ -213,7 +214,7 @@ def embed_slide(
         autocast_context(precision, network.device)
         name = model if isinstance(model, str | Path) else None
         run = _EmbeddingRun(given, slide, settings, network, name, Path(out), radius, notes)
-        return SlideResult(Path(path), Path(out), run.finish(progress, clock=clock, started=started))
+        return SlideResult(as_path(path), Path(out), run.finish(progress, clock=clock, started=started))
 
 
 def _resolution(
@@ -382,7 +383,7 @@ class _EmbeddingRun:
         begun: Mapping[str, Any],
         unreadable: int,
         *,
-        digest: str,
+        digest: str | None,
         started: datetime,
         clock: float,
     ) -> Mapping[str, Any]:

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cellvit.errors import ImageError
+from cellvit.errors import ImageError, SourceLostError
 from cellvit.inference.tta import TestTimeAugmentation
 from cellvit.io.atomic import atomic_text
+from cellvit.io.provenance import files_in
+from cellvit.io.remote import RemotePath, identity_of
 from cellvit.slide.open import Slide
 
 _SAMPLES = 64
@@ -31,7 +33,8 @@ def quick_hash(slide: Slide) -> str:
     """Return a digest of a slide that does not read all of it.
 
     It covers the size of the file, 64 evenly spaced blocks of 64 KiB, and the hash that the reader makes of
-    formats that consist of several files.
+    formats that consist of several files. Of a folder it covers the names and sizes of all files and the beginning of
+    64 of them; of a slide at an address what :func:`cellvit.io.remote.identity_of` says.
 
     Args:
         slide: An open slide.
@@ -40,6 +43,10 @@ def quick_hash(slide: Slide) -> str:
         64 hexadecimal digits.
     """
     path, digest = slide.path, hashlib.sha256()
+    if isinstance(path, RemotePath):
+        return _remote_digest(path)
+    if path.is_dir():
+        return _quick_hash_of_folder(path)
     try:
         size, stated = path.stat().st_size, slide.properties
         several_files = stated.get("openslide.quickhash-1") or stated.get("dicom.quickhash", "")
@@ -53,6 +60,23 @@ def quick_hash(slide: Slide) -> str:
     return digest.hexdigest()
 
 
+def _quick_hash_of_folder(folder: Path) -> str:
+    files, digest = files_in(folder), hashlib.sha256()
+    try:
+        for file in files:
+            digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
+        for number in sorted({i * (len(files) - 1) // (_SAMPLES - 1) for i in range(_SAMPLES)} if files else ()):
+            with files[number].open("rb") as opened:
+                digest.update(opened.read(_SAMPLE_BYTES))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    return digest.hexdigest()
+
+
+def _remote_digest(path: RemotePath) -> str:
+    return hashlib.sha256(json.dumps(identity_of(path), sort_keys=True).encode()).hexdigest()
+
+
 def _unreadable(path: Path, error: OSError) -> ImageError:
     return ImageError(f"slide {str(path)!r} cannot be read ({error.strerror or error}); check the disk")
 
@@ -61,6 +85,7 @@ class BackgroundDigest:
     """The SHA-256 of a slide's file, computed by a thread beside the work. Use it as a context: leaving stops it.
 
     A run that was stopped has left the digest it saw; if the file has another one now, parts of two slides would mix.
+    A slide at an address is not read as a whole: what it is known by is compared, at the beginning and at the end.
 
     Args:
         path: The file.
@@ -80,38 +105,62 @@ class BackgroundDigest:
         self._stop.set()
         self._pool.shutdown(wait=True)
 
-    def result(self) -> str:
+    def result(self) -> str | None:
         """Wait for the digest.
 
         Returns:
-            64 hexadecimal digits.
+            64 hexadecimal digits; None of a slide at an address.
 
         Raises:
             ImageError: If the file cannot be read, or is no longer the one that an earlier run has begun.
         """
-        return self._digest.result()
+        found = self._digest.result()
+        if not isinstance(self._path, RemotePath):
+            return found
+        if _remote_digest(self._path) != found:
+            raise self._changed()
+        return None
 
     def _compute(self) -> str:
-        digest = hashlib.sha256()
         try:
-            with self._path.open("rb") as file:
-                while not self._stop.is_set() and (block := file.read(_BLOCK)):
-                    digest.update(block)
+            found = self._whole()
+        except SourceLostError:
+            raise
         except OSError as error:
             raise _unreadable(self._path, error) from error
-        found = digest.hexdigest()
         if self._stop.is_set():
             return found
         before = self._kept.read_bytes() if self._kept.exists() else b""
         if (
             _DIGEST.fullmatch(before) and before != found.encode()
         ):  # what is no digest, as after power was lost, is none
-            raise ImageError(
-                f"slide {str(self._path)!r} was changed since its results were begun; pass overwrite=True to start anew"
-            )
+            raise self._changed()
         with atomic_text(self._kept) as file:
             file.write(found)
         return found
+
+    def _whole(self) -> str:
+        """Return the digest of all bytes; of a folder, that of :func:`cellvit.io.provenance.content_of`."""
+        if isinstance(self._path, RemotePath):
+            return _remote_digest(self._path)
+        if not self._path.is_dir():
+            return self._digest_of(self._path)
+        names = (
+            f"{file.relative_to(self._path).as_posix()}\0{self._digest_of(file)}\n" for file in files_in(self._path)
+        )
+        return hashlib.sha256("".join(names).encode()).hexdigest()
+
+    def _digest_of(self, path: Path) -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while not self._stop.is_set() and (block := file.read(_BLOCK)):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def _changed(self) -> ImageError:
+        return ImageError(
+            f"slide {str(self._path)!r} was changed since its results were begun; pass overwrite=True to start anew"
+        )
 
 
 def weights_hash(model: Any) -> str:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.errors import DataError, ImageError
+from cellvit.errors import DataError, ImageError, SourceLostError
 from cellvit.geometry.regions import Region
 from cellvit.inference.fingerprints import quick_hash
 from cellvit.inference.image import tile_grid
@@ -19,6 +19,7 @@ from cellvit.inference.resume import TILES_PER_CHUNK
 from cellvit.inference.settings import SlideSettings
 from cellvit.io.images import Rgb8
 from cellvit.io.regions import read_region
+from cellvit.io.remote import remote_remarks
 from cellvit.measurement.measure import TileMeasurement, stains_at
 from cellvit.slide.appearance import appearance_remarks
 from cellvit.slide.open import Slide
@@ -130,6 +131,8 @@ class PreparedSlide:
         tile = self.grid.tile(index)
         try:
             return self.view.read(tile.x, tile.y, tile.width, tile.height), True
+        except SourceLostError:  # it ends the run, which goes on with what is finished when the slide is back
+            raise
         except ImageError:
             return np.full((tile.height, tile.width, 3), 255, np.uint8), False
 
@@ -163,7 +166,8 @@ class PreparedSlide:
             "cellvit_version": version,
         }
         slide = {"quick_hash": quick_hash(self.slide), "reader": self.slide.reader}
-        scene = self.slide.properties.get("tiff.scene", settings.scene)
+        stated = (text for name, text in self.slide.properties.items() if name.endswith(".scene"))
+        scene = next(stated, settings.scene)
         if scene is not None:  # results of files with one image stay valid
             slide["scene"] = str(scene)
         return {"slide": slide, "model": {"weights": weights}, "settings": dict(facts)}
@@ -186,7 +190,7 @@ def prepare_slide(slide: Slide, settings: SlideSettings, *, model_mpp: float) ->
     view = SlideView(slide, mpp=resolution.mpp, target_mpp=model_mpp)
     grid = tile_grid(view.width, view.height, tile_size=settings.tile_size, overlap=settings.overlap)
     # readers of other packages may not know of warnings
-    warnings = [*getattr(slide, "warnings", ()), *warnings]
+    warnings = [*remote_remarks(slide.path), *getattr(slide, "warnings", ()), *warnings]
     region = None
     if settings.roi is not None:
         region, notes = read_region(settings.roi)

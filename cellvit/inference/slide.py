@@ -20,6 +20,7 @@ from cellvit.inference.resume import ResumeFolder
 from cellvit.inference.run import SlideRun
 from cellvit.inference.settings import DEFAULT_FORMATS, Origin, SlideSettings
 from cellvit.inference.tta import unwrap_tta, with_tta
+from cellvit.io.remote import as_path
 from cellvit.slide.open import open_slide
 from cellvit.slide.resolution import slide_resolution
 from cellvit.types import Nuclei
@@ -161,7 +162,7 @@ def segment_slide(
         )
     )
     load = partial(load_model, model, device=device, trust=trust)
-    result = run_slide(Path(path), Path(out), settings, load, named, progress)
+    result = run_slide(as_path(path), Path(out), settings, load, named, progress)
     for text in result.summary["warnings"]:
         warnings.warn(f"{str(path)!r}: {text}", stacklevel=2)
     return result

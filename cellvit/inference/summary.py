@@ -16,6 +16,8 @@ from cellvit.inference.prepare import PreparedSlide
 from cellvit.inference.protocol import NucleiModel, about_of
 from cellvit.inference.resources import peak_memory
 from cellvit.inference.settings import FORMATS, SlideSettings
+from cellvit.io.provenance import size_of
+from cellvit.io.remote import RemotePath, identity_of
 from cellvit.measurement.measure import TileMeasurement
 
 SUMMARY_SCHEMA = 1
@@ -77,13 +79,13 @@ class SlideFacts:
         }
 
     def summary(
-        self, table: SlideTable, *, digest: str, started: datetime, batch_size: int, notes: Sequence[str] = ()
+        self, table: SlideTable, *, digest: str | None, started: datetime, batch_size: int, notes: Sequence[str] = ()
     ) -> dict[str, Any]:
         """Return the content of ``summary.json`` without the times of the stages and the digests of the files.
 
         Args:
             table: The nuclei, after they were written.
-            digest: SHA-256 of the slide's file.
+            digest: SHA-256 of the slide's file; None of one at an address, which is not read as a whole.
             started: When the run began.
             batch_size: Tiles that went through the network together.
             notes: What else the user should know.
@@ -162,13 +164,14 @@ class SlideFacts:
             f"{width} x {height} px at x={x}, y={y}; copy the slide again and run it with overwrite=True"
         ]
 
-    def _slide(self, digest: str) -> dict[str, Any]:
+    def _slide(self, digest: str | None) -> dict[str, Any]:
         slide = self.prepared.slide
         return {
             "path": str(slide.path.resolve()),
             "name": slide.path.name,
-            "size_bytes": slide.path.stat().st_size,
+            "size_bytes": size_of(slide.path),
             "sha256": digest,
+            **({"remote": identity_of(slide.path)} if isinstance(slide.path, RemotePath) else {}),
             "reader": slide.reader,
             "width": slide.level_sizes[0][0],
             "height": slide.level_sizes[0][1],

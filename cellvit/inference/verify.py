@@ -11,6 +11,7 @@ from cellvit.inference.cohort.summary import read_summary as read_cohort
 from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary
 from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import content_of, size_of
+from cellvit.io.remote import as_path
 
 OK, UNKNOWN, MISSING, DAMAGED = "ok", "unknown", "missing", "damaged"
 STATUSES = (OK, UNKNOWN, MISSING, DAMAGED)
@@ -138,9 +139,9 @@ def slide_path(summary: Mapping[str, Any], slides: str | Path | None = None) -> 
         slides: The slide, or a folder that holds it, to look at first.
     """
     name = summary["slide"]["name"]
-    given = [] if slides is None else [Path(slides) / name, Path(slides)]
+    given = [] if slides is None else [as_path(slides) / name, as_path(slides)]
     return next(
-        (path for path in (*given, Path(summary["slide"]["path"])) if path.exists() and path.name == name), None
+        (path for path in (*given, as_path(summary["slide"]["path"])) if path.exists() and path.name == name), None
     )
 
 

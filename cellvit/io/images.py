@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cellvit.errors import ImageError
+from cellvit.errors import ImageError, SourceLostError
 from cellvit.io.pixels import Rgb8 as Rgb8
 from cellvit.io.pixels import Samples, clear_remarks, tiff_samples
 from cellvit.io.pixels import to_rgb as to_rgb
+from cellvit.io.remote import RemotePath, as_path
 from cellvit.io.resolution import CONTRADICTION, StatedResolution, Statement, apart, settle
 from cellvit.io.scenes import SceneName, choose_scene, tiff_scenes
-from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile, tags_statement, tiff_resolution
+from cellvit.io.tiff_metadata import is_tiff, open_tiff, tags_statement, tiff_resolution
 
 if TYPE_CHECKING:  # the library is loaded when the first file is read
     from tifffile import TiffFile
@@ -47,7 +48,7 @@ def read_image(path: str | Path, *, scene: SceneName | None = None) -> Rgb8:
     frame is read. What is guessed or left out is a warning.
 
     Args:
-        path: The file.
+        path: The file, or its address.
         scene: Number, from 0, or name of the image to read, where a TIFF holds several.
 
     Returns:
@@ -76,7 +77,7 @@ def image_with_remarks(path: str | Path, *, scene: SceneName | None = None) -> t
     Raises:
         ImageError: See :func:`read_image`.
     """
-    path = Path(path)
+    path = as_path(path)
     require_file(path)
     tiff = is_tiff(path)
     readers = (_read_tiff, _read_pillow) if tiff else (_read_pillow,)
@@ -84,6 +85,8 @@ def image_with_remarks(path: str | Path, *, scene: SceneName | None = None) -> t
     for reader in readers:
         try:
             return reader(path, scene)
+        except SourceLostError:
+            raise
         except ImageError as error:
             raise ImageError(f"{str(path)!r}: {error}") from error
         except UnidentifiedImageError as error:
@@ -128,14 +131,15 @@ def read_resolution(path: str | Path, *, scene: SceneName | None = None) -> Stat
         path: An image file; one that is missing or damaged states nothing, nor does one of which no image is chosen.
         scene: Number or name of the image that is meant, see :func:`read_image`.
     """
-    import tifffile
-
+    path = as_path(path)
     try:
-        if is_tiff(Path(path)):
-            with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
+        if is_tiff(path):
+            with open_tiff(path) as tiff:
                 return _scene_resolution(tiff, scene)
-        with open_pillow(Path(path)) as image:
+        with open_pillow(path) as image:
             return settle([s for s in (_density(image),) if s is not None])
+    except SourceLostError:
+        raise
     except DAMAGE:  # an ImageError is among them; whoever reads the pixels says what is wrong
         return StatedResolution()
 
@@ -205,7 +209,7 @@ def open_pillow(path: Path) -> Image.Image:
     with _PILLOW_LOCK:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path)
+            return Image.open(path.open("rb") if isinstance(path, RemotePath) else path)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -240,10 +244,8 @@ def _told(array: NDArray[Any]) -> tuple[Rgb8, list[str]]:
 
 def _page_of(path: Path, scene: SceneName | None) -> int:
     """Return which page of a TIFF holds the image that is meant; the first of a file that only Pillow understands."""
-    import tifffile
-
     try:
-        with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
+        with open_tiff(path) as tiff:
             index = choose_scene(tiff_scenes(tiff), scene)[0].levels[0].pages[0].index
     except ImageError:
         raise
@@ -262,9 +264,7 @@ def _plain_depth(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _read_tiff(path: Path, scene: SceneName | None) -> tuple[Rgb8, list[str]]:
-    import tifffile
-
-    with quiet_tifffile(), tifffile.TiffFile(path) as tiff:
+    with open_tiff(path) as tiff:
         chosen, remarks = choose_scene(tiff_scenes(tiff), scene)
         series, page = chosen.levels[0], chosen.page
         _require_size(page.imagewidth, page.imagelength)

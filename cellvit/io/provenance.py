@@ -8,6 +8,7 @@ from typing import Any
 
 from cellvit.errors import OutputError
 from cellvit.io.format import write_json
+from cellvit.io.remote import RemotePath
 
 _TEXT, _LIST = 40, 200  # longest values that are shown whole
 
@@ -38,13 +39,15 @@ def file_state(path: Path) -> dict[str, int]:
     return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
-def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder.
+def size_of(path: Path) -> int | None:
+    """Return the bytes of a file, or of all files in a folder; None for a folder at an address.
 
     Args:
         path: What exists.
     """
-    return sum(item.stat().st_size for item in _files(path))
+    if isinstance(path, RemotePath):
+        return None if path.is_dir() else path.facts().bytes
+    return sum(item.stat().st_size for item in files_in(path))
 
 
 def content_of(path: Path) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def content_of(path: Path) -> dict[str, Any]:
     """
     if not path.is_dir():
         return {"bytes": size_of(path), "sha256": _sha256(path)}
-    names = [f"{item.relative_to(path).as_posix()}\0{_sha256(item)}\n" for item in _files(path)]
+    names = [f"{item.relative_to(path).as_posix()}\0{_sha256(item)}\n" for item in files_in(path)]
     return {"bytes": size_of(path), "sha256": hashlib.sha256("".join(names).encode()).hexdigest()}
 
 
@@ -105,7 +108,12 @@ def write_record(path: Path, facts: Mapping[str, Any]) -> None:
     write_json(path, facts)
 
 
-def _files(path: Path) -> list[Path]:
+def files_in(path: Path) -> list[Path]:
+    """Return all files in a folder and in those within, by name; of a file, the file.
+
+    Args:
+        path: A local file or folder.
+    """
     return sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
 
 

@@ -23,6 +23,19 @@ _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType
 _COMPANION = re.compile(r"^\s*(label|macro|overview|thumbnail|barcode|preview|slide ?preview)\b", re.I | re.M)
 
 
+class SeveralImagesError(ImageError):
+    """A file holds several images of full size, and none is chosen.
+
+    Args:
+        text: The message.
+        scenes: These images.
+    """
+
+    def __init__(self, text: str, scenes: "Sequence[Measured]" = ()) -> None:
+        super().__init__(text)
+        self.scenes = tuple(scenes)
+
+
 class Named(Protocol):
     """An image of a file that can be chosen; as text, it is number, name and size."""
 
@@ -102,6 +115,40 @@ class Scene:
         return f"{self.index}{name} ({self.size[0]} x {self.size[1]} px)"
 
 
+@dataclass(frozen=True)
+class PlainScene:
+    """An image of a file or a store that is no TIFF; :class:`Scene` says what each attribute is."""
+
+    index: int
+    name: str
+    size: tuple[int, int]
+    companion: bool = False
+    reduced: bool = False
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return self.size[0] * self.size[1]
+
+    def __str__(self) -> str:
+        """Return number, name and size."""
+        name = f" {self.name!r}" if self.name else ""
+        return f"{self.index}{name} ({self.size[0]} x {self.size[1]} px)"
+
+
+def is_companion(name: str) -> bool:
+    """Tell whether an image is called a label, an overview, a thumbnail or the like.
+
+    Args:
+        name: What the file calls it.
+
+    Example:
+        >>> is_companion("Macro image"), is_companion("Slide 7")
+        (True, False)
+    """
+    return _COMPANION.search(name) is not None
+
+
 def tiff_scenes(tiff: "TiffFile") -> list[Scene]:
     """Return every image of a file in its order. Pages of one size that no metadata join are images of their own.
 
@@ -145,9 +192,10 @@ def choose_scene(scenes: Sequence[Largest], wanted: SceneName | None = None) -> 
     ]
     full = [largest, *(scene for scene in others if scene.area >= _FULL * largest.area)]
     if len(full) > 1:
-        raise ImageError(
+        raise SeveralImagesError(
             f"the file holds several images of full size: {listed(full)}; choose one by its number or its name, "
-            f"such as scene={full[0].index}"
+            f"such as scene={full[0].index}",
+            full,
         )
     first = scenes[0]
     if first is not largest and not first.reduced and first not in others:

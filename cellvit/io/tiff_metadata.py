@@ -8,14 +8,15 @@ import logging
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from cellvit.errors import ImageError
+from cellvit.errors import ImageError, SourceLostError
+from cellvit.io.remote import RemotePath
 from cellvit.io.resolution import (
     CONTRADICTION,
     StatedResolution,
@@ -50,8 +51,24 @@ def is_tiff(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    except SourceLostError:
+        raise
     except OSError as error:
         raise ImageError(f"{str(path)!r} cannot be opened ({error.strerror}); check its permissions") from error
+
+
+@contextmanager
+def open_tiff(path: Path) -> Iterator["TiffFile"]:
+    """Return a context that yields a TIFF, whose remarks stay out of the user's terminal.
+
+    Args:
+        path: A local file, or one at an address.
+    """
+    from tifffile import TiffFile
+
+    with quiet_tifffile(), ExitStack() as stack:
+        source = stack.enter_context(path.open("rb")) if isinstance(path, RemotePath) else path
+        yield stack.enter_context(TiffFile(source))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.errors import ConfigError, ImageError
+from cellvit.errors import ConfigError, ImageError, SourceLostError
 from cellvit.geometry.polygons import ring_bounds, select_rings
 from cellvit.geometry.raster import draw_rings
 from cellvit.io.images import Rgb8
@@ -166,6 +166,8 @@ def _blocks(
             around = np.sort(np.concatenate([order[a:b] for a, b in ends.T]))
             try:
                 columns = _measured(view, nuclei, some, around, bounds, mpp, stains)
+            except SourceLostError:
+                raise
             except ImageError:  # one damaged place must not cost the rest
                 continue
             yield some, columns
@@ -212,5 +214,7 @@ def _patches(view: Pixels, places: NDArray[np.float64]) -> Iterator[Rgb8]:
         top = min(max(0, round(y) - height // 2), view.height - height)
         try:
             yield reduced(view.read(left, top, width, height), 2)
+        except SourceLostError:
+            raise
         except ImageError:
             continue

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from PIL import Image
 
-from cellvit.errors import ImageError
+from cellvit.errors import ImageError, SourceLostError
 from cellvit.io.images import Rgb8, one_line
-from cellvit.slide.resampling import Levels, level_ratios, resize_box
+from cellvit.slide.resampling import Levels, ratios_of, resize_box
 
 _MOST_PLACES = 4096  # a slide that has lost more of a level is not worth the time
 _HOPELESS = 64  # places that cannot be read before any that can
@@ -26,11 +26,12 @@ class Undamaged:
     Attributes:
         replaced: Places that came from another level, ``(x, y)`` in level-0 pixels.
         lost: Places that no level has.
+        level_ratios: Those of the slide.
     """
 
     def __init__(self, slide: Levels, *, piece: int) -> None:
         self._slide, self._piece, self._good = slide, piece, False
-        self._ratios = level_ratios(slide.level_sizes)
+        self.level_ratios = ratios_of(slide)
         self.replaced: list[tuple[int, int]] = []
         self.lost: list[tuple[int, int]] = []
         self._levels: set[int] = set()
@@ -61,6 +62,8 @@ class Undamaged:
         """
         try:
             found = self._slide.read_region(x, y, width, height, level=level)
+        except SourceLostError:
+            raise
         except ImageError as error:
             if max(width, height) <= self._piece:
                 return self._instead(x, y, width, height, level, error)
@@ -101,10 +104,12 @@ class Undamaged:
         failed = len(self.replaced) + len(self.lost)
         if failed >= _MOST_PLACES or (failed >= _HOPELESS and not self._good):
             raise error
-        place = (round(x * self._ratios[level][0]), round(y * self._ratios[level][1]))
-        for other in [*range(level - 1, -1, -1), *range(level + 1, len(self._ratios))]:
+        place = (round(x * self.level_ratios[level][0]), round(y * self.level_ratios[level][1]))
+        for other in [*range(level - 1, -1, -1), *range(level + 1, len(self.level_ratios))]:
             try:
                 found = self._from(other, (x, y, width, height), level)
+            except SourceLostError:
+                raise
             except ImageError:
                 continue
             self.replaced.append(place)
@@ -116,7 +121,9 @@ class Undamaged:
     def _from(self, other: int, box: tuple[int, int, int, int], level: int) -> Rgb8:
         """Return a place of a level as another level shows it."""
         x, y, width, height = box
-        across, down = (mine / its for mine, its in zip(self._ratios[level], self._ratios[other], strict=True))
+        across, down = (
+            mine / its for mine, its in zip(self.level_ratios[level], self.level_ratios[other], strict=True)
+        )
         left, top, right, bottom = x * across, y * down, (x + width) * across, (y + height) * down
         x0, y0 = math.floor(left), math.floor(top)
         size = (max(1, math.ceil(right) - x0), max(1, math.ceil(bottom) - y0))

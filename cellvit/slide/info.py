@@ -9,8 +9,10 @@ from xml.etree import ElementTree
 
 from cellvit.errors import ImageError
 from cellvit.io.images import DAMAGE, open_pillow
-from cellvit.io.scenes import is_smaller, tiff_scenes
-from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile
+from cellvit.io.provenance import size_of
+from cellvit.io.remote import as_path
+from cellvit.io.scenes import SeveralImagesError, is_smaller, tiff_scenes
+from cellvit.io.tiff_metadata import is_tiff, open_tiff
 from cellvit.slide.open import Slide, is_slide, open_slide
 from cellvit.slide.readers.base import Box, Size
 from cellvit.slide.resolution import image_resolution, slide_resolution
@@ -70,7 +72,7 @@ class SlideInfo:
 
     Attributes:
         path: The file.
-        size_bytes: Its size in bytes.
+        size_bytes: Its size in bytes; None where that is not known, as of a store on a web server.
         reader: What reads it; None if it cannot be opened before a scene is chosen.
         level_sizes: ``(width, height)`` of each level of the pyramid, full resolution first.
         bounds: ``(x, y, width, height)`` of the scanned part in level-0 pixels.
@@ -82,7 +84,7 @@ class SlideInfo:
     """
 
     path: Path
-    size_bytes: int
+    size_bytes: int | None
     reader: str | None
     level_sizes: tuple[Size, ...]
     bounds: Box | None
@@ -103,14 +105,17 @@ def slide_info(path: str | Path) -> SlideInfo:
         ImageError: If the file is missing, empty, damaged, or of no known format. A file of several scenes, of which
             the reader wants one to be chosen, is described without levels, and the reader's error is its warning.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         slide = open_slide(path)
     except ImageError as error:
         facts = _pixel_facts(path, ())
+        if isinstance(error.__cause__, SeveralImagesError):
+            scenes = tuple(Picture(scene.name or str(scene.index), scene.size) for scene in error.__cause__.scenes)
+            facts = replace(facts, scenes=scenes)
         if len(facts.scenes) < 2:
             raise
-        return SlideInfo(path, path.stat().st_size, None, (), None, None, "", None, facts, (str(error),))
+        return SlideInfo(path, size_of(path), None, (), None, None, "", None, facts, (str(error),))
     with slide:
         return info_of(slide)
 
@@ -129,7 +134,7 @@ def info_of(slide: Slide) -> SlideInfo:
     mpp, doubts = _resolution(slide)
     return SlideInfo(
         path=path,
-        size_bytes=path.stat().st_size,
+        size_bytes=size_of(path),
         reader=slide.reader,
         level_sizes=tuple(slide.level_sizes),
         bounds=slide.bounds,
@@ -167,9 +172,7 @@ def _pixel_facts(path: Path, levels: Sequence[Size]) -> PixelFacts:
     """Return what tifffile or Pillow say of a file; nothing where neither knows it."""
     try:
         if is_tiff(path):
-            from tifffile import TiffFile
-
-            with quiet_tifffile(), TiffFile(path) as tiff:
+            with open_tiff(path) as tiff:
                 return _tiff_facts(tiff, levels)
         return _image_facts(path)
     except DAMAGE:

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cellvit.errors import ImageError
+from cellvit.io.ngff import is_zarr
+from cellvit.io.remote import RemotePath, as_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"})
 """What counts as an image in a folder; a file that is named is tried whatever its suffix."""
@@ -30,7 +32,8 @@ def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str
     """Return the files that inputs stand for.
 
     Args:
-        texts: Files, folders (images and slides in them, not in folders within, by name) or patterns with ``* ? [``.
+        texts: Files, folders (images and slides in them, not in folders within, by name), patterns with ``* ? [``, or
+            addresses of files and of OME-Zarr, in which nothing is a pattern.
 
     Returns:
         The files in the order given, each once, of several files of one slide in DICOM one that names it; and for
@@ -38,14 +41,17 @@ def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str
     """
     files: dict[Path, Path] = {}
     missing: list[tuple[str, str]] = []
+    found: list[Path]
     for text in texts:
-        path = Path(text)
-        if path.is_dir():
+        path = as_path(text)
+        if isinstance(path, RemotePath):  # whether something is there, whoever opens it finds out
+            found, reason = [path], ""
+        elif path.is_dir():
             found = _in_folder(path)
             reason = f"folder {text!r} holds no images or slides; name the files if their suffix is unusual{_unseen()}"
         elif not path.exists() and glob.has_magic(text):
             matches = glob.glob(text, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
-            found = sorted(p for p in map(Path, matches) if p.is_file())
+            found = sorted(p for p in map(Path, matches) if p.is_file() or _is_store(p))
             reason = f"nothing matches {text!r}; check the pattern"
         else:
             found, reason = [path], ""
@@ -62,10 +68,17 @@ def _in_folder(folder: Path) -> list[Path]:
     if is_slide_folder(folder):
         return [folder]
     known = known_suffixes()
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    found = [p for p in files if p.suffix.lower() in known]
+    entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    stores = [p for p in entries if _is_store(p)]
+    files = sorted(p for p in entries if p.is_file())
+    found = [p for p in files if p.name.lower().endswith(tuple(known))] + stores
     slides, damaged, _ = _dicom([p for p in files if p not in set(found)])
     return sorted([*found, *(slides or damaged)])
+
+
+def _is_store(path: Path) -> bool:
+    """Tell whether a folder is a slide in itself, and not one of several files."""
+    return path.is_dir() and is_zarr(path)
 
 
 def _each_slide_once(files: Sequence[Path]) -> list[Path]:
@@ -82,7 +95,7 @@ def _dicom(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     from cellvit.io.dicom import instance_of, is_dicom, one_per_slide
 
     instances, damaged = [], []
-    for path in filter(is_dicom, files):
+    for path in filter(is_dicom, (path for path in files if not isinstance(path, RemotePath))):
         try:
             instance = instance_of(path)
         except ImageError:

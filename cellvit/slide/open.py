@@ -8,8 +8,9 @@ from typing import Protocol, Self, cast
 
 from PIL import UnidentifiedImageError
 
-from cellvit.errors import ImageError
+from cellvit.errors import ImageError, SourceLostError
 from cellvit.io.images import DAMAGE, Rgb8, require_file
+from cellvit.io.remote import RemotePath, as_path
 from cellvit.io.scenes import SceneName
 from cellvit.slide.naming import SLIDE_SUFFIXES
 from cellvit.slide.readers.base import OtherReaderError, SlideReader, is_slide_folder, readers_for
@@ -73,18 +74,18 @@ def open_slide(path: str | Path, *, scene: SceneName | None = None) -> Slide:
     What kind of file it is is found by asking the readers in :data:`cellvit.slide.readers.base.READERS`, not by its
     suffix, highest priority first: those of other packages, the formats of scanners with OpenSlide, TIFF, and
     everything that can be read whole. Of several images in a TIFF the largest is read; which was guessed, and what
-    else was, is in ``warnings`` of the slide.
+    else was, is in ``warnings`` of the slide. At an address only TIFF, OME-Zarr and images are read.
 
     Args:
-        path: The file; for formats of several files, the one that OpenSlide names; of a slide in DICOM, any of its
-            files, or their folder.
+        path: The file, or its address, such as ``https://host/a.ome.tif``; for formats of several files, the one that
+            OpenSlide names; of a slide in DICOM, any of its files, or their folder; of an OME-Zarr, its folder.
         scene: Number, from 0, or name of the image to read, where a TIFF holds several.
 
     Raises:
         ImageError: If the file is missing, empty, damaged, a stack, or of no known format; if it holds several images
             of full size and ``scene`` chooses none, or one that is not there.
     """
-    path = Path(path)
+    path = as_path(path)
     if not is_slide_folder(path):
         path = _dicom_file(path)
         require_file(path)
@@ -95,10 +96,17 @@ def open_slide(path: str | Path, *, scene: SceneName | None = None) -> Slide:
                 return _opened(reader, path, scene)
         except OtherReaderError as error:
             refused.append((reader.reader, error))
+        except SourceLostError:
+            raise
         except ImageError as error:
             raise ImageError(_naming(path, error)) from error
     *others, (_, last) = refused  # the reader of images takes everything
     said = f" ({'; '.join(f'{name}: {error}' for name, error in others)})" if others else ""
+    if isinstance(last.__cause__, UnidentifiedImageError) and isinstance(path, RemotePath):
+        raise ImageError(
+            f"{str(path)!r} is not a slide or an image that is read at an address, as TIFF, OME-Zarr, PNG and JPEG "
+            f"are{said}; copy the file here, or convert it to a tiled, pyramidal TIFF or to OME-Zarr"
+        ) from last
     if isinstance(last.__cause__, UnidentifiedImageError):
         raise ImageError(
             f"{str(path)!r} is not a slide or an image that OpenSlide, tifffile or Pillow can read{said}; copy or "
@@ -134,7 +142,7 @@ def is_slide(path: str | Path) -> bool:
     Args:
         path: A file, or a folder that is one slide; what is missing is no slide.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         if not path.is_file():
             return is_slide_folder(path) or _dicom_file(path) != path

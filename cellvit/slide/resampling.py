@@ -59,6 +59,16 @@ def level_ratios(level_sizes: Sequence[tuple[int, int]]) -> list[Pair]:
     return [_ratio((width, height), size) for size in level_sizes]
 
 
+def ratios_of(slide: Levels) -> list[Pair]:
+    """Return how many level-0 pixels a pixel of each level of a slide spans: as its file states it, else by the sizes.
+
+    Args:
+        slide: The slide; readers whose files state it have an attribute ``level_ratios``.
+    """
+    stated: Sequence[Pair] = getattr(slide, "level_ratios", ())
+    return list(stated) or level_ratios(slide.level_sizes)
+
+
 def _ratio(full: tuple[int, int], size: tuple[int, int]) -> Pair:
     stretched = (full[0] / size[0], full[1] / size[1])
     longest = stretched[0] if full[0] >= full[1] else stretched[1]
@@ -173,7 +183,7 @@ class Resampled:
     ) -> None:
         self.size, self.level = size, level
         self._slide, self._filter = slide, filter
-        ratio, level_size = level_ratios(slide.level_sizes)[level], slide.level_sizes[level]
+        ratio, level_size = ratios_of(slide)[level], slide.level_sizes[level]
         self._x, self._y = (
             _Axis(slide.bounds[i], slide.bounds[i + 2], size[i], ratio[i], level_size[i], _REACH[filter])
             for i in range(2)

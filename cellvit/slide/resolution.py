@@ -6,6 +6,7 @@ from typing import Protocol
 
 from cellvit.errors import ConfigError, ImageError
 from cellvit.io.images import read_resolution
+from cellvit.io.remote import as_path
 from cellvit.io.resolution import CONTRADICTION, MAX_MPP, MIN_MPP, StatedResolution, apart, micrometres
 from cellvit.io.scenes import SceneName
 
@@ -106,7 +107,7 @@ def image_resolution(
         ConfigError: If a value is no resolution, or the two contradict each other by more than 10 %.
         ImageError: If the user says nothing and the file states pixels that no camera makes.
     """
-    name, given = f"image {Path(path).name!r}", given_resolution(mpp, magnification)
+    name, given = f"image {as_path(path).name!r}", given_resolution(mpp, magnification)
     stated = read_resolution(path, scene=scene)
     if given is not None:
         return given, _contradictions(name, stated.mpp, stated.magnification, given)

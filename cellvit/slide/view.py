@@ -9,7 +9,7 @@ from PIL import Image
 from cellvit.errors import ConfigError
 from cellvit.io.images import Rgb8
 from cellvit.slide.damage import Undamaged
-from cellvit.slide.resampling import Levels, Resampled, best_level, level_ratios
+from cellvit.slide.resampling import Levels, Resampled, best_level, ratios_of
 from cellvit.types import Nuclei
 
 SAME_MPP = 0.05
@@ -115,7 +115,7 @@ class SlideView:
         size = (max(1, round(full[0] * shrink)), max(1, round(full[1] * shrink)))
         pixel = (full[0] / size[0], full[1] / size[1])
         level = best_level(self.slide.level_sizes, pixel)
-        step = max(pixel) / max(level_ratios(self.slide.level_sizes)[level])
+        step = max(pixel) / max(ratios_of(self.slide)[level])
         sound = Undamaged(self.slide, piece=max(_PIECE, round(_PIECE_STEPS * step)))
         picture = Resampled(sound, size=size, level=level, filter=Image.Resampling.HAMMING).read(0, 0, *size)
         return picture, sound.remarks(level)

@@ -12,7 +12,7 @@ from PIL import Image
 from cellvit.io.images import Rgb8
 from cellvit.slide.damage import Undamaged
 from cellvit.slide.open import Slide
-from cellvit.slide.resampling import Levels, Resampled, best_level, level_ratios
+from cellvit.slide.resampling import Levels, Resampled, best_level, ratios_of
 from cellvit.view.cache import BoundedCache
 
 TILE = 512
@@ -93,7 +93,7 @@ class DeepZoom:
         factor, size, source = 2 ** (self.max_level - level), self.size(level), self._source(level)
         x, y = column * TILE, row * TILE
         width, height = min(TILE, size[0] - x), min(TILE, size[1] - y)
-        across, down = level_ratios(self._slide.level_sizes)[source]
+        across, down = ratios_of(self._slide)[source]
         if level < self.max_level and width * height * factor**2 / (across * down) > _MOST_SOURCE:
             return self._joined(level, column, row, (width, height))
         sound = Undamaged(_Whole(self._slide, (size[0] * factor, size[1] * factor)), piece=_PIECE)
@@ -135,6 +135,7 @@ class _Whole:
     def __init__(self, slide: Levels, size: tuple[int, int]) -> None:
         self._slide = slide
         self.level_sizes = slide.level_sizes
+        self.level_ratios = ratios_of(slide)
         self.bounds = (0, 0, *size)
 
     def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:

@@ -14,6 +14,8 @@ from cellvit.inference.verify import result_folders, slide_path
 from cellvit.io.atomic import is_store
 from cellvit.io.format import visible
 from cellvit.io.parquet import ParquetStream
+from cellvit.io.provenance import size_of
+from cellvit.io.remote import as_path
 from cellvit.io.schema import checked
 from cellvit.labels.table import LABELS_FILE
 from cellvit.slide.naming import expand_inputs
@@ -70,7 +72,7 @@ class _ShownSlide:
 
     path: str
     name: str
-    size_bytes: int
+    size_bytes: int | None
     width: int
     height: int
     bounds: tuple[int, int, int, int]
@@ -134,10 +136,10 @@ def find_sources(paths: Iterable[str | Path], *, slides: str | Path | None = Non
         DataError: If a path does not exist, or holds nothing to look at.
     """
     found: dict[str, Source] = {}
-    for path in map(Path, paths):
+    for path in map(as_path, paths):
         if not path.exists():
             raise DataError(f"{str(path)!r} does not exist; check the path")
-        here = list(_sources_of(path, None if slides is None else Path(slides)))
+        here = list(_sources_of(path, None if slides is None else as_path(slides)))
         if not here:
             raise DataError(f"{str(path)!r} holds no results, slides or images; give a result folder or a slide")
         for source in here:
@@ -202,7 +204,7 @@ def _result(folder: Path, slides: Path | None) -> Source:
         if path is None:
             note = f"the slide {known['path']!r} is not there; say where it is with slides=DIR"
             return replace(source, image_note=note)
-        if path.is_file() and path.stat().st_size != known["size_bytes"]:
+        if path.is_file() and None not in (size := size_of(path), known["size_bytes"]) and size != known["size_bytes"]:
             note = f"the slide {str(path)!r} is another file than was segmented; say where that is with slides=DIR"
             return replace(source, image=None, image_note=note)
     except (CellViTError, OSError) as error:

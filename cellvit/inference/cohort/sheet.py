@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellvit.errors import ConfigError, DataError
+from cellvit.errors import ConfigError, DataError, ImageError
 from cellvit.inference.cohort.job import SlideJob
 from cellvit.io.paths import expand_path
+from cellvit.io.remote import RemotePath, as_path, is_address
 from cellvit.slide.naming import output_names
 
 __all__ = ["CohortRow", "SlideJob", "cohort_jobs", "read_cohort"]
@@ -52,10 +53,10 @@ def read_cohort(csv_path: str | Path) -> list[CohortRow]:
     """Return the slides of a list.
 
     The file is CSV with a line of column names. Columns are separated by commas, semicolons or tabs, whichever gives
-    more columns. ``path`` (or ``slide``) is the slide, absolute or relative to the folder of the list; optional are
-    ``mpp`` (microns per pixel of level 0), ``magnification``, ``roi`` (a GeoJSON file, relative to the list) and
-    ``scene`` (number or name of the image of a TIFF that holds several). An empty value is one that is not given. Other
-    columns are kept.
+    more columns. ``path`` (or ``slide``) is the slide, absolute or relative to the folder of the list, or an address;
+    optional are ``mpp`` (microns per pixel of level 0), ``magnification``, ``roi`` (a GeoJSON file, relative to the
+    list) and ``scene`` (number or name of the image of a TIFF that holds several). An empty value is one that is not
+    given. Other columns are kept.
 
     Args:
         csv_path: The list, in UTF-8 with or without a byte order mark.
@@ -192,9 +193,11 @@ def _existing(folder: Path, column: str, text: str) -> Path:
     if not text:
         raise DataError(f"column {column!r}: no slide is named; write its path, or remove the line")
     try:
-        path = folder / expand_path(text)
-    except ConfigError as error:
+        path = as_path(text) if is_address(text) else folder / expand_path(text)
+    except (ConfigError, ImageError) as error:
         raise DataError(f"column {column!r}: {error}") from error
+    if isinstance(path, RemotePath):
+        return path  # one that does not answer must not keep the others from being done
     if not path.exists():
         raise DataError(f"column {column!r}: '{path}' does not exist; paths are relative to the folder of the list")
     return path

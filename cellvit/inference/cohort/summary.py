@@ -12,6 +12,7 @@ from cellvit.classes import NO_TYPE, palette_color, standard_colors
 from cellvit.errors import DataError, OutputError
 from cellvit.inference.cohort.job import Reporter, SlideJob, SlideOutcome
 from cellvit.io.atomic import keep_aside
+from cellvit.io.remote import as_path
 from cellvit.io.tables import Cell, read_csv, write_csv
 from cellvit.types import Rgb
 
@@ -248,7 +249,7 @@ def _outcome_of(row: Mapping[str, str], folder: Path) -> SlideOutcome:
         raise ValueError(f"status {row['status']!r} is neither 'done' nor 'failed'")
     error = row["error"] or "failed" if row["status"] == "failed" else None
     extra = {_stated_name(name, ours): value for name, value in row.items() if name not in ours}
-    return SlideOutcome(Path(row["slide"]), out, None if error else summary, error, seconds, "", extra)
+    return SlideOutcome(as_path(row["slide"]), out, None if error else summary, error, seconds, "", extra)
 
 
 def _stated_name(heading: str, ours: set[str]) -> str:

@@ -23,6 +23,7 @@ from cellvit.inference.resources import free_memory, peak_memory
 from cellvit.inference.settings import SlideSettings, default_workers
 from cellvit.inference.summary import SlideFacts
 from cellvit.inference.tta import unwrap_tta, with_tta
+from cellvit.io.provenance import size_of
 from cellvit.slide.info import SlideInfo, info_of
 from cellvit.slide.open import open_slide
 from cellvit.slide.resolution import Resolution, slide_resolution
@@ -35,7 +36,7 @@ class SlidePlan:
     Attributes:
         path: The slide.
         info: What its file is.
-        size_bytes: Size of its file, bytes.
+        size_bytes: Size of its file, bytes; None where that is not known.
         reader: What reads it.
         level_sizes: ``(width, height)`` of each level of its pyramid.
         bounds: ``(x, y, width, height)`` of the scanned part, level-0 pixels.
@@ -67,7 +68,7 @@ class SlidePlan:
 
     path: Path
     info: SlideInfo
-    size_bytes: int
+    size_bytes: int | None
     reader: str
     level_sizes: tuple[tuple[int, int], ...]
     bounds: tuple[int, int, int, int]
@@ -188,7 +189,7 @@ def _described(
     return SlidePlan(
         path=slide.path,
         info=info_of(slide),
-        size_bytes=slide.path.stat().st_size,
+        size_bytes=size_of(slide.path),
         reader=slide.reader,
         level_sizes=tuple(slide.level_sizes),
         bounds=slide.bounds,

@@ -17,6 +17,7 @@ import numpy as np
 
 from cellvit.errors import ConfigError, ImageError
 from cellvit.io.images import Rgb8
+from cellvit.io.remote import RemotePath
 from cellvit.io.resolution import StatedResolution
 from cellvit.plugins.registry import Registry
 
@@ -68,8 +69,11 @@ class SlideReader(ABC):
         priority: The reader with the highest number is asked first. OpenSlide has 30, TIFF 20, images read whole 10.
         scenes: Whether ``Reader(path, scene=...)`` chooses one of several images of a file.
         folders: Whether it may take a folder as one slide; others are not asked about folders.
+        addresses: Whether it reads what lies at an address, a :class:`cellvit.io.remote.RemotePath`.
         path: The file.
         level_sizes: ``(width, height)`` per level, full resolution first.
+        level_ratios: Level-0 pixels that a pixel of each level spans, ``(x, y)``, where the file states it; else empty,
+            and the sizes tell.
         bounds: ``(x, y, width, height)`` of the scanned part in level-0 pixels.
         stated_mpp: ``(x, y)`` micrometres per pixel as stated by the file, plausible values only.
         stated_magnification: Power of the objective as stated by the file.
@@ -87,6 +91,7 @@ class SlideReader(ABC):
     priority: ClassVar[int] = 100
     scenes: ClassVar[bool] = False
     folders: ClassVar[bool] = False
+    addresses: ClassVar[bool] = False
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
@@ -121,6 +126,7 @@ class SlideReader(ABC):
     ) -> None:
         self.path = path
         self.level_sizes = level_sizes
+        self.level_ratios: tuple[tuple[float, float], ...] = ()
         self.bounds = bounds or (0, 0, *level_sizes[0])
         resolution = resolution or StatedResolution(stated_mpp, magnification=stated_magnification)
         self.stated_mpp = resolution.mpp
@@ -200,11 +206,12 @@ def readers_for(path: Path) -> list[type[SlideReader]]:
     """Return the readers that may be asked about a file or a folder, in the order in which they are asked.
 
     Args:
-        path: A file, or a folder, of which only readers of folders know something.
+        path: A file, or a folder, of which only readers of folders know something; or what lies at an address.
     """
     found = [entry.cls for entry in READERS.entries() if entry.cls is not None]
-    folder = path.is_dir()
-    return sorted((reader for reader in found if reader.folders or not folder), key=lambda reader: -reader.priority)
+    folder, remote = path.is_dir(), isinstance(path, RemotePath)
+    able = (reader for reader in found if (reader.folders or not folder) and (reader.addresses or not remote))
+    return sorted(able, key=lambda reader: -reader.priority)
 
 
 def is_slide_folder(path: Path) -> bool:

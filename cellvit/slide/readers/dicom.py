@@ -25,7 +25,7 @@ from cellvit.io.images import DAMAGE, Rgb8, one_line
 from cellvit.io.resolution import StatedResolution, Statement, settle
 from cellvit.io.scenes import SceneName, choose_scene, is_smaller
 from cellvit.io.spatial import require
-from cellvit.slide.readers.base import READERS, OtherReaderError, Size, SlideReader
+from cellvit.slide.readers.base import READERS, OtherReaderError, Size, SlideReader, cache_bytes
 from cellvit.slide.readers.chunks import ChunkCache, assemble, chunks_of
 
 CACHE_BYTES = 2**28
@@ -156,7 +156,7 @@ class DicomSlide(SlideReader):
             self._source.close()
             raise
         self._levels = chosen.levels
-        self._cache = ChunkCache(CACHE_BYTES, largest=_MOST_BYTES)
+        self._cache = ChunkCache(cache_bytes(CACHE_BYTES), largest=_MOST_BYTES)
 
     def close(self) -> None:
         """Close the files and forget what was decoded; closing twice does nothing more."""

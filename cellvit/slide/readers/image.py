@@ -23,6 +23,7 @@ class ImageSlide(SlideReader):
     reader = "pillow"
     priority = 10
     scenes = True
+    addresses = True
 
     @classmethod
     def accepts(cls, path: Path) -> bool:

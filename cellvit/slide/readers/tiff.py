@@ -6,7 +6,6 @@ Two pieces: which images of a file are the levels of a pyramid and where their s
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cellvit.errors import ImageError
+from cellvit.errors import ImageError, SourceLostError
 from cellvit.io.images import DAMAGE, Rgb8, channels_last, one_line
 from cellvit.io.pixels import Samples, tiff_samples
+from cellvit.io.remote import RemoteFile, RemotePath
 from cellvit.io.resolution import StatedResolution
 from cellvit.io.scenes import Scene, SceneName, choose_scene, is_smaller, tiff_scenes
-from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile, tiff_resolution
+from cellvit.io.tiff_metadata import is_tiff, open_tiff, quiet_tifffile, tiff_resolution
+from cellvit.slide.naming import SLIDE_SUFFIXES
 from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, Size, SlideReader, cache_bytes
 from cellvit.slide.readers.chunks import ChunkCache, assemble, chunks_of
 
@@ -210,6 +211,7 @@ class TiffSlide(SlideReader):
     reader = "tiff"
     priority = 20
     scenes = True
+    addresses = True
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
@@ -227,9 +229,7 @@ class TiffSlide(SlideReader):
         Args:
             path: The file.
         """
-        from tifffile import TiffFile
-
-        with quiet_tifffile(), TiffFile(path) as tiff:
+        with open_tiff(path) as tiff:
             scenes = tiff_scenes(tiff)
             largest = max(scenes, key=lambda scene: scene.area)
             reduced = any(scene.reduced for scene in scenes if scene is not largest)
@@ -238,10 +238,14 @@ class TiffSlide(SlideReader):
     def __init__(self, path: Path, *, scene: SceneName | None = None) -> None:
         from tifffile import TiffFile
 
+        self._file = path.open("rb")
         try:
-            with quiet_tifffile():
-                self._tiff = TiffFile(path)
+            with quiet_tifffile():  # of a local file it maps what is not compressed
+                self._tiff = TiffFile(self._file if isinstance(path, RemotePath) else path)
+        except SourceLostError:
+            raise
         except DAMAGE as error:
+            self._file.close()
             raise OtherReaderError(one_line(error)) from error
         try:
             with quiet_tifffile():
@@ -252,12 +256,12 @@ class TiffSlide(SlideReader):
                     level_sizes=tuple(level.size for level in levels),
                     resolution=_resolution(self._tiff, chosen),
                     properties=_properties(self._tiff, chosen),
-                    warnings=[*remarks, *_dropped(self._tiff, levels[0])],
+                    warnings=[*_elsewhere(path), *remarks, *_dropped(self._tiff, levels[0])],
                 )
             _require_readable(path, levels)
-            self._file = path.open("rb")
         except BaseException as error:
             self._tiff.close()
+            self._file.close()
             if isinstance(error, DAMAGE) and not isinstance(error, ImageError):
                 raise OtherReaderError(one_line(error)) from error
             raise
@@ -290,14 +294,19 @@ class TiffSlide(SlideReader):
         image = self._levels[level]
         try:
             return self._cache.get((level, column, row), lambda: image.decode(column, row, self._bytes))
+        except SourceLostError:
+            raise
         except DAMAGE as error:
             place = (column * image.chunk[0], row * image.chunk[1])
             raise self._damaged(level, (*place, *image.chunk), one_line(error)) from error
 
     def _bytes(self, offset: int, count: int) -> bytes:
-        with self._file_lock:
-            self._file.seek(offset)
-            found = self._file.read(count)
+        if isinstance(self._file, RemoteFile):
+            found = self._file.read_at(offset, count)
+        else:
+            with self._file_lock:
+                self._file.seek(offset)
+                found = self._file.read(count)
         if len(found) < count:
             raise EOFError("the file ends before")
         return found
@@ -310,6 +319,8 @@ class TiffSlide(SlideReader):
         for column, row in _spread(self._levels[0].grid, 5):
             try:
                 self._chunk(0, column, row)
+            except SourceLostError:
+                raise
             except ImageError as error:
                 first = first or error
             else:
@@ -341,8 +352,12 @@ class TiffSlide(SlideReader):
             return np.asarray(level.mapped[::step, ::step]).reshape(-1, 1, level.samples.count)
         found = [np.empty((0, 1, level.samples.count), level.pages[0].keyframe.dtype)]
         for column, row in _spread(level.grid, _SAMPLE_CHUNKS):
-            with suppress(*DAMAGE):
+            try:
                 found.append(level.stored(column, row, self._bytes).reshape(-1, 1, level.samples.count))
+            except SourceLostError:
+                raise
+            except DAMAGE:
+                continue
         return np.concatenate(found)
 
     def _shows_the_same(self, level: int) -> bool:
@@ -357,6 +372,8 @@ class TiffSlide(SlideReader):
             try:
                 part = Image.fromarray(self.read_region(x, y, side, side, level=level))
                 whole = Image.fromarray(self.read_region(full[0], full[1], full[2], full[3]))
+            except SourceLostError:
+                raise
             except ImageError:  # damage in one of the two says nothing about the other places
                 continue
             compared += 1
@@ -391,6 +408,16 @@ def _require_readable(path: Path, levels: list[TiffLevel]) -> None:
                 f"{str(path)!r} is cut short: level {number} ends at byte {level.end:,} and the file at {size:,}; "
                 "copy or export it again"
             )
+
+
+def _elsewhere(path: Path) -> list[str]:
+    """Return a sentence where another reader would read the file if it were local."""
+    if not isinstance(path, RemotePath) or path.suffix.lower() not in SLIDE_SUFFIXES - {".btf", ".tf8"}:
+        return []
+    return [
+        "it lies at an address and is read as a TIFF; a local copy would be read by OpenSlide, which knows more of its "
+        "scanner, such as the scanned part"
+    ]
 
 
 def _dropped(tiff: "TiffFile", level: TiffLevel) -> list[str]:

@@ -7,6 +7,7 @@ writes the samples that it is given in their order, so that its own RGB is a fil
 """
 
 import struct
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,8 @@ _NAMES = {("u1", 2): "Gray8", ("u2", 2): "Gray16", ("u1", 3): "Bgr24", ("u2", 3)
 _KINDS = {"Gray8": 0, "Gray16": 1, "Bgr24": 3, "Bgr48": 4}
 _CODES = {"none": 0, "jpeg": 1, "jpegxr": 4, "zstd0": 5, "zstd1": 6}
 _RGB, _BGR = (bytes.fromhex(f"24c3dd6f034efe4bb1853d77768dc9{last}") for last in ("0d", "0c"))
-_XML = """<?xml version="1.0"?>
-<ImageDocument><Metadata><Information><Image>
-<SizeX>{width}</SizeX><SizeY>{height}</SizeY>{scenes}
-<Dimensions><Channels><Channel Id="Channel:0" Name="Cam1"><PixelType>{kind}</PixelType></Channel></Channels></Dimensions>
-{objective_ref}</Image>{instrument}</Information>{scaling}</Metadata></ImageDocument>"""
+_MASKED = b"<METADATA><AttachmentSchema><DataFormat>CHUNKCONTAINER</DataFormat></AttachmentSchema></METADATA>"
+_MASK = uuid.UUID("CBE3EA67-5BFC-492B-A16A-ECE378031448").bytes_le
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,8 @@ class CziTile:
         place: ``(x, y)`` of its corner in level-0 pixels.
         ratio: Level-0 pixels in a pixel of it.
         scene: Number of the scene.
-        plane: Further dimensions, such as ``{"Z": 3}``.
+        plane: Further dimensions, such as ``(("Z", 3),)``.
+        valid: ``(h, w)`` bool, which pixels are those of the slide; None says nothing, which means all.
     """
 
     pixels: np.ndarray
@@ -42,6 +41,7 @@ class CziTile:
     ratio: int = 1
     scene: int | None = 0
     plane: tuple[tuple[str, int], ...] = ()
+    valid: np.ndarray | None = None
 
 
 def cut(image, *, tile=128, ratio=1, place=(0, 0), scene=0, plane=(), keep=lambda column, row: True) -> list[CziTile]:
@@ -64,7 +64,9 @@ def cut(image, *, tile=128, ratio=1, place=(0, 0), scene=0, plane=(), keep=lambd
     ]
 
 
-def write_czi(path, tiles: Iterable[CziTile], *, mpp=0.25, power=40, compression="none", metadata=True, quality=95):
+def write_czi(
+    path, tiles: Iterable[CziTile], *, mpp=0.25, power=40, compression="none", quality=95, metadata=True, **about
+):
     """Write a file and return its path.
 
     Args:
@@ -73,22 +75,25 @@ def write_czi(path, tiles: Iterable[CziTile], *, mpp=0.25, power=40, compression
         mpp: Micrometres per pixel, one number, one for each axis, or None for a file that states none.
         power: Of the objective, or None.
         compression: "none", "jpeg", "jpegxr", "zstd0" or "zstd1".
-        metadata: Whether there is XML at all.
         quality: Of JPEG and JPEG XR; 100 loses nothing in JPEG XR.
+        metadata: Whether there is XML at all.
+        about: ``contrast`` of its channels, names of its ``scenes``, the
+            ``program`` that wrote it.
     """
     tiles = list(tiles)
     with Path(path).open("wb") as file:
         file.write(bytes(32 + 512))
-        entries, coded = [], {}  # pixels that are the same object are stored once
+        entries, coded = [], {}  # pixels that are the same object are encoded once
         for number, tile in enumerate(tiles):
             if id(tile.pixels) not in coded:
-                data = _encoded(tile.pixels, compression, quality)
-                entry = _entry(tile, number, file.tell(), compression)
-                head = struct.pack("<iiq", 0, 0, len(data)) + entry
-                coded[id(tile.pixels)] = file.tell()
-                _segment(file, "ZISRAWSUBBLOCK", head.ljust(256, b"\0") + data)
-            entries.append(_entry(tile, number, coded[id(tile.pixels)], compression))
-        xml = _xml(tiles, mpp, power).encode() if metadata else b""
+                coded[id(tile.pixels)] = _encoded(tile.pixels, compression, quality)
+            data = coded[id(tile.pixels)]
+            entries.append(_entry(tile, number, file.tell(), compression))
+            note, beside = (b"", b"") if tile.valid is None else (_MASKED, _mask(tile.valid))
+            head = struct.pack("<iiq", len(note), len(beside), len(data)) + entries[-1]
+            _segment(file, "ZISRAWSUBBLOCK", head.ljust(256, b"\0") + note + data + beside)
+        told = {"contrast": "Brightfield", "scenes": (), "program": "ZEN"} | about
+        xml = _xml(tiles, mpp, power, **told).encode() if metadata else b""
         attachments = file.tell()
         _segment(file, "ZISRAWATTDIR", bytes(256))
         places = [file.tell()]
@@ -114,8 +119,18 @@ def _entry(tile, number, position, compression):
     axes += [(name, start, 1, 1) for name, start in tile.plane]
     axes += [] if tile.scene is None else [("S", tile.scene, 1, 1)]
     axes += [("M", number, 1, 1)] if tile.ratio == 1 else []
-    entry = struct.pack("<2siqiiBBii", b"DV", kind, position, 0, _CODES[compression], 2 * (tile.ratio > 1), 0, 0, len(axes))
-    return entry + b"".join(struct.pack("<4siifi", name.encode(), start, size, start, stored) for name, start, size, stored in axes)
+    entry = struct.pack(
+        "<2siqiiBBii", b"DV", kind, position, 0, _CODES[compression], 2 * (tile.ratio > 1), 0, 0, len(axes)
+    )
+    return entry + b"".join(
+        struct.pack("<4siifi", name.encode(), start, size, start, stored) for name, start, size, stored in axes
+    )
+
+
+def _mask(valid):
+    bits = np.packbits(valid, axis=1)
+    body = struct.pack("<IIII", valid.shape[1], valid.shape[0], 0, bits.shape[1]) + bits.tobytes()
+    return _MASK + struct.pack("<I", len(body)) + body
 
 
 def _encoded(pixels, compression, quality):
@@ -132,29 +147,32 @@ def _encoded(pixels, compression, quality):
     return head + imagecodecs.zstd_encode(stored)
 
 
-def _xml(tiles, mpp, power):
-    scaling = instrument = objective_ref = ""
+def _xml(tiles, mpp, power, contrast, scenes, program):
+    scaling = instrument = used = named = ""
     if mpp is not None:
-        axes = zip("XY", np.broadcast_to(mpp, 2), strict=True)
-        axes = [*axes, ("Z", 1.0)]
-        items = "".join(f'<Distance Id="{axis}"><Value>{float(size) * 1e-6!r}</Value></Distance>' for axis, size in axes)
+        sizes = zip("XYZ", [*np.broadcast_to(mpp, 2).tolist(), 1.0], strict=True)
+        items = "".join(f'<Distance Id="{axis}"><Value>{size * 1e-6!r}</Value></Distance>' for axis, size in sizes)
         scaling = f"<Scaling><Items>{items}</Items></Scaling>"
     if power is not None:
         objective = f'<Objective Id="Objective:1"><NominalMagnification>{power}</NominalMagnification></Objective>'
         instrument = f"<Instrument><Objectives>{objective}</Objectives></Instrument>"
-        objective_ref = '<ObjectiveSettings><ObjectiveRef Id="Objective:1"/></ObjectiveSettings>'
-    scenes = {tile.scene for tile in tiles} - {None}
-    kind = _NAMES[tiles[0].pixels.dtype.str[1:], tiles[0].pixels.ndim]
-    full = [tile for tile in tiles if tile.ratio == 1]
+        used = '<ObjectiveSettings><ObjectiveRef Id="Objective:1"/></ObjectiveSettings>'
+    if scenes:
+        items = "".join(f'<Scene Index="{index}" Name="{name}"/>' for index, name in enumerate(scenes))
+        named = f"<S><Scenes>{items}</Scenes></S>"
+    kinds = {dict(tile.plane).get("C", 0): _NAMES[tile.pixels.dtype.str[1:], tile.pixels.ndim] for tile in tiles}
+    channels = "".join(
+        f'<Channel Id="Channel:{number}" Name="Cam{number}"><PixelType>{kind}</PixelType>'
+        f"<ContrastMethod>{contrast}</ContrastMethod></Channel>"
+        for number, kind in sorted(kinds.items())
+    )
+    full = [tile for tile in tiles if tile.ratio == 1] or tiles
     width, height = (
         max(t.place[i] + t.pixels.shape[1 - i] for t in full) - min(t.place[i] for t in full) for i in (0, 1)
     )
-    return _XML.format(
-        width=width,
-        height=height,
-        scenes=f"<SizeS>{len(scenes)}</SizeS>" if scenes else "",
-        kind=kind,
-        scaling=scaling,
-        instrument=instrument,
-        objective_ref=objective_ref,
-    )
+    count = len({tile.scene for tile in tiles} - {None})
+    sizes = f"<SizeX>{width}</SizeX><SizeY>{height}</SizeY>" + (f"<SizeS>{count}</SizeS>" if count else "")
+    image = f"<Image>{sizes}<Dimensions><Channels>{channels}</Channels>{named}</Dimensions>{used}</Image>"
+    application = f"<Application><Name>{program}</Name></Application>"
+    information = f"<Information>{image}{instrument}{application}</Information>"
+    return f'<?xml version="1.0"?><ImageDocument><Metadata>{information}{scaling}</Metadata></ImageDocument>'

@@ -20,7 +20,7 @@ from cellvit.io.images import Rgb8, one_line
 from cellvit.io.resolution import apart, micrometres
 from cellvit.slide.open import open_slide
 from cellvit.slide.readers.base import Size, SlideReader, readers_for
-from cellvit.slide.referees import REFEREES, Referee, RefusedError
+from cellvit.slide.referees import REFEREES, Referee
 from cellvit.slide.resampling import level_ratios
 from cellvit.slide.view import SlideView
 
@@ -109,6 +109,7 @@ class _Opened:
     version: str
     slide: Any
     mpp: tuple[float, float] | None
+    pyramids: bool
     read: Callable[..., Rgb8] = field(repr=False)
 
 
@@ -135,7 +136,7 @@ def compare_readers(path: str | Path) -> list[ReaderView]:
 def _others(path: Path, first: type) -> Iterator[tuple[str, str, Callable[[], _Opened]]]:
     """Yield name, version and how to open the file, of our other readers and of the referees that are installed."""
     for reader in readers_for(path):
-        if reader is not first and issubclass(reader, SlideReader):
+        if reader is not first and issubclass(reader, SlideReader) and reader.accepts(path):
             yield f"cellvit {reader.reader}", "", partial(_open_own, reader, path)
     for referee in REFEREES:
         with suppress(PackageNotFoundError):
@@ -143,15 +144,13 @@ def _others(path: Path, first: type) -> Iterator[tuple[str, str, Callable[[], _O
 
 
 def _open_own(reader: Any, path: Path) -> _Opened:
-    if not reader.accepts(path):
-        raise RefusedError("leaves such files to others")
     slide: SlideReader = reader(path)
-    return _Opened(reader.reader, "", slide, slide.stated_mpp, slide.read_region)
+    return _Opened(reader.reader, "", slide, slide.stated_mpp, True, slide.read_region)
 
 
 def _open_referee(referee: type[Referee], path: Path) -> _Opened:
     slide = referee(path)
-    return _Opened(referee.name, "", slide, slide.mpp, slide.read)
+    return _Opened(referee.name, "", slide, slide.mpp, slide.pyramids, slide.read)
 
 
 def _view(
@@ -167,26 +166,28 @@ def _view(
         return ReaderView(name, version, refusal=one_line(error))
     slide: _Seen = opened.slide
     try:
-        found = [_difference(opened, region, pixels, first) for region, pixels in wanted.items()]
+        same = slide.level_sizes[0] == first.level_sizes[0]  # regions of pictures of other sizes show other things
+        found = [_difference(opened, region, pixels, first) for region, pixels in wanted.items() if same]
         differences = tuple(difference for difference in found if difference is not None)
     except Exception as error:
         return ReaderView(name, version, slide.level_sizes, opened.mpp, refusal=f"cannot read it: {one_line(error)}")
     finally:
         slide.close()
-    told = (*_facts_apart(slide.level_sizes, opened.mpp, first), *(t for d in differences for t in _apart(d)))
+    told = (*_facts_apart(opened, first), *(t for d in differences for t in _apart(d)))
     return ReaderView(name, version, slide.level_sizes, opened.mpp, differences, told)
 
 
-def _facts_apart(sizes: tuple[Size, ...], mpp: tuple[float, float] | None, first: ReaderView) -> Iterator[str]:
+def _facts_apart(opened: _Opened, first: ReaderView) -> Iterator[str]:
+    """Yield in what size, levels and resolution differ."""
+    sizes, mpp = opened.slide.level_sizes, opened.mpp
     full, own = first.level_sizes[0], sizes[0]
     if own != full:
         yield f"{own[0]} x {own[1]} px instead of {full[0]} x {full[1]}"
-    if len(sizes) != len(first.level_sizes):
+    if opened.pyramids and len(sizes) != len(first.level_sizes):
         yield f"{len(sizes)} level{'s' if len(sizes) > 1 else ''} instead of {len(first.level_sizes)}"
     if (mpp is None) != (first.mpp is None):
-        yield f"{'no resolution' if mpp is None else micrometres(mpp)} instead of " + (
-            "none" if first.mpp is None else micrometres(first.mpp)
-        )
+        names = ["no resolution" if stated is None else micrometres(stated) for stated in (mpp, first.mpp)]
+        yield f"{names[0]} instead of {names[1]}"
     elif mpp is not None and first.mpp is not None and apart(mpp, first.mpp) > SAME_MPP:
         yield f"{micrometres(mpp)} instead of {micrometres(first.mpp)}"
 
@@ -241,9 +242,7 @@ def _difference(opened: _Opened, region: Region, pixels: Rgb8, first: ReaderView
         return None
     x, y, width, height = region.box
     full = opened.slide.level_sizes[level]
-    width, height = min(width, full[0] - x), min(height, full[1] - y)
-    if min(width, height) < 1:
-        return None
+    width, height = min(width, full[0] - x), min(height, full[1] - y)  # a level may be rounded to a pixel less
     seen, pixels = opened.read(x, y, width, height, level=level), pixels[:height, :width]
     gap = np.abs(seen.astype(np.int16) - pixels)
     turned = float(np.abs(seen[..., ::-1].astype(np.int16) - pixels).mean())

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cellvit.io.dicom import is_dicom
 from cellvit.io.images import Rgb8, open_pillow
 from cellvit.io.pixels import to_rgb
 from cellvit.slide.readers.base import Size
@@ -33,10 +34,12 @@ class Referee(ABC):
         distribution: What brings it, for its version.
         level_sizes: ``(width, height)`` of each level that it tells.
         mpp: ``(x, y)`` micrometres per pixel, or None where it says nothing.
+        pyramids: Whether it is asked for smaller levels; else for full resolution only.
     """
 
     name: ClassVar[str]
     distribution: ClassVar[str]
+    pyramids: ClassVar[bool] = True
     level_sizes: tuple[Size, ...]
     mpp: tuple[float, float] | None = None
 
@@ -127,6 +130,7 @@ class PillowReferee(Referee):
     """Pillow, its first frame."""
 
     name, distribution = "Pillow", "pillow"
+    pyramids = False
 
     def _open(self, path: Path, stack: ExitStack) -> None:
         image = stack.enter_context(open_pillow(path))
@@ -147,6 +151,7 @@ class PylibczirwReferee(Referee):
     """pylibCZIrw, whose samples are in the order of the file."""
 
     name, distribution = "pylibCZIrw", "pylibCZIrw"
+    pyramids = False
 
     def _open(self, path: Path, stack: ExitStack) -> None:
         from pylibCZIrw import czi
@@ -172,7 +177,7 @@ class WsidicomReferee(Referee):
     def _open(self, path: Path, stack: ExitStack) -> None:
         from wsidicom import WsiDicom
 
-        if path.is_file() and path.open("rb").read(132)[128:] != b"DICM":
+        if path.is_file() and not is_dicom(path):
             raise RefusedError("no DICOM")
         self._slide = stack.enter_context(WsiDicom.open(path if path.is_dir() else path.parent))
         self._numbers = [level.level for level in self._slide.levels]
@@ -216,6 +221,7 @@ class PyvipsReferee(Referee):
     """libvips, its first image."""
 
     name, distribution = "libvips", "pyvips"
+    pyramids = False
 
     @classmethod
     def version(cls) -> str:

@@ -1,11 +1,11 @@
 """How fast each format of slides is read, beside the same pixels as a tiled TIFF; print one JSON object.
 
 Run as ``python tests/benchmarks/bench_formats.py [--size 40000] [--rounds 2]``. A drawn slide (its side rounded down to
-whole tiles) is written in every format from the same few tiles, so that drawing takes seconds, and read as segmentation reads it: tiles of 1,024 px
-that share 64, row by row, by a process of its own. Formats of one codec are read in turn, so that a busy machine slows
-all of them alike; times are processor seconds of the process, user and system. Memory is the resident set after a
-quarter of the tiles, and its peak: flat means that the two are alike. Files go to a temporary folder (up to 3 GB at
-40,000 px) and are deleted as soon as their codec is done.
+whole tiles) is written in every format from the same few tiles, so that drawing takes seconds, and read as segmentation
+reads it: tiles of 1,024 px that share 64, row by row, by a process of its own. Formats of one codec are read in turn,
+so that a busy machine slows all of them alike; times are processor seconds of the process, user and system. Memory is
+what the process has after a quarter of the tiles, at the end, and at most: flat means that the first two are alike.
+Files go to a temporary folder (up to 4 GB at 40,000 px) and are deleted as soon as their codec is done.
 """
 
 import argparse

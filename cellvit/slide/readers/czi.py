@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -198,7 +199,8 @@ class CziSlide(SlideReader):
             zoom=1 / ratio,
             background_pixel=(1.0, 1.0, 1.0),
         )
-        return pixels[:height, :width, ::-1]
+        pixels = pixels[:height, :width]
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if pixels.shape[2] == 3 else pixels
 
     def _judge_samples(self) -> None:
         """Find out how many of 16 bits count, where the file does not say so."""

@@ -61,10 +61,8 @@ class NpySlide(SlideReader):
 
 def _mapped(path: Path) -> NDArray[np.uint8]:
     """Return an array that stays on the disk, however large it is."""
-    try:
-        pixels: NDArray[np.uint8] = np.load(
-            path, mmap_mode="r", allow_pickle=False
-        )  # a file of others must not run code
+    try:  # a file of others must not run code: no pickles
+        pixels: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise OtherReaderError(str(error)) from error  # another reader may know it
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:

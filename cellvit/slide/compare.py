@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellvit.io.images import Rgb8, one_line
+from cellvit.io.remote import RemotePath, as_path
 from cellvit.io.resolution import apart, micrometres
 from cellvit.slide.open import open_slide
 from cellvit.slide.readers.base import Size, SlideReader, readers_for
@@ -117,12 +118,12 @@ def compare_readers(path: str | Path) -> list[ReaderView]:
     """Return a file as every reader sees it, first the one that opens it for segmentation.
 
     Args:
-        path: A slide or an image.
+        path: A slide or an image; of one at an address, our readers only are asked.
 
     Raises:
         ImageError: If no reader of ours opens it.
     """
-    path = Path(path)
+    path = as_path(path)
     with open_slide(path) as slide:
         name = f"cellvit {slide.reader}"
         regions = list(_regions(slide))
@@ -138,7 +139,7 @@ def _others(path: Path, first: type) -> Iterator[tuple[str, str, Callable[[], _O
     for reader in readers_for(path):
         if reader is not first and issubclass(reader, SlideReader) and reader.accepts(path):
             yield f"cellvit {reader.reader}", "", partial(_open_own, reader, path)
-    for referee in REFEREES:
+    for referee in () if isinstance(path, RemotePath) else REFEREES:  # they are asked about files on a disk only
         with suppress(PackageNotFoundError):
             yield referee.name, referee.version(), partial(_open_referee, referee, path)
 

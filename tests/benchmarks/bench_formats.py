@@ -1,10 +1,11 @@
 """How fast each format of slides is read, beside the same pixels as a tiled TIFF; print one JSON object.
 
-Run as ``python tests/benchmarks/bench_formats.py [--size 40000] [--rounds 2]``. A drawn slide (its side rounded down to
-whole tiles) is written in every format from the same few tiles, so that drawing takes seconds, and read as segmentation
-reads it: tiles of 1,024 px that share 64, row by row, by a process of its own. Formats of one codec are read in turn,
-so that a busy machine slows all of them alike; times are processor seconds of the process, user and system. Memory is
-what the process has after a quarter of the tiles, at the end, and at most: flat means that the first two are alike.
+Run as ``python tests/benchmarks/bench_formats.py [--size 40000] [--rounds 2] [--codecs zstd]``. A drawn slide (its side
+rounded down to whole tiles) is written in every format from the same few tiles, so that drawing takes seconds, and read
+as segmentation reads it: tiles of 1,024 px that share 64, row by row, by a process of its own. Formats of one codec are
+read in turn, so that a busy machine slows all of them alike; times are processor seconds of the process, user and
+system. Memory is what the process has after a quarter of the tiles, at the end, and at most: flat means that the first
+two are alike.
 Files go to a temporary folder (up to 4 GB at 40,000 px) and are deleted as soon as their codec is done.
 """
 
@@ -172,10 +173,11 @@ def child(path, side):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def bench(size, rounds):
+def bench(size, rounds, codecs):
     """Return for each codec and format tiles per processor second, memory, and the ratio to TIFF."""
     drawing, report = Drawing(size), {}
-    for codec, writers in RUNS.items():
+    for codec in codecs:
+        writers = RUNS[codec]
         with tempfile.TemporaryDirectory(prefix="cellvit-bench-") as folder:
             files = {}
             for name, write in writers.items():
@@ -198,8 +200,8 @@ def bench(size, rounds):
             }
     for name, row in report.items():
         codec = name.rpartition(", ")[2]
-        same = f"TIFF, {'jpeg' if codec == 'jpegxr' else codec}"
-        row["of_tiff"] = round(row["tiles_per_second"] / report[same]["tiles_per_second"], 2)
+        twin = report.get(f"TIFF, {'jpeg' if codec == 'jpegxr' else codec}")
+        row["of_tiff"] = None if twin is None else round(row["tiles_per_second"] / twin["tiles_per_second"], 2)
     return report
 
 
@@ -211,13 +213,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=40_000, help="side of the slide in pixels")
     parser.add_argument("--rounds", type=int, default=2, help="how often each format is read")
+    parser.add_argument("--codecs", nargs="+", choices=RUNS, default=list(RUNS), help="which are compared")
     parser.add_argument("--read", metavar="FILE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
         read(options.read, options.size)
         return
     size = options.size // TILE * TILE
-    report = {"size": size, "processor": processor(), "formats": bench(size, options.rounds)}
+    report = {"size": size, "processor": processor(), "formats": bench(size, options.rounds, options.codecs)}
     print(json.dumps(report))
 
 

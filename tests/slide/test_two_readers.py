@@ -6,6 +6,7 @@ path, writes the table of docs/pages/explanation/readers.md anew.
 
 import sys
 from functools import cache
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -247,8 +248,12 @@ def versions():
 
 def test_the_page_shows_the_matrix():
     text = PAGE.read_text(encoding="utf-8")
-    if versions() not in text:
-        pytest.skip(f"the page is of other versions than {versions()}")
+    try:
+        here = versions()
+    except PackageNotFoundError as error:
+        pytest.skip(f"a reader of the page is not installed: {error}")
+    if here not in text:
+        pytest.skip(f"the page is of other versions than {here}")
     assert table() in text
     different = {(view.name, name) for name in FORMATS for view in views(name) if view.disagreements}
     assert {pair for pair in different if not pair[0].startswith("cellvit")} == set(KNOWN)

@@ -6,7 +6,7 @@ as segmentation reads it: tiles of 1,024 px that share 64, row by row, by a proc
 read in turn, so that a busy machine slows all of them alike; times are processor seconds of the process, user and
 system. Memory is what the process has after a quarter of the tiles, at the end, and at most: flat means that the first
 two are alike.
-Files go to a temporary folder (up to 4 GB at 40,000 px) and are deleted as soon as their codec is done.
+Files go to a temporary folder (up to 3 GB at 40,000 px) and are deleted as soon as their codec is done.
 """
 
 import argparse
@@ -45,8 +45,8 @@ def pictures():
     spots = cv2.GaussianBlur((rng.random((side, side)) > 0.9985).astype(np.float32), (0, 0), 5) * 130
     stain = cv2.resize(rng.random((side // 128, side // 128), np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
     amount = np.clip(spots + 0.3 * stain, 0, 1)[..., None]
-    grain = cv2.GaussianBlur(rng.normal(0, 6, (side, side, 3)).astype(np.float32), (0, 0), 1.0)
-    whole = np.clip(WHITE + amount * (INK - WHITE) + grain, 0, 255).astype(np.uint8)
+    grain = cv2.GaussianBlur(rng.normal(0, 2, (side, side, 3)).astype(np.float32), (0, 0), 1.0)
+    whole = np.clip(WHITE + amount * (INK - WHITE) + grain, 0, 255).astype(np.uint8) // 4 * 4  # compresses as tissue
     return [
         [np.ascontiguousarray(whole[y : y + TILE, x : x + TILE]) for x in range(0, side, TILE)]
         for y in range(0, side, TILE)

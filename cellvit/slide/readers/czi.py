@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -190,6 +189,8 @@ class CziSlide(SlideReader):
             place: ``(x, y)`` of the corner in the coordinates of the file.
             ratio: Of the level.
         """
+        import cv2
+
         width, height = int(size[0]), int(size[1])
         more = int(ratio > 1)  # a pixel that is cut off, so that the last one is there whatever is rounded
         pixels: NDArray[Any] = self._czi.read(

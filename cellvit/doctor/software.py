@@ -41,7 +41,7 @@ EXTRAS = {
     "spatial": "write h5ad and SpatialData: cellvit segment --formats h5ad,spatialdata",
     "classify": "train types of your own: cellvit classify",
     "remote": "read slides at addresses: s3://, gs://, https://",
-    "formats": "read CZI, write ImageJ, COCO, DICOM and OME-Zarr, make frames of polars and geopandas, read MATLAB 7.3",
+    "formats": "read DICOM, OME-Zarr and CZI, write ImageJ, COCO, DICOM and others, make frames, read .mat of MATLAB",
 }
 """What the optional packages of the project are for, by the name of the extra."""
 

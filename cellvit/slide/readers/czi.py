@@ -284,9 +284,12 @@ class _Blocks:
 def _library_reader(path: Path) -> Any:
     try:
         from pylibCZIrw import czi
+
+        if not hasattr(czi.CziReader, "enumerate_subblocks"):
+            raise ImportError("an older one is installed")
     except ImportError as error:
         raise OtherReaderError(
-            f"this needs the package 'pylibCZIrw' ({error}); from a checkout: pip install '.[formats]'"
+            f"this needs the package 'pylibCZIrw' 6.1 or newer ({error}); from a checkout: pip install '.[formats]'"
         ) from error
     return czi.open_czi(
         str(path),

@@ -190,7 +190,8 @@ def info_rows(info: "SlideInfo") -> Iterator[tuple[str, str]]:
     yield "pixels", _pixels(info)
     if len(info.pixels.scenes) > 1:
         yield "scenes", f"{len(info.pixels.scenes)}: {_pictures(info.pixels.scenes)}"
-    yield "associated", _pictures(info.pixels.associated) or "none"
+    beside = info.pixels.associated
+    yield "associated", "not known" if beside is None else _pictures(beside) or "none"
 
 
 def _resolution(info: "SlideInfo") -> str:

@@ -127,6 +127,7 @@ def test_scenes_are_one_picture_or_one_of_them(path):
     facts = slide_info(path).pixels
     assert [(picture.name, picture.size) for picture in facts.scenes] == [("left", (300, 200)), ("right", (200, 150))]
     assert (facts.kind, facts.channels, facts.bits, facts.compression) == ("CZI", 3, 8, "none")
+    assert facts.associated is None
 
 
 def test_scenes_that_hide_each_other_are_to_be_chosen(path):

@@ -473,7 +473,7 @@ def _resolution(xml: ElementTree.Element) -> StatedResolution:
     x, y = (None if text is None else length(text, "m") for text in axes)
     quote = " ".join(f"{axis} = {text} m" for axis, text in zip("XY", axes, strict=True) if text is not None)
     missing = f"the distance of {'X' if x is None else 'Y'}"
-    return settle([axes_statement("CZI metadata (Scaling)", quote, (x, y), missing=missing)], magnification=power)
+    return settle([axes_statement("CZI Scaling", quote, (x, y), missing=missing)], magnification=power)
 
 
 def _facts(kind: str, blocks: _Blocks, scenes: Sequence[CziScene], samples: Samples) -> Mapping[str, Any]:
@@ -483,6 +483,7 @@ def _facts(kind: str, blocks: _Blocks, scenes: Sequence[CziScene], samples: Samp
         "bits": _BITS[kind],
         "significant_bits": None if samples.white is None else samples.white.bit_length(),
         "compression": blocks.compression,
+        "associated": None,  # a label and an overview may be attached, which pylibCZIrw does not list
         "scenes": tuple((scene.name or str(scene.index), scene.box[2:]) for scene in scenes),
     }
 

@@ -32,6 +32,8 @@ SAME_COLOUR, SAME_PLACE, SAME_MPP = 2.0, 0.5, 1.005
 """Grey levels of the mean difference, pixels, and the factor of the resolution within which readers agree."""
 
 _THUMBNAIL = 512
+_SMALL = 2**25  # pixels of the smallest level up to which it may be read whole
+_PROBE = 256
 _CONTRAST = 2.0  # grey levels of the standard deviation below which no place can be found again
 _FAR = 16  # pixels to each side in which a shift is looked for
 
@@ -224,9 +226,18 @@ def _regions(slide: Any) -> Iterator[Region]:
 
 
 def _busiest(slide: Any) -> tuple[int, int]:
-    """Return the place in level-0 pixels around which a small picture of the slide has most contrast in green."""
-    picture, _ = SlideView(slide, mpp=(1.0, 1.0), target_mpp=1.0).thumbnail_with_remarks(_THUMBNAIL)
+    """Return the place in level-0 pixels around which a slide has most contrast in green, as far as little is read.
+
+    It is looked for in a small picture of the slide, or, where no level is small, at nine places of full resolution.
+    """
     left, top, width, height = slide.bounds
+    last = slide.level_sizes[-1]
+    if last[0] * last[1] > _SMALL:
+        places = [
+            (left + width * (2 * i + 1) // 6, top + height * (2 * j + 1) // 6) for j in range(3) for i in range(3)
+        ]
+        return max(places, key=lambda at: slide.read_region(*at, _PROBE, _PROBE)[..., 1].std())
+    picture, _ = SlideView(slide, mpp=(1.0, 1.0), target_mpp=1.0).thumbnail_with_remarks(_THUMBNAIL)
     scale = (width / picture.shape[1], height / picture.shape[0])
     green = picture[..., 1].astype(np.float32)
     window = (max(1, round(SIDE / scale[0])), max(1, round(SIDE / scale[1])))

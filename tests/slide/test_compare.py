@@ -80,11 +80,16 @@ def test_colours_sizes_and_resolutions_are_told(seen):
     assert seen(Other(LEVELS, mpp=(0.5, 0.25))).disagreements == ("0.5 x 0.25 µm/px instead of 0.25 µm/px",)
 
 
-def test_only_small_regions_of_a_large_slide_are_read(seen):
+def test_only_small_regions_of_a_large_slide_are_read(seen, monkeypatch):
     large = np.broadcast_to(np.uint8(255), (6000, 9000, 3))
     other = Other([large])
     assert seen(other, levels=[large]).disagreements == ()
     assert other.largest == compare.SIDE**2
+    monkeypatch.setattr(compare, "_SMALL", 1000)
+    wide = np.full((3000, 3000, 3), 255, np.uint8)
+    wide[1500:1700, 2500:2700] = IMAGE[:200, :200]
+    (tissue, *_) = seen(Other([wide]), levels=[wide]).differences
+    assert tissue.region.box == (2244, 1244, 512, 512)  # around the one of nine places where there is something
 
 
 def test_a_library_that_fails_says_why(seen):

@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--radius", type=positive(float), default=4.0, metavar="UM", help="of discs for bare centroids (default: 4)")
     add("--mpp", type=positive(float), metavar="UM", help="microns per pixel (default: as SLIDE, else FILE states)")
     add("--magnification", type=positive(float), metavar="X", help="objective power instead: 40 is 0.25 microns")
-    add("--scene", metavar="N", help="number or name of the image to read, where a TIFF holds several")
+    add("--scene", metavar="N", help="number or name of the image to read, where a file holds several")
     add("--device", default="auto", metavar="NAME", help=f"{', '.join(DEVICES)}, or cuda:1 (default: auto)")
     add("--precision", default="32-true", choices=PRECISIONS[1:], help="of the network (default: 32-true)")
     add("--batch-size", type=positive(int), metavar="N", help="tiles at once (default: 1, or as it was begun)")

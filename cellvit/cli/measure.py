@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FILE", help="what to write (default: FILE with '-measured', as .parquet)")
     add("--mpp", type=positive(float), metavar="UM", help="microns per pixel of the slide")
     add("--magnification", type=positive(float), metavar="X", help="objective power instead: 40 is 0.25 microns")
-    add("--scene", metavar="N", help="number or name of the image to read, where a TIFF holds several")
+    add("--scene", metavar="N", help="number or name of the image to read, where a file holds several")
     add("--overwrite", action="store_true", help="replace a file that exists")
     add_limit_option(parser)
     add_output_options(parser, json="print what was done as a JSON object")

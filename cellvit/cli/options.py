@@ -65,7 +65,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     add("--mpp", type=positive(float), metavar="UM", help="microns per pixel (default: see below)")
     add("--magnification", type=positive(float), metavar="X", help="objective power instead: 40 is 0.25 microns")
-    add("--scene", metavar="N", help="number or name of the image to read, where a TIFF holds several (see docs)")
+    add("--scene", metavar="N", help="number or name of the image to read, where a file holds several (see docs)")
     add(
         "--device",
         default="auto",

@@ -35,7 +35,7 @@ microns per pixel.
 
 A CSV file lists slides, one per line: column path, and optionally mpp, magnification, roi, scene.
 An address (https://, s3://, gs://) names a TIFF, an OME-Zarr or an image; results are written here.
-Of several images in a TIFF the largest is read; of several large ones (scenes) --scene says which.
+Of several images in a file the largest is read; of several large ones (scenes) --scene says which.
 
 exit status: 0 all inputs done; 1 some failed (each with a line that says why); 2 nothing was started.
 """

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ def check_readers() -> Iterator[Finding]:
     """Yield one finding for each reader and each codec that scanners use."""
     picture = _drawing()
     with tempfile.TemporaryDirectory(prefix="cellvit-doctor-") as folder:
-        for name, check in (("OpenSlide", _openslide), ("tifffile", _tifffile), ("Pillow", _pillow)):
+        checks = [("OpenSlide", _openslide), ("tifffile", _tifffile), ("Pillow", _pillow)]
+        if find_spec("pylibCZIrw") is not None:  # of an extra, which another check tells about
+            checks.append(("pylibCZIrw", _czi))
+        for name, check in checks:
             yield _checked(name, lambda check=check: check(Path(folder), picture))  # type: ignore[misc]
     for name in ("JPEG", "JPEG 2000", "LZW", "Deflate"):
         yield _checked(f"{name} codec", lambda name=name: _codec(name, picture), codec=True)  # type: ignore[misc]
@@ -33,6 +37,7 @@ def _checked(name: str, check: Callable[[], str], *, codec: bool = False) -> Fin
         return Finding(SECTION, name, "ok", check())
     except Exception as error:  # compiled libraries raise errors of their own
         packages = "imagecodecs" if codec else "openslide-python openslide-bin tifffile imagecodecs pillow"
+        packages = name if name == "pylibCZIrw" else packages
         advice = f"pip install --upgrade --force-reinstall {packages}"
         return Finding(SECTION, name, "problem", first_line(error), advice)
 
@@ -66,6 +71,18 @@ def _pillow(folder: Path, picture: NDArray[np.uint8]) -> str:
         Image.fromarray(picture).save(path)
         _compare(ImageSlide, path, picture)
     return "reads PNG and JPEG"
+
+
+def _czi(folder: Path, picture: NDArray[np.uint8]) -> str:
+    from pylibCZIrw import czi
+
+    from cellvit.slide.readers.czi import CziSlide
+
+    path = folder / "picture.czi"
+    with czi.create_czi(str(path), compression_options="zstd1:ExplicitLevel=1") as file:
+        file.write(np.ascontiguousarray(picture[..., ::-1]))  # it writes samples as they come, and blue is first
+    _compare(CziSlide, path, picture)
+    return "reads CZI"
 
 
 def _codec(name: str, picture: NDArray[np.uint8]) -> str:

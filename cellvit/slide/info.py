@@ -53,7 +53,7 @@ class PixelFacts:
             the file does not say what it is), or None if there is none.
         compression: Name of the compression.
         scenes: Images of full size.
-        associated: Labels, overviews and other pictures beside them.
+        associated: Labels, overviews and other pictures beside them; None where the library does not tell.
     """
 
     kind: str | None = None
@@ -63,7 +63,7 @@ class PixelFacts:
     alpha: str | None = None
     compression: str | None = None
     scenes: tuple[Picture, ...] = ()
-    associated: tuple[Picture, ...] = ()
+    associated: tuple[Picture, ...] | None = ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _resolution(slide: Slide) -> tuple[tuple[float, float] | None, list[str]]:
 def _own_facts(slide: Slide) -> dict[str, Any]:
     """Return what the reader of a slide says itself; its pictures are pairs of a name and a size."""
     own = dict(getattr(slide, "facts", {}))  # readers of other packages that are no SlideReader have none
-    pictures = {"scenes", "associated"} & own.keys()
+    pictures = [name for name in ("scenes", "associated") if own.get(name) is not None]
     return own | {name: tuple(Picture(*picture) for picture in own[name]) for name in pictures}
 
 

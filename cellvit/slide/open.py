@@ -79,7 +79,7 @@ def open_slide(path: str | Path, *, scene: SceneName | None = None) -> Slide:
     Args:
         path: The file, or its address, such as ``https://host/a.ome.tif``; for formats of several files, the one that
             OpenSlide names; of a slide in DICOM, any of its files, or their folder; of an OME-Zarr, its folder.
-        scene: Number, from 0, or name of the image to read, where a TIFF holds several.
+        scene: Number, from 0, or name of the image to read, where a file holds several.
 
     Raises:
         ImageError: If the file is missing, empty, damaged, a stack, or of no known format; if it holds several images

@@ -98,7 +98,7 @@ def image_resolution(
         path: The file.
         mpp: Micrometres per pixel, if the user says so.
         magnification: Power of the objective, if the user says so; means ``10 / magnification``.
-        scene: Number or name of the image that is meant, where a TIFF holds several.
+        scene: Number or name of the image that is meant, where a file holds several.
 
     Returns:
         The resolution, and one sentence per doubt.

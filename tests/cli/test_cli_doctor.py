@@ -174,7 +174,16 @@ def test_readers_open_what_is_written_for_them():
     found = list(slides.check_readers())
     assert {finding.status for finding in found} == {"ok"}, found
     assert [finding.name for finding in found] == [
-        *("OpenSlide", "tifffile", "Pillow", "JPEG codec", "JPEG 2000 codec", "LZW codec", "Deflate codec"),
+        *(
+            "OpenSlide",
+            "tifffile",
+            "Pillow",
+            "pylibCZIrw",
+            "JPEG codec",
+            "JPEG 2000 codec",
+            "LZW codec",
+            "Deflate codec",
+        ),
     ]
 
 
@@ -184,6 +193,7 @@ def test_readers_open_what_is_written_for_them():
         ("OpenSlide", "cellvit.slide.readers.openslide.OpenSlideReader"),
         ("tifffile", "cellvit.slide.readers.tiff.TiffSlide"),
         ("Pillow", "cellvit.slide.readers.image.ImageSlide"),
+        ("pylibCZIrw", "cellvit.slide.readers.czi.CziSlide"),
     ],
 )
 def test_a_broken_reader_is_told_from_the_others(monkeypatch, name, target):

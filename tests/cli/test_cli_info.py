@@ -67,3 +67,21 @@ def test_rows_say_what_is_special(tmp_path):
     assert "holds several images" in rows["file"]
     rows = dict(info_rows(SlideInfo(tmp_path, 1, "mine", ((9, 9),), (0, 0, 9, 9), None, "", None, PixelFacts(), ())))
     assert (rows["pixels"], rows["resolution"], rows["associated"]) == ("not known", "not stated", "none")
+
+
+def test_compare_says_what_other_readers_see(files, capsys):
+    pytest.importorskip("zarr")
+    assert cli.main(["info", files[0], "--compare"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "every reader compared with the first" in text
+    assert "│ cellvit pillow │ 96 x 64 │ 0.5 │ 0 │ 0.0 │" in text
+    assert "OpenSlide" in text
+    assert cli.main(["info", files[0], files[1], "--compare", "--json"]) == 1
+    row, broken = json.loads(capsys.readouterr().out)
+    views = {view["name"]: view for view in row["readers"]}
+    assert views["cellvit tiff"]["differences"] == []
+    assert views["tifffile"]["mpp"] == [0.5, 0.5]
+    assert views["tifffile"]["disagreements"] == []
+    assert views["tifffile"]["differences"][0]["region"]["name"] == "tissue"
+    assert views["zarr"]["refusal"]
+    assert "readers" not in broken

@@ -119,8 +119,16 @@ def test_installing_leaves_no_trace_in_the_source(installed):
     (site,) = map(Path, installed.folders)
     assert {p.name for p in site.iterdir()} == {"my_lab", "cellvit_my_lab-0.3.0.dist-info"}
     assert {p.name for p in PACKAGE.rglob("*") if "__pycache__" not in p.parts} == {
-        *("README.md", "conftest.py", "conv_stem.py", "centre_head.py", "__init__.py", "pyproject.toml"),
-        *("src", "my_lab", "tests", "test_my_lab.py", "train.yaml"),
+        *(
+            "README.md",
+            "conftest.py",
+            "conv_stem.py",
+            "centre_head.py",
+            "npy_slide.py",
+            "__init__.py",
+            "pyproject.toml",
+        ),
+        *("src", "my_lab", "tests", "test_my_lab.py", "test_npy_slide.py", "train.yaml"),
     }
 
 
@@ -153,6 +161,15 @@ def test_plugins_are_listed_with_the_package_that_brings_them(installed, tmp_pat
             "distribution": "cellvit-my-lab",
             "version": "0.3.0",
             "summary": "A heat map that is 1 at the centre of each nucleus and falls off towards its edge.",
+            "error": None,
+        },
+        {
+            "kind": "reader",
+            "name": "npy",
+            "class": "my_lab.npy_slide.NpySlide",
+            "distribution": "cellvit-my-lab",
+            "version": "0.3.0",
+            "summary": "A slide in scan.npy, half of it in scan.half.npy, micrometres in scan.json.",
             "error": None,
         },
     ]
@@ -229,6 +246,7 @@ def test_faulty_packages_are_listed_with_the_reason(installed, faulty, tmp_path)
         ("pool-b", "lab-b", "1.0"),
         ("centre", "cellvit-my-lab", "0.3.0"),
         ("not-a-head", "lab-b", "1.0"),
+        ("npy", "cellvit-my-lab", "0.3.0"),
     ]
     lost, taken, wrong = (row["error"] for row in rows if row["error"])
     assert lost == "ModuleNotFoundError: No module named 'libscope_7'"

@@ -51,10 +51,10 @@ def grey(tmp_path):
 
 
 def test_our_own_readers_and_the_order_in_which_they_are_asked():
-    assert READERS.names() == ["dicom", "image", "ome-zarr", "openslide", "tiff"]
+    assert READERS.names() == ["czi", "dicom", "image", "ome-zarr", "openslide", "tiff"]
     priority = {name: READERS.get(name).priority for name in READERS}
     order = sorted(READERS, key=priority.get, reverse=True)
-    assert order == ["ome-zarr", "dicom", "openslide", "tiff", "image"]
+    assert order == ["czi", "ome-zarr", "dicom", "openslide", "tiff", "image"]
     assert SlideReader.priority > priority["ome-zarr"]
     assert [row["name"] for row in plugin_rows(["reader"])] == READERS.names()
     assert all(row["summary"] for row in plugin_rows(["reader"]))

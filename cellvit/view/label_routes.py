@@ -2,21 +2,28 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Route
 
-from cellvit.errors import CellViTError, ConfigError, DataError
+from cellvit.errors import ConfigError, DataError
+from cellvit.io.format import visible
 from cellvit.labels.export import write_points
+from cellvit.view.gallery import Gallery, ViewedSlide
 from cellvit.view.labeling import Labeling
-from cellvit.view.labels import LabelConflictError, color_of
+from cellvit.view.labels import LabelConflictError, LabelSession, class_name, color_of
+from cellvit.view.requests import filter_of, json_response, polygon_of
+from cellvit.view.security import refusal
 
 MAX_BODY = 16 << 20
 """Bytes of a request that changes labels."""
@@ -27,102 +34,139 @@ MAX_POINTS = 10_000
 Given = Mapping[str, Any]
 
 
-class RequestError(CellViTError, ValueError):
-    """A request that cannot be answered.
+class MissingError(DataError):
+    """There is nothing at an address."""
 
-    Args:
-        status: Of HTTP.
-        text: What is wrong.
+
+@dataclass(frozen=True)
+class Asked:
+    """A request and what it is about.
+
+    Attributes:
+        gallery: The slides.
+        labeling: Their labels.
+        request: The request.
+        given: Its JSON.
     """
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+    gallery: Gallery
+    labeling: Labeling
+    request: Request
+    given: Given
+
+    @property
+    def slide(self) -> ViewedSlide:
+        """The slide in the address."""
+        return self.gallery.slide(self.request.path_params["id"])
+
+    @property
+    def session(self) -> LabelSession:
+        """The labels of that slide."""
+        return self.labeling.session(self.slide)
 
 
-def label_routes() -> list[Route]:
-    """Return the routes, below the address of the viewer; ``app.state.viewer`` has its slides and their labels."""
-    slide = "/api/slides/{slide}"
-    return [
-        Route(f"{slide}/labels", _answer(_labels)),
-        Route(f"{slide}/labels", _answer(_give), methods=["POST"]),
-        Route(f"{slide}/labels/undo", _answer(_undo), methods=["POST"]),
-        Route(f"{slide}/labels/classes", _answer(_classes), methods=["POST"]),
-        Route(f"{slide}/labels.geojson", _answer(_geojson)),
-        Route(f"{slide}/suggestions", _answer(_suggestions)),
-        Route("/api/train", _answer(_train), methods=["POST"]),
-        Route("/api/apply", _answer(_apply), methods=["POST"]),
-        Route("/api/jobs/{job}", _answer(_job)),
-        Route("/api/classifier/report.html", _answer(_report)),
-    ]
+Handle = Callable[[Asked], Any]
 
 
-def _answer(handle: Callable[[Any, Request, Given], Any]) -> Callable[[Request], Any]:
-    """Return an endpoint that hands the viewer, the request and its JSON to a function on another thread."""
+class LabelExtension:
+    """What labels, training and suggestions add to the server of a viewer.
 
-    async def endpoint(request: Request) -> Response:
-        try:
+    Args:
+        gallery: The slides.
+        moved: Where slides are, if not where they were.
+
+    Attributes:
+        labeling: The labels.
+        routes: Their addresses.
+    """
+
+    def __init__(self, gallery: Gallery, *, moved: Path | None = None) -> None:
+        self._gallery = gallery
+        self.labeling = Labeling(gallery.slides.values(), moved=moved)
+        slide = "/api/slides/{id}"
+        self.routes: list[BaseRoute] = [
+            Route(f"{slide}/labels", self._answer(_labels)),
+            Route(f"{slide}/labels", self._answer(_give), methods=["POST"]),
+            Route(f"{slide}/labels/undo", self._answer(_undo), methods=["POST"]),
+            Route(f"{slide}/labels/classes", self._answer(_classes), methods=["POST"]),
+            Route(f"{slide}/labels.geojson", self._answer(_geojson)),
+            Route(f"{slide}/suggestions", self._answer(_suggestions)),
+            Route("/api/train", self._answer(_train), methods=["POST"]),
+            Route("/api/apply", self._answer(_apply), methods=["POST"]),
+            Route("/api/jobs/{job}", self._answer(_job)),
+            Route("/api/classifier/report.html", self._answer(_report)),
+        ]
+
+    def listed(self, slide: ViewedSlide) -> Given:
+        """Return how many labels a slide has."""
+        return {"labels": self.labeling.count(slide)}
+
+    def about(self, slide: ViewedSlide) -> Given:
+        """Return what the page needs to know of labels when it opens a slide."""
+        facts = {"labels": self.labeling.state(slide), "suggestions": self.labeling.suggested(slide)}
+        return {**facts, "classifier": self.labeling.classifier is not None}
+
+    def _answer(self, handle: Handle) -> Callable[[Request], Awaitable[Response]]:
+        """Return an endpoint that does the work on another thread."""
+
+        async def endpoint(request: Request) -> Response:
             given = await _body(request) if request.method == "POST" else {}
-            found = await run_in_threadpool(handle, request.app.state.viewer, request, given)
-        except CellViTError as error:
-            return JSONResponse({"error": str(error), "hint": ""}, _status(error))
-        return found if isinstance(found, Response) else JSONResponse(found)
+            try:
+                found = await run_in_threadpool(handle, Asked(self._gallery, self.labeling, request, given))
+            except LabelConflictError as error:
+                return refusal(409, visible(error), "")
+            except MissingError as error:
+                return refusal(404, visible(error), "")
+            return found if isinstance(found, Response) else json_response(found)
 
-    return endpoint
-
-
-def _status(error: CellViTError) -> int:
-    if isinstance(error, RequestError):
-        return error.status
-    return 409 if isinstance(error, LabelConflictError) else 404 if isinstance(error, LookupError) else 400
+        return endpoint
 
 
 async def _body(request: Request) -> Given:
-    """Return the JSON object of a request."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise RequestError(415, "labels are changed with JSON; send Content-Type: application/json")
+    """Return the JSON object of a request.
+
+    Raises:
+        ConfigError: If it is none, or too large.
+    """
     data = bytearray()
     async for part in request.stream():
         data += part
         if len(data) > MAX_BODY:
-            raise RequestError(413, f"the request has more than {MAX_BODY >> 20} MB; name fewer nuclei, or draw a lasso")
+            raise ConfigError(f"the request has more than {MAX_BODY >> 20} MB; name fewer nuclei, or draw a lasso")
     try:
         given = json.loads(bytes(data) or b"{}")
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the request is no JSON ({error})") from error
+        raise ConfigError(f"the request is no JSON ({error}); send an object") from error
     if not isinstance(given, dict):
-        raise RequestError(400, "the request is no JSON object")
+        raise ConfigError("the request is no JSON object; send {}, or what is asked for")
     return given
 
 
-def _labels(viewer: Any, request: Request, given: Given) -> Any:
-    slide, labeling = _slide(viewer, request)
-    session = labeling.session(slide)
+def _labels(asked: Asked) -> Any:
+    session = asked.session
     current = session.current
     pairs = zip(current.nucleus.tolist(), current.class_name.tolist(), strict=True)
     rows = [{"row": row, "class": name} for row, name in pairs]
-    return {"classes": labeling.classes(slide), "labels": rows, "can_undo": session.can_undo}
+    return {"classes": asked.labeling.classes(asked.slide), "labels": rows, "can_undo": session.can_undo}
 
 
-def _give(viewer: Any, request: Request, given: Given) -> Any:
-    slide, labeling = _slide(viewer, request)
-    name = given.get("class")
-    if name is not None and name not in labeling.colors(slide, labeling.session(slide).counts()):
-        labeling.set_class(slide, name)
-        name = name.strip()
-    rows = _rows(slide, given)
-    changed = labeling.session(slide).give(rows, slide.centroid[rows], name)
-    return _changed(slide, labeling, changed)
+def _give(asked: Asked) -> Any:
+    slide, session, name = asked.slide, asked.session, asked.given.get("class")
+    rows = _rows(slide, asked.given)
+    if name is not None:
+        name = class_name(name)
+        if name not in asked.labeling.own.all() and session.reason is None:
+            asked.labeling.set_class(slide, name)
+    return _changed(asked, session.give(rows, name))
 
 
-def _undo(viewer: Any, request: Request, given: Given) -> Any:
-    slide, labeling = _slide(viewer, request)
-    return _changed(slide, labeling, labeling.session(slide).undo())
+def _undo(asked: Asked) -> Any:
+    return _changed(asked, asked.session.undo())
 
 
-def _classes(viewer: Any, request: Request, given: Given) -> Any:
-    slide, labeling = _slide(viewer, request)
-    if (reason := labeling.session(slide).reason) is not None:
+def _classes(asked: Asked) -> Any:
+    slide, given, labeling = asked.slide, asked.given, asked.labeling
+    if (reason := asked.session.reason) is not None:
         raise LabelConflictError(reason)
     changed = 0
     if "rename" in given:
@@ -132,83 +176,81 @@ def _classes(viewer: Any, request: Request, given: Given) -> Any:
     else:
         color = given.get("color")
         labeling.set_class(slide, given.get("name", ""), None if color is None else color_of(color))
-    return {**_changed(slide, labeling, changed), "classes": labeling.classes(slide)}
+    return {**_changed(asked, changed), "classes": labeling.classes(slide)}
 
 
-def _changed(slide: Any, labeling: Labeling, changed: int) -> dict[str, Any]:
-    session = labeling.session(slide)
-    facts = {"changed": changed, "count": len(session.current), "revision": slide.revision}
+def _changed(asked: Asked, changed: int) -> dict[str, Any]:
+    session = asked.session
+    facts = {"changed": changed, "count": len(session.current), "revision": asked.slide.revision}
     return {**facts, "can_undo": session.can_undo}
 
 
-def _geojson(viewer: Any, request: Request, given: Given) -> Response:
-    slide, labeling = _slide(viewer, request)
-    current = labeling.session(slide).current
+def _geojson(asked: Asked) -> Response:
+    session = asked.session
+    colors = asked.labeling.colors(asked.slide, session.counts())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "labels.geojson"
-        write_points(current, path, colors=labeling.colors(slide, labeling.session(slide).counts()))
+        write_points(session.current, path, colors=colors)
         data = path.read_bytes()
-    headers = {"Content-Disposition": 'attachment; filename="labels.geojson"'}
+    headers = {"content-disposition": 'attachment; filename="labels.geojson"', "cache-control": "no-store"}
     return Response(data, media_type="application/geo+json", headers=headers)
 
 
-def _suggestions(viewer: Any, request: Request, given: Given) -> Any:
-    slide, labeling = _slide(viewer, request)
-    return {"rows": labeling.suggestions(slide)}
+def _suggestions(asked: Asked) -> Any:
+    return {"rows": asked.labeling.suggestions(asked.slide)}
 
 
-def _train(viewer: Any, request: Request, given: Given) -> Any:
-    return {"job": viewer.labeling.train().id}
+def _train(asked: Asked) -> Any:
+    return {"job": asked.labeling.train().id}
 
 
-def _apply(viewer: Any, request: Request, given: Given) -> Any:
-    names = given.get("slides") or []
+def _apply(asked: Asked) -> Any:
+    names = asked.given.get("slides") or []
     if not isinstance(names, list):
         raise ConfigError(f"slides {names!r:.200}; name them in a list, or none for all")
-    slides = [viewer.slide(str(name)) for name in names]
-    return {"job": viewer.labeling.apply(slides, pictures=given.get("pictures") is not False).id}
+    slides = [asked.gallery.slide(str(name)) for name in names]
+    return {"job": asked.labeling.apply(slides, pictures=asked.given.get("pictures") is not False).id}
 
 
-def _job(viewer: Any, request: Request, given: Given) -> Any:
-    job = viewer.labeling.jobs.get(request.path_params["job"])
+def _job(asked: Asked) -> Any:
+    job = asked.labeling.jobs.get(asked.request.path_params["job"])
     if job is None:
-        raise RequestError(404, "there is no such job; the viewer was started anew, or it is long done")
+        raise MissingError("there is no such job: the viewer was started anew, or it is long done")
     return job.facts()
 
 
-def _report(viewer: Any, request: Request, given: Given) -> Response:
-    classifier = viewer.labeling.classifier
+def _report(asked: Asked) -> Response:
+    classifier = asked.labeling.classifier
     page = None if classifier is None else classifier / "report.html"
     if page is None or not page.is_file():
-        raise RequestError(404, "there is no report; train a classifier first")
-    # its style is inside of it, and its pictures are; it runs nothing
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return Response(page.read_bytes(), media_type="text/html", headers={"Content-Security-Policy": policy})
+        raise MissingError("there is no report; train a classifier first")
+    return FileResponse(page, headers={"cache-control": "no-store"})
 
 
-def _slide(viewer: Any, request: Request) -> tuple[Any, Labeling]:
-    return viewer.slide(request.path_params["slide"]), viewer.labeling
-
-
-def _rows(slide: Any, given: Given) -> NDArray[np.int64]:
-    """Return the nuclei that a request names, or that lie in its lasso."""
+def _rows(slide: ViewedSlide, given: Given) -> NDArray[np.int64]:
+    """Return the nuclei that a request names, or that lie in its lasso and pass its filter."""
     if "polygon" in given:
-        try:
-            polygon = np.array(given["polygon"], np.float64)
-        except (TypeError, ValueError) as error:
-            raise ConfigError("the polygon is no list of points; give [[x, y], ...]") from error
-        if polygon.ndim != 2 or polygon.shape[1:] != (2,) or not 3 <= len(polygon) <= MAX_POINTS:
-            raise ConfigError(f"a polygon of shape {polygon.shape}; give 3 to {MAX_POINTS:,} points [x, y]")
-        if not np.isfinite(polygon).all():
-            raise ConfigError("the polygon has points that are no numbers")
-        chosen = given.get("filter") or {}
-        if not isinstance(chosen, dict):
-            raise ConfigError("the filter is no object of names and values")
-        return np.asarray(slide.rows_in(polygon, {str(key): str(value) for key, value in chosen.items()}), np.int64)
+        table, everything = slide.table(), given.get("filter") or {}
+        if not isinstance(everything, dict):
+            raise ConfigError("the filter is no object of names and values; send what the addresses of tiles hold")
+        query = urlencode({str(name): str(value) for name, value in everything.items()}).encode()
+        chosen = filter_of(Request({"type": "http", "query_string": query, "headers": []}))
+        lasso = polygon_of(_ring(given["polygon"]))
+        area = lasso if chosen.area is None else shapely.intersection(lasso, chosen.area)
+        mask = table.chosen(replace(chosen, area=area), slice(0, len(table)))
+        return table.row[mask].astype(np.int64)
     rows = given.get("rows")
-    if not isinstance(rows, list) or not all(type(row) is int for row in rows):
+    if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < 2**32 for row in rows):
         raise ConfigError("name nuclei by rows=[0, 1, ...], or draw a polygon")
-    count = len(slide.centroid)
-    if wrong := next((row for row in rows if not 0 <= row < count), None):
-        raise DataError(f"row {wrong:d} of {count:,} nuclei; rows count from 0")
     return np.array(rows, np.int64)
+
+
+def _ring(given: Any) -> NDArray[np.float64]:
+    """Return the points ``(K, 2)`` of a lasso."""
+    try:
+        ring = np.array(given, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError("the polygon is no list of points; give [[x, y], ...]") from error
+    if ring.ndim != 2 or ring.shape[1:] != (2,) or not 3 <= len(ring) <= MAX_POINTS or not np.isfinite(ring).all():
+        raise ConfigError(f"a polygon of shape {ring.shape}; give 3 to {MAX_POINTS:,} points [x, y] that are numbers")
+    return ring

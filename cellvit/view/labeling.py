@@ -1,19 +1,19 @@
-"""What a viewer knows of labels: the sessions of its slides, the classes they share, training, and what to label next."""
+"""What a viewer knows of labels: sessions of its slides, classes they share, training, and what to label next."""
 
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from cellvit.classes import PALETTE, Rgb
 from cellvit.errors import ConfigError, DataError
+from cellvit.labels.match import labels_path
+from cellvit.labels.table import read_labels
+from cellvit.view.gallery import ViewedSlide
 from cellvit.view.jobs import Job, Jobs, Say
-from cellvit.view.labels import LabelClasses, LabelConflictError, LabelSession, class_name, hex_of
+from cellvit.view.labels import LabelClasses, LabelConflictError, LabelSession, class_name, color_of, hex_of
 
 FOLDER = "viewer"
 """Beside result folders: what was made in the viewer and is of no single slide."""
@@ -26,40 +26,6 @@ CLASSIFIER = "my-types"
 
 SUGGESTED = 50
 """Nuclei that are suggested at a time."""
-
-
-class LabeledSlide(Protocol):
-    """What labels need of an open slide."""
-
-    @property
-    def id(self) -> str:
-        """Its name in addresses."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-    @property
-    def table(self) -> Path | None:
-        """Its file of nuclei, if it has one in which rows have a place."""
-
-    @property
-    def colors(self) -> dict[str, Rgb]:
-        """Colours of the types of its nuclei by name."""
-
-    @property
-    def centroid(self) -> NDArray[np.float64]:
-        """``(N, 2)`` in the order of the table."""
-
-    @property
-    def revision(self) -> int:
-        """Rises whenever the table is read anew."""
-
-    def digest(self) -> str:
-        """Return the digest of where its nuclei lie."""
-
-    def reload(self) -> None:
-        """Read the table anew."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +49,14 @@ class Labeling:
         moved: Where slides are, if not where they were; for pictures of nuclei.
     """
 
-    def __init__(self, slides: Iterable[LabeledSlide], *, moved: Path | None = None) -> None:
-        self._slides = {slide.id: slide for slide in slides if slide.table is not None}
+    def __init__(self, slides: Iterable[ViewedSlide], *, moved: Path | None = None) -> None:
+        self._slides = {slide.id: slide for slide in slides if table_of(slide) is not None}
         self._sessions: dict[str, LabelSession] = {}
         self._suggested: dict[str, Suggested] = {}
         self._mutex, self._choosing = threading.Lock(), threading.Lock()
         self._moved = moved
         self.jobs = Jobs()
-        self.folder = _common_folder([slide.table for slide in self._slides.values() if slide.table]) / FOLDER
+        self.folder = _common_folder([table for slide in self._slides.values() if (table := table_of(slide))]) / FOLDER
         self.own = LabelClasses(self.folder / CLASSES_FILE)
 
     @property
@@ -99,53 +65,70 @@ class Labeling:
         found = self.folder / CLASSIFIER
         return found if (found / "config.json").is_file() else None
 
-    def session(self, slide: LabeledSlide) -> LabelSession:
+    def session(self, slide: ViewedSlide) -> LabelSession:
         """Return the labels of a slide, which are locked from then on.
 
         Raises:
             DataError: If the slide has no table of nuclei.
         """
-        if slide.table is None or slide.id not in self._slides:
-            raise DataError(f"{slide.name!r} has no table of nuclei to label; run `cellvit segment` on it")
+        table = table_of(slide)
+        if table is None:
+            raise DataError(f"{slide.source.name!r} has no table of nuclei to label; run `cellvit segment` on it")
         with self._mutex:
             if slide.id not in self._sessions:
-                self._sessions[slide.id] = LabelSession(slide.table, digest=slide.digest)
+                self._sessions[slide.id] = LabelSession(table)
             return self._sessions[slide.id]
 
-    def classes(self, slide: LabeledSlide) -> list[dict[str, Any]]:
+    def classes(self, slide: ViewedSlide) -> list[dict[str, Any]]:
         """Return name, colour and number of labels of the classes: those of the viewer first, then others in use."""
         counts = self.session(slide).counts()
         colors = self.colors(slide, counts)
         return [{"name": name, "color": hex_of(rgb), "count": counts.get(name, 0)} for name, rgb in colors.items()]
 
-    def colors(self, slide: LabeledSlide, names: Iterable[str]) -> dict[str, Rgb]:
+    def colors(self, slide: ViewedSlide, names: Iterable[str]) -> dict[str, Rgb]:
         """Return the colours of the classes of the viewer, and of further names: of types of that name, else others."""
-        colors = self.own.all()
+        colors, types = self.own.all(), _types_of(slide)
         for name in names:
-            colors.setdefault(name, slide.colors.get(name) or self._next_color(slide, colors))
+            colors.setdefault(name, types.get(name) or self._next_color(slide, colors))
         return colors
 
-    def palette(self, slide: LabeledSlide) -> list[Rgb]:
+    def palette(self, slide: ViewedSlide) -> list[Rgb]:
         """Return the colours for new classes: those of the palette that no type of the slide has."""
-        taken = set(slide.colors.values())
+        taken = set(_types_of(slide).values())
         return [color for color in PALETTE if color not in taken] or list(PALETTE)
 
-    def state(self, slide: LabeledSlide) -> dict[str, Any]:
+    def state(self, slide: ViewedSlide) -> dict[str, Any]:
         """Return what the page is told about labels when it opens a slide."""
-        if slide.table is None:
-            return {"editable": False, "reason": "there are no nuclei to label", "count": 0, "classes": [], "palette": []}
+        if table_of(slide) is None:
+            return {
+                "editable": False,
+                "reason": "there is no table of nuclei to label",
+                "count": 0,
+                "classes": [],
+                "palette": [],
+            }
         session = self.session(slide)
         reason = session.reason
         facts = {"editable": reason is None, "reason": reason, "note": session.note, "count": len(session.current)}
         palette = [hex_of(color) for color in self.palette(slide)]
         return {**facts, "classes": self.classes(slide), "palette": palette}
 
-    def suggested(self, slide: LabeledSlide) -> int:
+    def count(self, slide: ViewedSlide) -> int:
+        """Return how many nuclei of a slide have a label; one that was not opened is not locked for it."""
+        if slide.id in self._sessions:
+            return len(self._sessions[slide.id].current)
+        path = None if (table := table_of(slide)) is None else labels_path(table)
+        try:
+            return len(read_labels(path).current()) if path is not None and path.is_file() else 0
+        except DataError:  # whoever opens the slide is told
+            return 0
+
+    def suggested(self, slide: ViewedSlide) -> int:
         """Return how many nuclei were suggested and have no label yet; 0 if nobody has asked."""
         known = self._suggested.get(slide.id)
         return 0 if known is None else len(_unlabelled(known.rows, self.session(slide)))
 
-    def set_class(self, slide: LabeledSlide, name: str, color: Rgb | None = None) -> None:
+    def set_class(self, slide: ViewedSlide, name: str, color: Rgb | None = None) -> None:
         """Add a class, or give it another colour.
 
         Args:
@@ -182,19 +165,19 @@ class Labeling:
         having = [key for key, session in sessions.items() if name in session.counts()]
         for key in having:  # before the first one is changed
             if reason := sessions[key].reason:
-                raise LabelConflictError(f"{self._slides[key].name!r}: {reason}")
+                raise LabelConflictError(f"{self._slides[key].source.name!r}: {reason}")
         changed = 0
         for key in having:
             current = sessions[key].current
             rows = current.nucleus[current.class_name == name]
-            changed += sessions[key].give(rows, self._slides[key].centroid[rows], to)
+            changed += sessions[key].give(rows, to)
         return changed
 
-    def _next_color(self, slide: LabeledSlide, taken: Mapping[str, Rgb]) -> Rgb:
+    def _next_color(self, slide: ViewedSlide, taken: Mapping[str, Rgb]) -> Rgb:
         palette = self.palette(slide)
         return next((color for color in palette if color not in taken.values()), palette[len(taken) % len(palette)])
 
-    def suggestions(self, slide: LabeledSlide) -> list[dict[str, Any]]:
+    def suggestions(self, slide: ViewedSlide) -> list[dict[str, Any]]:
         """Return the nuclei to label next, without those that have a label by now; chosen anew when none is left.
 
         Raises:
@@ -206,7 +189,7 @@ class Labeling:
             key, known = self._key(slide), self._suggested.get(slide.id)
             open_ones = [] if known is None or known.key != key else _unlabelled(known.rows, session)
             if not open_ones:
-                open_ones = _suggest(slide, self.classifier)
+                open_ones = _suggest(session.table, self.classifier)
             self._suggested[slide.id] = Suggested(key, open_ones)
             return open_ones
 
@@ -232,7 +215,7 @@ class Labeling:
 
         return self.jobs.start("train", work, report="api/classifier/report.html")
 
-    def apply(self, slides: Sequence[LabeledSlide], *, pictures: bool = True) -> Job:
+    def apply(self, slides: Sequence[ViewedSlide], *, pictures: bool = True) -> Job:
         """Start to give nuclei the types of the classifier.
 
         Args:
@@ -249,15 +232,12 @@ class Labeling:
 
         def work(say: Say) -> str:
             from cellvit.classification.apply import apply_types, update_cohorts
-            from cellvit.inference.resume import SUMMARY
 
             folders, counts, notes = list[Path](), dict[str, int](), list[str]()
             for number, slide in enumerate(chosen, start=1):
-                assert slide.table is not None
-                folder = slide.table.parent if (slide.table.parent / SUMMARY).is_file() else slide.table
-                progress = _progress(say, f"{slide.name} ({number} of {len(chosen)})")
+                folder = slide.source.folder or self.session(slide).table
+                progress = _progress(say, f"{slide.source.name} ({number} of {len(chosen)})")
                 found = apply_types(classifier, folder, slides=self._moved, pictures=pictures, progress=progress)
-                slide.reload()
                 folders, notes = [*folders, folder], [*notes, *found.notes]
                 counts = {name: counts.get(name, 0) + n for name, n in (counts | dict(found.counts)).items()}
             update_cohorts([folder for folder in folders if folder.is_dir()])
@@ -279,9 +259,20 @@ class Labeling:
         sessions = [self.session(slide) for slide in self._slides.values()]
         return [session for session in sessions if len(session.current)]
 
-    def _key(self, slide: LabeledSlide) -> tuple[Any, ...]:
+    def _key(self, slide: ViewedSlide) -> tuple[Any, ...]:
         classifier = self.classifier
         return slide.revision, None if classifier is None else (classifier / "config.json").stat().st_mtime_ns
+
+
+def table_of(slide: ViewedSlide) -> Path | None:
+    """Return the file of nuclei of a slide if its rows can be labelled."""
+    path = slide.source.nuclei
+    return path if path is not None and path.suffix == ".parquet" and not slide.source.error else None
+
+
+def _types_of(slide: ViewedSlide) -> dict[str, Rgb]:
+    """Return the colours of the types of a slide by name."""
+    return {one["name"]: color_of(one["color"]) for one in slide.table().classes}
 
 
 def _unlabelled(rows: list[dict[str, Any]], session: LabelSession) -> list[dict[str, Any]]:
@@ -289,11 +280,10 @@ def _unlabelled(rows: list[dict[str, Any]], session: LabelSession) -> list[dict[
     return [one for one in rows if one["row"] not in labelled]
 
 
-def _suggest(slide: LabeledSlide, classifier: Path | None) -> list[dict[str, Any]]:
+def _suggest(table: Path, classifier: Path | None) -> list[dict[str, Any]]:
     from cellvit.classification.suggest import choose_nuclei
 
-    assert slide.table is not None
-    found = choose_nuclei(slide.table, count=SUGGESTED, classifier=classifier)
+    found = choose_nuclei(table, count=SUGGESTED, classifier=classifier)
     columns = (found.nucleus.tolist(), found.nuclei.centroid.tolist(), found.guess, found.probability.tolist())
     return [
         {"row": row, "x": x, "y": y, "why": f"{guess} {probability:.2f}" if guess else "unlike those labelled"}

@@ -1,25 +1,27 @@
 """Labels that are given in the viewer: appended to the table beside the nuclei at once, and taken back step by step."""
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cellvit.classes import Rgb
 from cellvit.errors import CellViTError, ConfigError, DataError, OutputError
+from cellvit.io.arrow import matrix_of
 from cellvit.io.atomic import make_folder
 from cellvit.io.format import visible
 from cellvit.io.nuclei import stream_nuclei
-from cellvit.io.provenance import content_of, read_record, write_record
+from cellvit.io.provenance import content_of, file_state, read_record, write_record
 from cellvit.labels.importing import user_name
 from cellvit.labels.match import labels_path, with_present_nuclei
-from cellvit.labels.table import WITHDRAWN, Labels, read_labels, write_labels
+from cellvit.labels.table import WITHDRAWN, Labels, nuclei_digest, read_labels, write_labels
 
 SOURCE = "cellvit view"
 """What the table says of labels that were given in the viewer, in place of a file."""
@@ -39,18 +41,17 @@ class LabelSession:
     before the call returns. A table that another program has written meanwhile is read again, and nothing is written.
 
     Args:
-        table: The file of nuclei.
-        digest: Returns their :func:`~cellvit.labels.nuclei_digest`; called where labels are read.
+        table: The file of nuclei, as :func:`cellvit.io.parquet.write_parquet` writes it.
         who: Who gives labels; None is the name of the user.
 
     Attributes:
         path: The table of labels.
     """
 
-    def __init__(self, table: Path, *, digest: Callable[[], str], who: str | None = None) -> None:
+    def __init__(self, table: Path, *, who: str | None = None) -> None:
         self.path = labels_path(table)
         self._note = ""
-        self._table, self._digest = table, digest
+        self._places = _Places(table)
         self._who = user_name() if who is None else who
         self._mutex = threading.RLock()
         # any thread of the server may let go what another one has locked
@@ -58,6 +59,11 @@ class LabelSession:
         self._content: Any = ()  # of no file
         self._fault: str | None = None
         self._labels = self._current = Labels.empty()
+
+    @property
+    def table(self) -> Path:
+        """The file of nuclei."""
+        return self._places.path
 
     @property
     def reason(self) -> str | None:
@@ -115,26 +121,26 @@ class LabelSession:
         found = at < len(current) and current.nucleus[at] == row
         return str(current.class_name[at]) if found else None
 
-    def give(self, rows: NDArray[np.int64], centroid: NDArray[np.float64], name: str | None) -> int:
+    def give(self, rows: NDArray[np.int64], name: str | None) -> int:
         """Give nuclei a class, and return how many had another one or none.
 
         Args:
             rows: ``(K,)`` rows of nuclei.
-            centroid: ``(K, 2)`` where they lie.
             name: The class; None takes their labels back.
 
         Raises:
+            DataError: If there is no such row, or the table of nuclei is damaged.
             LabelConflictError: If another viewer or program works on the labels.
             OutputError: If the table cannot be written; then it is as it was.
         """
         with self._mutex:
             self._prepare()
-            rows, first = np.unique(rows, return_index=True)
             given = WITHDRAWN if name is None else name
-            differs = self._classes_of(rows) != given
-            rows, (x, y) = rows[differs], centroid[first][differs].T
+            rows = np.unique(rows)
+            rows = rows[self._classes_of(rows) != given]
             if not len(rows):
                 return 0
+            x, y = self._places.of(rows).T
             labels = self._labels
             now = np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ms")
             if len(labels):  # later than all others, also than those of a clock that is ahead: the last one counts
@@ -147,7 +153,7 @@ class LabelSession:
                 who=self._who,
                 when=now,
                 source=SOURCE,
-                matched_to=self._digest(),
+                matched_to=self._places.digest(),
             )
             self._write(Labels.concatenate([labels, new]))
             return len(rows)
@@ -178,8 +184,8 @@ class LabelSession:
             raise LabelConflictError(reason)
         if before not in ((), self._content):
             raise LabelConflictError(
-                f"{self.path.name!r} was changed by another program; it was read again and nothing was written: look at "
-                "it, and repeat"
+                f"{self.path.name!r} was changed by another program; it was read again and nothing was written: look at"
+                " it, and repeat"
             )
 
     def _refresh(self) -> None:
@@ -191,8 +197,8 @@ class LabelSession:
         found = Labels.empty()
         try:
             if content is not None:
-                stream = stream_nuclei(self._table, embedding=False)
-                found, self._note = with_present_nuclei(read_labels(self.path), stream, digest=self._digest())
+                stream = stream_nuclei(self._places.path, embedding=False)
+                found, self._note = with_present_nuclei(read_labels(self.path), stream, digest=self._places.digest())
         except CellViTError as error:
             self._fault = str(error)
         self._set(found)
@@ -221,6 +227,35 @@ class LabelSession:
         mine = (labels.source == SOURCE) & (labels.who == self._who) & (labels.when == labels.when[-1])
         others = np.flatnonzero(~mine)
         return len(labels) - (int(others[-1]) + 1 if len(others) else 0)
+
+
+class _Places:
+    """Where the nuclei of a table lie; read when they are asked for, as a million of them take 16 MB."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._digest: tuple[Any, str] = (None, "")
+
+    def of(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the centroids ``(K, 2)`` of some rows."""
+        centroid = self._read()
+        if wrong := [row for row in (rows.min(), rows.max()) if not 0 <= row < len(centroid)]:
+            raise DataError(f"row {wrong[0]} of {len(centroid):,} nuclei; rows count from 0")
+        return centroid[rows]
+
+    def digest(self) -> str:
+        """Return the digest of where all lie, of the file that is there now."""
+        state = file_state(self.path) if self.path.is_file() else None
+        if state is None or self._digest[0] != state:
+            self._digest = state, nuclei_digest(self._read())
+        return self._digest[1]
+
+    def _read(self) -> NDArray[np.float64]:
+        try:
+            with pq.ParquetFile(self.path) as file:
+                return matrix_of(file.read(columns=["centroid"])["centroid"], np.float64)
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise DataError(f"{str(self.path)!r} is no readable table of nuclei ({error}); put a copy back") from error
 
 
 def _content(path: Path) -> Any:

@@ -8,7 +8,6 @@ import pytest
 
 from cellvit.classes import PALETTE
 from cellvit.errors import ConfigError, DataError
-from cellvit.io.parquet import read_parquet
 from cellvit.labels import Labels, import_labels, nuclei_digest, read_labels, write_labels
 from cellvit.view.labeling import Labeling
 from cellvit.view.labels import LabelClasses, LabelConflictError, LabelSession, class_name, color_of
@@ -16,13 +15,11 @@ from view_samples import CLASSES, drawn_nuclei, write_table
 
 
 def session_of(table, who="Ann"):
-    centroid = read_parquet(table).centroid
-    return LabelSession(table, digest=lambda: nuclei_digest(centroid), who=who)
+    return LabelSession(table, who=who)
 
 
 def give(session, rows, name):
-    rows = np.array(rows)
-    return session.give(rows, drawn_nuclei().centroid[rows], name)
+    return session.give(np.array(rows), name)
 
 
 def on_disk(table):
@@ -48,6 +45,8 @@ def test_every_change_is_in_the_table_before_the_call_returns(table):
     assert give(session, [4, 9], None) == 1
     assert on_disk(table) == {3: "B", 5: "A"}
     assert session.counts() == {"A": 1, "B": 1}
+    with pytest.raises(DataError, match="row 256 of 256"):
+        give(session, [256], "A")
     assert [session.label_of(row) for row in (3, 4, 5, 255)] == ["B", None, "A", None]
     labels = read_labels(table.parent)
     assert labels.matched_to == nuclei_digest(drawn_nuclei().centroid)
@@ -135,16 +134,13 @@ def test_names_and_colours_of_classes_are_checked(tmp_path):
 
 def slide_of(table, name):
     """What labels need of an open slide."""
-    nuclei = drawn_nuclei()
     colors = dict(zip(CLASSES.names[1:], CLASSES.colors[1:], strict=True))
     return SimpleNamespace(
         id=name,
         name=name,
         table=table,
         colors=colors,
-        centroid=nuclei.centroid,
         revision=1,
-        digest=lambda: nuclei_digest(nuclei.centroid),
     )
 
 
@@ -154,8 +150,8 @@ def test_classes_are_shared_by_the_slides_of_a_viewer(tmp_path):
     assert labeling.folder == tmp_path / "results" / "viewer"
     labeling.set_class(slides[0], "A", (1, 2, 3))
     labeling.set_class(slides[0], "B")
-    labeling.session(slides[1]).give(np.array([4, 5]), slides[1].centroid[[4, 5]], "A")
-    labeling.session(slides[1]).give(np.array([6]), slides[1].centroid[[6]], "Round")
+    labeling.session(slides[1]).give(np.array([4, 5]), "A")
+    labeling.session(slides[1]).give(np.array([6]), "Round")
     assert labeling.classes(slides[0]) == [
         {"name": "A", "color": "#010203", "count": 0},
         {"name": "B", "color": "#{:02x}{:02x}{:02x}".format(*PALETTE[0]), "count": 0},

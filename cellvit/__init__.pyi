@@ -25,6 +25,7 @@ from . import slide as slide
 from . import testing as testing
 from . import training as training
 from . import types as types
+from . import view as view
 from . import weights as weights
 from .classes import NucleiClasses as NucleiClasses
 from .data import FolderDataModule as FolderDataModule

@@ -34,7 +34,7 @@ from cellvit.inference.prepare import THUMBNAIL
 from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary
 from cellvit.inference.settings import FORMATS, PICTURES
 from cellvit.inference.statistics import slide_statistics
-from cellvit.inference.verify import DAMAGED, check_sizes, contents, result_folders, types_differ
+from cellvit.inference.verify import DAMAGED, check_sizes, contents, result_folders, slide_path, types_differ
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS
 from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import mpp_of, write_record
@@ -268,20 +268,6 @@ class _Change:
                 "remove pictures with other types"
             )
         return open_slide(path, scene=summary["settings"].get("scene"))
-
-
-def slide_path(summary: Mapping[str, Any], slides: str | Path | None = None) -> Path | None:
-    """Return where the slide of results lies, or None if it is not there.
-
-    Args:
-        summary: What ``summary.json`` of the results holds.
-        slides: The slide, or a folder that holds it, to look at first.
-    """
-    name = summary["slide"]["name"]
-    given = [] if slides is None else [Path(slides) / name, Path(slides)]
-    return next(
-        (path for path in (*given, Path(summary["slide"]["path"])) if path.exists() and path.name == name), None
-    )
 
 
 def _recorded(summary: Mapping[str, Any]) -> Slide:

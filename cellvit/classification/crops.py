@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from cellvit.classes import NucleiClasses
-from cellvit.classification.apply import slide_path
 from cellvit.errors import CellViTError
 from cellvit.inference.resume import read_summary
+from cellvit.inference.verify import slide_path
 from cellvit.plotting.legend import Picture, arrange, draw_legend, stack_rows
 from cellvit.plotting.overlay import draw_overlay, onto_picture
 from cellvit.slide.open import Slide, open_slide

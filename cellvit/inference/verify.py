@@ -130,6 +130,20 @@ def result_folders(folder: str | Path) -> list[Path]:
     return list(by_place.values()) or [root]
 
 
+def slide_path(summary: Mapping[str, Any], slides: str | Path | None = None) -> Path | None:
+    """Return where the slide of results lies, or None if it is not there.
+
+    Args:
+        summary: What ``summary.json`` of the results holds.
+        slides: The slide, or a folder that holds it, to look at first.
+    """
+    name = summary["slide"]["name"]
+    given = [] if slides is None else [Path(slides) / name, Path(slides)]
+    return next(
+        (path for path in (*given, Path(summary["slide"]["path"])) if path.exists() and path.name == name), None
+    )
+
+
 def _has_results(folder: Path) -> bool:
     return (folder / SUMMARY).exists() or ResumeFolder(folder).begun
 

@@ -89,11 +89,12 @@ def _facts_text(nuclei: Nuclei, metadata: Mapping[str, Any] | None) -> bytes:
         raise DataError(f"metadata {metadata!r} cannot be stored as JSON ({error}); use plain data") from error
 
 
-def from_arrow(table: pa.Table) -> Nuclei:
+def from_arrow(table: pa.Table, *, outlines: bool = True) -> Nuclei:
     """Return the nuclei of a table made by :func:`to_arrow`, of a slice of one, or of several concatenated.
 
     Args:
         table: Other columns are ignored.
+        outlines: Without, boxes and outlines are empty, and the table need not have them.
 
     Returns:
         The nuclei. Columns share the memory of the table where it holds one chunk, and are then read-only. The name of
@@ -104,19 +105,16 @@ def from_arrow(table: pa.Table) -> Nuclei:
         DataError: If columns are missing or of another type, or the table is of a newer version.
     """
     facts = read_facts(table)
-    missing = {"label", "type", "type_prob", "centroid", "bbox", "contour"} - set(table.column_names)
+    shapes = {"bbox", "contour"} if outlines else set()
+    missing = {"label", "type", "type_prob", "centroid", *shapes} - set(table.column_names)
     if missing:
         raise DataError(f"the table lacks the columns {sorted(missing)}; write it with cellvit.io.write_parquet")
     try:
-        contour = _one_chunk(table["contour"])
-        offsets = contour.offsets.to_numpy().astype(np.int64, copy=False)
         nuclei = Nuclei(
             centroid=matrix_of(table["centroid"], np.float64),
-            bbox=matrix_of(table["bbox"], np.float64),
             type=_vector(table["type"], np.int32),
             type_prob=_vector(table["type_prob"], np.float32),
-            contour_offsets=offsets - offsets[0] if offsets[0] else offsets,
-            contour_points=matrix_of(contour.flatten(), np.float64),
+            **(_shapes(table) if outlines else _no_shapes(len(table))),
             label=_vector(table["label"], np.int32),
             embedding=matrix_of(table["embedding"], np.float32) if "embedding" in table.column_names else None,
             classes=classes_from_list(facts["classes"], source="the table"),
@@ -133,6 +131,22 @@ def from_arrow(table: pa.Table) -> Nuclei:
         raise
     except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(f"the table's columns are not those of nuclei ({error}); write it again") from error
+
+
+def _shapes(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """Return boxes and outlines."""
+    contour = _one_chunk(table["contour"])
+    offsets = contour.offsets.to_numpy().astype(np.int64, copy=False)
+    return {
+        "bbox": matrix_of(table["bbox"], np.float64),
+        "contour_offsets": offsets - offsets[0] if offsets[0] else offsets,
+        "contour_points": matrix_of(contour.flatten(), np.float64),
+    }
+
+
+def _no_shapes(count: int) -> dict[str, NDArray[Any]]:
+    points = np.zeros((0, 2))
+    return {"bbox": np.zeros((count, 4)), "contour_offsets": np.zeros(count + 1, np.int64), "contour_points": points}
 
 
 def _corrected(nuclei: Nuclei, names: Any) -> Nuclei:

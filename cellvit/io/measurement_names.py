@@ -1,5 +1,6 @@
 """What QuPath calls the measurements that both know; QuPath shows other names as they are."""
 
+import re
 from collections.abc import Iterator
 
 _SHAPE = {"solidity": "Nucleus: Solidity", "circularity": "Nucleus: Circularity"}
@@ -10,6 +11,8 @@ _LENGTHS = {
 }
 _UNITS = {"um": "µm", "px": "px"}
 _PLACES = {"": "Nucleus", "ring_": "Cytoplasm"}
+_SPOKEN = {"type_prob": "Probability of the type"}
+_WITHIN = re.compile(r"(\w+)_([\d.]+)(um|px)")
 _STATISTICS = {"mean": "Mean", "sd": "Std.Dev.", "median": "Median"}
 
 
@@ -47,3 +50,25 @@ def name_from_qupath(name: str) -> str:
         ('perimeter_um', 'Cell: Area µm^2')
     """
     return _OURS.get(name, name)
+
+
+def readable_name(name: str) -> tuple[str, str]:
+    """Return what people read in place of the name of a column, and the unit of its numbers; empty without one.
+
+    Example:
+        >>> readable_name("area_um2"), readable_name("neighbors_25um"), readable_name("type_prob")
+        (('Area', 'µm²'), ('Neighbors within 25 µm', ''), ('Probability of the type', ''))
+    """
+    if name in _SPOKEN:
+        return _SPOKEN[name], ""
+    within = _WITHIN.fullmatch(name)
+    if within:
+        return f"{_sentence(within[1])} within {within[2]} {_UNITS[within[3]]}", ""
+    stem, _, unit = name.rpartition("_")
+    shown = {**_UNITS, "um2": "µm²", "px2": "px²"}.get(unit)
+    return (_sentence(stem), shown) if stem and shown else (_sentence(name), "")
+
+
+def _sentence(words: str) -> str:
+    text = words.replace("_", " ").strip()
+    return text[:1].upper() + text[1:]

@@ -44,6 +44,8 @@ _ENCODING: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["classifi
 _NEEDED = {"label", "type_prob", "classification", "geometry"}
 """Columns by which a table of this package is known that other programs have written."""
 
+_LIGHT = {"label", "type", "type_prob", "classification", "centroid"}
+
 _GEO = {
     "version": "1.1.0",
     "primary_column": "geometry",
@@ -183,6 +185,8 @@ class ParquetStream:
         path: The file.
         embedding: Read the embeddings, if the file has them. They are most of a file: leave them out where they are
             not used.
+        outlines: Without, only centroids and types are read: boxes and outlines are empty, nothing was measured, and
+            there are no embeddings.
 
     Attributes:
         path: The file.
@@ -195,13 +199,15 @@ class ParquetStream:
         DataError: If the file is missing, damaged, or not of nuclei; also later, while it is iterated.
     """
 
-    def __init__(self, path: str | Path, *, embedding: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, embedding: bool = True, outlines: bool = True) -> None:
+        self.path, self._outlines = Path(path), outlines
         with _opened(path) as file:
             self._count: int = file.metadata.num_rows
             facts = read_facts(file.schema_arrow)
             self._columns = _columns(file, embedding=embedding)
-            none = from_arrow(file.schema_arrow.empty_table().select(self._columns))
+            if not outlines:
+                self._columns = [name for name in self._columns if name in _LIGHT]
+            none = from_arrow(file.schema_arrow.empty_table().select(self._columns), outlines=outlines)
         self.classes = classes_from_list(facts["classes"], source=str(path))
         self.embedding_dim = TableStream(none).embedding_dim
         self.measurements = tuple(none.measurements)
@@ -213,7 +219,7 @@ class ParquetStream:
     def __iter__(self) -> Iterator[Nuclei]:
         with _opened(self.path) as file:
             for group in range(file.num_row_groups):
-                yield from_arrow(file.read_row_group(group, columns=self._columns))
+                yield from_arrow(file.read_row_group(group, columns=self._columns), outlines=self._outlines)
 
 
 def _columns(file: pq.ParquetFile, *, embedding: bool) -> list[str]:

@@ -1,5 +1,6 @@
 """A writer of tiled TIFF that stores a tile once, however many places of the picture show it."""
 
+import io
 import struct
 import zlib
 from fractions import Fraction
@@ -7,11 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 _LETTERS = {"short": (3, "H"), "long": (4, "I"), "ratio": (5, "I")}
 
 
-def write_tiled_tiff(path, levels, *, mpp) -> Path:
+def write_tiled_tiff(path, levels, *, mpp, jpeg=None) -> Path:
     """Write a classic TIFF, deflate with horizontal differences, and return its path.
 
     Args:
@@ -19,8 +21,9 @@ def write_tiled_tiff(path, levels, *, mpp) -> Path:
         levels: Per level, the largest first: a period ``(s, s, 3)`` uint8 that fills it, the side of its tiles (a
             multiple of 16 that divides ``s``), width and height.
         mpp: Resolution of the first level in micrometres per pixel.
+        jpeg: Quality; tiles are JPEG then, as scanners write them.
     """
-    file = _File()
+    file = _File(jpeg)
     for number, (period, tile, width, height) in enumerate(levels):
         file.add_level(period, tile, (width, height), mpp=mpp * levels[0][2] / width, reduced=number > 0)
     Path(path).write_bytes(file.content())
@@ -28,7 +31,8 @@ def write_tiled_tiff(path, levels, *, mpp) -> Path:
 
 
 class _File:
-    def __init__(self):
+    def __init__(self, jpeg=None):
+        self.jpeg = jpeg
         self.parts = []
         self.end = 8
         self.directories = []  # place in the file, number of the part
@@ -42,7 +46,7 @@ class _File:
         across, down = (-(-pixels // tile) for pixels in size)
         count = len(period) // tile
         cells = period.reshape(count, tile, count, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
-        coded = [_deflated(cell) for cell in cells]
+        coded = [_deflated(cell) if self.jpeg is None else _jpeg(cell, self.jpeg) for cell in cells]
         places = np.array([(self.store(data), len(data)) for data in coded]).reshape(count, count, 2)
         shown = places[np.ix_(np.arange(down) % count, np.arange(across) % count)].reshape(-1, 2)
         per_cm = Fraction(10_000 / mpp).limit_denominator(10_000)
@@ -51,8 +55,8 @@ class _File:
             256: ("long", size[0]),
             257: ("long", size[1]),
             258: ("short", 8, 8, 8),  # bits
-            259: ("short", 8),  # deflate
-            262: ("short", 2),  # RGB
+            259: ("short", 8 if self.jpeg is None else 7),  # deflate, JPEG
+            262: ("short", 2 if self.jpeg is None else 6),  # RGB, YCbCr
             277: ("short", 3),  # samples
             282: ("ratio", per_cm.numerator, per_cm.denominator),
             283: ("ratio", per_cm.numerator, per_cm.denominator),
@@ -63,7 +67,10 @@ class _File:
             323: ("long", tile),
             324: ("long", *shown[:, 0].tolist()),
             325: ("long", *shown[:, 1].tolist()),
+            530: ("short", 1, 1),  # colours as fine as brightness
         }
+        if self.jpeg is not None:
+            del fields[317]
         entries = b"".join(self.entry(code, *field) for code, field in fields.items())
         place = self.store(struct.pack("<H", len(fields)) + entries + b"\0" * 4)
         self.directories.append((place, len(self.parts) - 1))
@@ -84,3 +91,9 @@ class _File:
 def _deflated(tile):
     differences = np.diff(tile, axis=1, prepend=np.zeros_like(tile[:, :1]))  # modulo 256, as TIFF has it
     return zlib.compress(np.ascontiguousarray(differences).tobytes(), 6)
+
+
+def _jpeg(tile, quality):
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, format="JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,4 @@
+"""A viewer of slides and their nuclei in the browser: a small server for one person on this machine, and its page.
+
+The server is in :mod:`cellvit.view.app`; starlette and uvicorn, the extra ``view``, are imported when it is used.
+"""

@@ -1,0 +1,117 @@
+// @ts-check
+/** Start: the list of slides, or the slide that the address names. */
+import { connection, getJson, slidePath } from "./api.js";
+import { showCohort } from "./cohort.js";
+import { byId, el } from "./dom.js";
+import { commandOf, fillHelp, ownsKeys, toggleHelp } from "./keys.js";
+import { SlidePage } from "./slide-page.js";
+import { decodeState } from "./state.js";
+import { applyTheme, switchTheme } from "./theme.js";
+import { toastError } from "./toast.js";
+
+/** @type {SlidePage | null} */
+let page = null;
+/** How often something else was asked to be shown; an answer that comes too late is dropped. */
+let shows = 0;
+
+/** Keys of the list of slides. */
+const LIST_COMMANDS = [
+  { keys: ["?"], shown: "?", text: "These keys", run: toggleHelp },
+  { keys: ["d"], shown: "D", text: "Dark or light", run: switchTheme },
+  { keys: ["/"], shown: "/", text: "Find a slide", run: () => byId("cohort").querySelector("input")?.focus() },
+];
+
+/** Show what the address names. */
+async function show() {
+  const turn = ++shows;
+  const state = decodeState(location.hash.slice(1));
+  if (page && page.slide.id === state.slide) {
+    page.setState(state);
+    return;
+  }
+  page?.destroy();
+  page = null;
+  for (const id of ["cohort", "viewer"]) byId(id).hidden = true;
+  try {
+    const { slides } = await getJson("api/slides");
+    const id = state.slide ?? (slides.length === 1 ? slides[0].id : null);
+    byId("back").hidden = id === null || slides.length < 2;
+    if (id === null) {
+      await showCohort();
+      if (turn === shows) byId("cohort").hidden = false;
+      fillHelp(LIST_COMMANDS);
+      return;
+    }
+    byId("summary").textContent = "Opening…";
+    const slide = await getJson(slidePath(id));
+    if (turn !== shows) return;
+    document.title = slide.name;
+    byId("title").textContent = slide.name;
+    byId("summary").textContent = "";
+    checkScripts();
+    page = new SlidePage(slide, { ...state, slide: id });
+  } catch (error) {
+    if (turn === shows) showError(error);
+  }
+}
+
+/** Throw if OpenSeadragon is not there. */
+function checkScripts() {
+  if (typeof OpenSeadragon !== "undefined") return;
+  const hint = "Run `python -m cellvit.view.vendor` once (in a checkout: `make viewer`), then load the page again";
+  throw Object.assign(new Error("The viewer lacks OpenSeadragon, which shows the image"), { hint });
+}
+
+/**
+ * Show an error in the place of the page.
+ *
+ * @param {unknown} error
+ */
+function showError(error) {
+  const { message, hint } = /** @type {{message: string, hint?: string}} */ (error);
+  byId("summary").textContent = "";
+  byId("viewer").hidden = true;
+  byId("cohort").hidden = false;
+  const again = el("button", { type: "button", class: "main", onclick: () => void show() }, "Try again");
+  const text = hint && hint !== "offline" ? el("p", { class: "hint" }, hint) : null;
+  byId("cohort").replaceChildren(el("div", { class: "problem", role: "alert" }, el("h2", {}, message), text, again));
+}
+
+/**
+ * Fold or unfold the panel.
+ *
+ * @param {boolean} [open]  the other way if not given
+ */
+function foldPanel(open = document.body.classList.contains("folded")) {
+  document.body.classList.toggle("folded", !open);
+  byId("sidebutton").setAttribute("aria-expanded", String(open));
+}
+
+/** Listen, and show the first thing. */
+function start() {
+  applyTheme();
+  byId("theme").addEventListener("click", switchTheme);
+  byId("helpbutton").addEventListener("click", toggleHelp);
+  byId("sidebutton").hidden = false;
+  byId("sidebutton").addEventListener("click", () => foldPanel());
+  foldPanel(matchMedia("(min-width: 901px)").matches);
+  addEventListener("hashchange", () => void show());
+  addEventListener("keydown", (event) => {
+    if (ownsKeys(event.target, event.key)) return;
+    const command = commandOf(page?.commands ?? LIST_COMMANDS, event);
+    if (!command) return;
+    event.preventDefault();
+    command.run();
+  });
+  connection.addEventListener("offline", () => (byId("banner").hidden = false));
+  connection.addEventListener("online", () => {
+    byId("banner").hidden = true;
+    if (page) void page.reload();
+    else void show();
+  });
+  addEventListener("unhandledrejection", (event) => toastError(event.reason));
+  Object.assign(globalThis, { cellvitPage: () => page }); // for tests and the curious
+  void show();
+}
+
+start();

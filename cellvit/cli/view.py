@@ -63,8 +63,8 @@ def _export(options: argparse.Namespace, output: Output) -> int:
             slides=options.slides,
             progress=partial(advance, ""),
         )
-    output.row({"out": found.page, "nuclei": found.nuclei, "tiles": found.tiles, "bytes": found.bytes})
-    output.line(f"{found.nuclei:,} nuclei, {found.tiles:,} tiles, {found.bytes / 1e6:,.1f} MB")
+    output.row({"out": found.page, "nuclei": found.nuclei, "tiles": found.tiles, "bytes": found.size})
+    output.line(f"{found.nuclei:,} nuclei, {found.tiles:,} tiles, {found.size / 1e6:,.1f} MB")
     output.line(f"wrote {found.page}: open it in a browser; the folder can be moved as a whole")
     return 0
 

@@ -51,7 +51,9 @@ def check_page() -> None:
     from cellvit.view.vendor import FETCH_COMMAND, missing
 
     if lost := missing():
-        raise ConfigError(f"the page lacks {', '.join(lost)}, which a wheel holds; from a checkout run: {FETCH_COMMAND}")
+        raise ConfigError(
+            f"the page lacks {', '.join(lost)}, which a wheel holds; from a checkout run: {FETCH_COMMAND}"
+        )
 
 
 class ViewServer:

@@ -9,13 +9,13 @@ import pytest
 pytest.importorskip("starlette")
 
 from starlette.testclient import TestClient
+from view_samples import STEP, drawn_nuclei, write_table
 
 from cellvit.io.parquet import read_parquet
 from cellvit.labels import read_labels
 from cellvit.view.app import create_app
 from cellvit.view.gallery import Gallery
 from cellvit.view.label_routes import LabelExtension
-from view_samples import STEP, drawn_nuclei, write_table
 
 NAMES = np.array(["", "Round <b>", "Long"], object)
 

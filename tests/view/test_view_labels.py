@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from view_samples import drawn_nuclei, write_table
 
 from cellvit.classes import PALETTE
 from cellvit.errors import ConfigError, DataError
@@ -11,7 +12,6 @@ from cellvit.labels import Labels, import_labels, nuclei_digest, read_labels, wr
 from cellvit.view.gallery import Gallery
 from cellvit.view.labeling import Labeling
 from cellvit.view.labels import LabelClasses, LabelConflictError, LabelSession, class_name, color_of
-from view_samples import drawn_nuclei, write_table
 
 
 def session_of(table, who="Ann"):

@@ -85,6 +85,8 @@ def write_share(
         OutputError: If the folder exists or cannot be written; nothing is left of it then.
     """
     folder, gallery = Path(out), Gallery(inputs, slides=slides)
+    if folder.exists():
+        raise OutputError(f"{str(folder)!r} exists; choose another folder for the share")
     if len(gallery.slides) != 1:
         raise ConfigError(f"{len(gallery.slides)} slides; a share holds one: name its result folder")
     (slide,) = gallery.slides.values()
@@ -98,8 +100,6 @@ def write_share(
             f"{len(places):,} tiles of pixels, and a share has at most {MAX_TILES:,}; choose a smaller region=(0, 0, "
             "20000, 20000)"
         )
-    if folder.exists():
-        raise OutputError(f"{str(folder)!r} exists; choose another folder for the share")
     make_folder(folder.parent)
     temporary = temporary_path(folder)
     try:

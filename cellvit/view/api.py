@@ -1,4 +1,4 @@
-"""What the page asks of the server: slides, tiles of images, nuclei of squares, counts."""
+"""What the page asks of the server: slides, tiles of images, nuclei of squares, single ones, counts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -11,7 +11,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from cellvit.errors import ConfigError
-from cellvit.view.gallery import Gallery, UnknownSlideError, ViewedSlide
+from cellvit.inference.settings import available_cores
+from cellvit.view.details import nucleus_at, nucleus_facts
+from cellvit.view.gallery import Gallery, NotReadyError, ViewedSlide
+from cellvit.view.outlines import OutlineFile
 from cellvit.view.requests import (
     Handler,
     binary_response,
@@ -26,7 +29,8 @@ from cellvit.view.requests import (
 )
 from cellvit.view.table import NucleiTable
 
-_IMAGE_THREADS, _NUCLEI_THREADS = 4, 4
+_MOST_THREADS = 4  # of each kind; every one holds some memory
+_RADIUS = 32.0  # level-0 pixels
 
 SLIDE = "/api/slides/{id}"
 
@@ -44,6 +48,9 @@ class Extension(Protocol):
     def about(self, slide: ViewedSlide) -> Mapping[str, Any]:
         """Return what replaces facts about one slide."""
 
+    def nucleus(self, slide: ViewedSlide, row: int) -> Mapping[str, Any]:
+        """Return what replaces facts about one nucleus, by its row in the table."""
+
 
 class NotThereError(ConfigError):
     """There is nothing at an address."""
@@ -59,14 +66,19 @@ class Api:
 
     def __init__(self, gallery: Gallery, extensions: Sequence[Extension] = ()) -> None:
         self._gallery, self._extensions = gallery, extensions
-        pixels, nuclei = anyio.CapacityLimiter(_IMAGE_THREADS), anyio.CapacityLimiter(_NUCLEI_THREADS)
+        number = max(2, min(_MOST_THREADS, available_cores()))
+        # outlines that are prepared for the first time keep nobody waiting but those who ask for them
+        pixels, nuclei, rings = (anyio.CapacityLimiter(number) for _ in range(3))
         of_slide: dict[str, tuple[Handler, anyio.CapacityLimiter]] = {
             "": (self._slide, nuclei),
             "/thumbnail.jpg": (self._thumbnail, pixels),
             "/image/{zoom:int}/{place}.jpg": (self._image, pixels),
             "/points/{zoom:int}/{place}": (self._points, nuclei),
             "/density/{zoom:int}/{place}": (self._density, nuclei),
+            "/outlines/{zoom:int}/{place}": (self._outlines, rings),
             "/counts": (self._counts, nuclei),
+            "/nuclei/{row:int}": (self._nucleus, nuclei),
+            "/at": (self._at, nuclei),
         }
         self.routes: list[BaseRoute] = [Route("/api/slides", in_thread(self._slides, nuclei))]
         self.routes += [Route(SLIDE + path, in_thread(*pair)) for path, pair in of_slide.items()]
@@ -100,6 +112,48 @@ class Api:
 
     def _image(self, request: Request) -> Response:
         return _jpeg(request, self.slide_of(request).tile(*tile_of(request)))
+
+    def _outlines(self, request: Request) -> Response:
+        table, rows, corner = self._square(request)
+        chosen = _limited(request, np.arange(rows.start, rows.stop), table.chosen(filter_of(request), rows))
+        outlines = self.slide_of(request).outlines(table)
+        if outlines is None:
+            raise NotThereError("the table holds no outlines; ask for points")
+        points, start = outlines.read(chosen)
+        place = np.stack([table.x[chosen], table.y[chosen]], axis=1) - np.array(corner, np.float32)
+        points += np.repeat(place, np.diff(start), axis=0)
+        parts: list[NDArray[Any]] = [np.array([len(chosen), len(points)], np.uint32), table.row[chosen]]
+        parts += [start.astype(np.uint32), points]
+        if name := request.query_params.get("column"):
+            parts.append(table.values(name)[chosen])
+        return binary_response(request, [*parts, table.kind[chosen]])
+
+    def _nucleus(self, request: Request) -> Response:
+        slide = self.slide_of(request)
+        table = slide.table()
+        row = request.path_params["row"]
+        place = table.position(row)
+        if place is None:
+            raise NotThereError(f"no nucleus {row}; rows go from 0 to {table.count - 1}")
+        return self._facts(slide, table, place)
+
+    def _at(self, request: Request) -> Response:
+        slide = self.slide_of(request)
+        table = slide.table()
+        x, y, radius = (number(request, name) for name in ("x", "y", "radius"))
+        if x is None or y is None:
+            raise ConfigError("no place is given; ask for at?x=..&y=..")
+        place = nucleus_at(table, _outlines_now(slide, table), (x, y), radius=_RADIUS if radius is None else radius)
+        if place is None:
+            raise NotThereError("no nucleus is there; click nearer to one")
+        return self._facts(slide, table, place)
+
+    def _facts(self, slide: ViewedSlide, table: NucleiTable, place: int) -> Response:
+        """Return all about one nucleus."""
+        facts = nucleus_facts(table, _outlines_now(slide, table), place, mpp=slide.mpp)
+        for extension in self._extensions:
+            facts.update(extension.nucleus(slide, facts["row"]))
+        return json_response(facts)
 
     def _points(self, request: Request) -> Response:
         table, rows, corner = self._square(request)
@@ -151,10 +205,15 @@ def _limited(request: Request, rows: NDArray[np.int64], shown: NDArray[np.bool_]
     return chosen[np.linspace(0, len(chosen) - 1, max(0, int(limit))).astype(np.int64)]
 
 
+def _outlines_now(slide: ViewedSlide, table: NucleiTable) -> OutlineFile | None:
+    """Return the outlines, or None while they are prepared, or where there are none."""
+    try:
+        return slide.outlines(table, wait=0)
+    except NotReadyError:
+        return None
+
+
 def _jpeg(request: Request, content: bytes | None) -> Response:
     if content is None:
         raise NotThereError("there is no picture at this address; the slide has no such tile")
     return Response(content, 200, {"cache-control": lasting(request)}, "image/jpeg")
-
-
-__all__ = ["SLIDE", "Api", "Extension", "NotThereError", "UnknownSlideError"]

@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles  # noqa: E402
 from starlette.types import ASGIApp  # noqa: E402
 
 from cellvit.view.api import Api, Extension, NotThereError  # noqa: E402
-from cellvit.view.gallery import Gallery, UnknownSlideError  # noqa: E402
+from cellvit.view.gallery import Gallery, NotReadyError, UnknownSlideError  # noqa: E402
 from cellvit.view.security import HOSTS, Guard, refusal  # noqa: E402
 from cellvit.view.sources import Source  # noqa: E402
 from cellvit.view.table import TableChangedError  # noqa: E402
@@ -30,6 +30,8 @@ PAGE = Path(__file__).with_name("page")
 
 VENDOR = Path(__file__).with_name("vendor")
 """Scripts of others, which the wheel holds."""
+
+_STATUS = {UnknownSlideError: 404, NotThereError: 404, TableChangedError: 409, NotReadyError: 503}
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,10 +81,12 @@ def _page(request: Request) -> Response:
 
 def _explained(request: Request, error: Exception) -> Response:
     """Return what an error of ours says: what was wrong, and after the last semicolon what to do."""
-    missing = isinstance(error, UnknownSlideError | NotThereError)
-    status = 404 if missing else 409 if isinstance(error, TableChangedError) else 422
+    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 422)
     what, _, hint = visible(error).rpartition("; ")
-    return refusal(status, what or hint, hint if what else "")
+    answer = refusal(status, what or hint, hint if what else "")
+    if isinstance(error, NotReadyError):
+        answer.headers["retry-after"] = "1"
+    return answer
 
 
 def _plain(request: Request, error: Exception) -> Response:

@@ -3,27 +3,43 @@
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cellvit.classes import NO_TYPE, palette_color, standard_colors
 from cellvit.errors import CellViTError, ConfigError
 from cellvit.io.format import visible
 from cellvit.slide.open import open_slide
+from cellvit.slide.readers.base import small_caches
 from cellvit.view.cache import BoundedCache
+from cellvit.view.formats import as_table
 from cellvit.view.image import TILE, DeepZoom
+from cellvit.view.layers import layers_of
+from cellvit.view.outlines import CACHE_BYTES, OutlineFile, Rings, has_outlines, open_outlines, rings_bytes
 from cellvit.view.sources import Source, find_sources
-from cellvit.view.table import Floats, NucleiTable, Stamp, stamp_of
+from cellvit.view.table import Column, Floats, NucleiTable, Stamp, stamp_of
 
-_TABLE_BYTES = 160_000_000
-_COLUMN_BYTES = 64_000_000
-_TILE_BYTES = 48_000_000
-_OPEN_IMAGES = 2  # each may hold hundreds of megabytes of decoded pixels
+# what is kept is small beside what the server itself needs, so that all of it stays well below 500 MB
+_TABLE_BYTES = 100_000_000
+_COLUMN_BYTES = 48_000_000
+_TILE_BYTES = 32_000_000
+_PIXEL_BYTES = 48_000_000  # decoded, of each open image
+_OPEN_IMAGES = 2
+
+
+_PATIENCE = 1.0  # seconds that a request waits for outlines that are prepared
 
 
 class UnknownSlideError(ConfigError):
     """No slide has that id."""
+
+
+class NotReadyError(CellViTError):
+    """Something is prepared that takes a few seconds once; ask again."""
 
 
 class Gallery:
@@ -48,6 +64,8 @@ class Gallery:
         self.columns: BoundedCache[Floats] = BoundedCache(_COLUMN_BYTES, lambda values: values.nbytes)
         self.images: BoundedCache[DeepZoom] = BoundedCache(_OPEN_IMAGES, lambda image: 1)
         self.tiles: BoundedCache[bytes] = BoundedCache(_TILE_BYTES, len)
+        self.rings: BoundedCache[Rings] = BoundedCache(CACHE_BYTES, rings_bytes)
+        self.preparing = ThreadPoolExecutor(1, thread_name_prefix="outlines")
         self.slides = {source.id: ViewedSlide(source, self) for source in found}
         only = next(iter(self.slides.values())).source.name if len(self.slides) == 1 else f"{len(self.slides)} slides"
         self.title = only if title is None else title
@@ -82,6 +100,9 @@ class ViewedSlide:
         self._image_note = source.image_note
         self._stamps: list[Stamp] = []
         self._further_revisions = 0
+        self._notes: list[str] = []
+        self._known_table: tuple[Stamp, Path] | None = None
+        self._outlines: tuple[Stamp, Future[OutlineFile | None]] | None = None
 
     @property
     def revision(self) -> int:
@@ -103,17 +124,35 @@ class ViewedSlide:
             ConfigError: If there are none.
             DataError: If the table is damaged.
         """
-        path = self.source.nuclei
-        if path is None:
+        if self.source.nuclei is None:
             raise ConfigError(f"{self.source.name!r} has no nuclei; run `cellvit segment` first")
-        stamp = stamp_of(path)
-        with self._lock:
-            self._note(stamp)
+        path = self._table_path(self.source.nuclei)
         image = self.image()
         size = None if image is None else (image.width, image.height)
-        return self._gallery.tables.get(
-            (self.id, stamp, size), lambda: NucleiTable(path, size=size, columns=self._gallery.columns)
-        )
+        return self._gallery.tables.get((self.id, stamp_of(path), size), lambda: self._read(path, size))
+
+    def outlines(self, table: NucleiTable, *, wait: float = _PATIENCE) -> OutlineFile | None:
+        """Return the outlines of the nuclei; None where there are none.
+
+        Args:
+            table: From :meth:`table`.
+            wait: Seconds to wait where their file is made for the first time.
+
+        Raises:
+            NotReadyError: If it takes longer.
+            DataError: If the table is damaged.
+            OutputError: If the file can be written nowhere.
+        """
+        if not has_outlines(table.path):
+            return None
+        with self._lock:
+            if self._outlines is None or self._outlines[0] != table.stamp:
+                self._outlines = (table.stamp, self._begin(table))
+            begun = self._outlines[1]
+        try:
+            return begun.result(timeout=wait)
+        except TimeoutError:
+            raise NotReadyError("the outlines are prepared, which takes a few seconds once; ask again") from None
 
     def image(self) -> DeepZoom | None:
         """Return the pixels, or None where there are none; :attr:`image_note` then says why."""
@@ -199,9 +238,9 @@ class ViewedSlide:
             "mpp": self.mpp,
             "image": image and {"tile_size": TILE, "max_level": image.max_level, "note": image.note or None},
             "image_note": self.image_note or None,
-            "nuclei": table and _nuclei(table),
-            "layers": [],
-            "warnings": self.warnings,
+            "nuclei": table and {**_nuclei(table), **self._outline_facts(table)},
+            "layers": self._layers[0],
+            "warnings": [*self.warnings, *self._notes, *self._layers[1]],
             "error": source.error or None,
             "labels": {"editable": False, "reason": "labels cannot be set here", "count": 0, "classes": []},
             "classifier": False,
@@ -209,10 +248,61 @@ class ViewedSlide:
             "revision": self.revision if table else 0,
         }
 
+    @cached_property
+    def _layers(self) -> tuple[list[dict[str, Any]], list[str]]:
+        return layers_of(self.source.folder, self.source.summary)
+
+    def _outline_facts(self, table: NucleiTable) -> dict[str, Any]:
+        """Return whether there are outlines; those that were never read are prepared from now on."""
+        note = None
+        try:
+            if self.outlines(table, wait=0) is None:
+                note = "the table holds no outlines; the nuclei are shown as points"
+        except NotReadyError:
+            pass  # they will be there
+        except (CellViTError, OSError) as error:
+            note = f"the outlines cannot be shown: {visible(error)}"
+        return {"outlines": note is None, "outlines_note": note}
+
     @property
     def warnings(self) -> Sequence[str]:
         """Return what the run warned of."""
         return [visible(text) for text in self.source.summary.get("warnings") or ()]
+
+    def _table_path(self, nuclei: Path) -> Path:
+        """Return the table that holds the nuclei of a file; of another format it is written first."""
+        stamp = stamp_of(nuclei)
+        with self._lock:
+            self._note(stamp)
+            if self._known_table is None or self._known_table[0] != stamp:
+                path, self._notes = as_table(nuclei)
+                self._known_table = (stamp, path)
+            return self._known_table[1]
+
+    def _read(self, path: Path, size: tuple[int, int] | None) -> NucleiTable:
+        """Return a table; the area inside of outlines is a column of it also where nothing was measured."""
+        table = NucleiTable(path, size=size, kept=self._gallery.columns)
+        if not any(column.name.startswith("area_") for column in table.columns) and has_outlines(path):
+            mpp, name = table.mpp, "area_px2" if table.mpp is None else "area_um2"
+            factor = np.float32(1 if mpp is None else mpp**2)
+            unit = "px²" if mpp is None else "µm²"
+
+            def areas() -> Floats:
+                outlines = self.outlines(table)
+                assert outlines is not None
+                return outlines.areas() * factor
+
+            table.derive(Column(name, "Area", unit, "number"), areas)
+        return table
+
+    def _begin(self, table: NucleiTable) -> "Future[OutlineFile | None]":
+        """Return the outlines of a table that are opened, or made."""
+        found = open_outlines(table, self._gallery.rings, make=False)
+        if found is None:
+            return self._gallery.preparing.submit(open_outlines, table, self._gallery.rings)
+        done: Future[OutlineFile | None] = Future()
+        done.set_result(found)
+        return done
 
     def _note(self, stamp: Stamp) -> None:
         if not self._stamps or self._stamps[-1] != stamp:
@@ -225,7 +315,8 @@ class ViewedSlide:
             ConfigError: If it is another image than the one that was segmented.
         """
         scene = (self.source.summary.get("settings") or {}).get("scene")
-        image = DeepZoom(open_slide(path, scene=scene))
+        with small_caches(_PIXEL_BYTES):
+            image = DeepZoom(open_slide(path, scene=scene))
         known = self.source.summary.get("slide")
         if known and (image.width, image.height) != (known["width"], known["height"]):
             raise ConfigError(
@@ -242,8 +333,6 @@ def _nuclei(table: NucleiTable) -> dict[str, Any]:
         "bounds": list(table.bounds),
         "tile_base": table.tree.base,
         "max_zoom": table.tree.max_zoom,
-        "outlines": False,
-        "outlines_note": "outlines are not served yet",
         "classes": [_shown(entry, id=entry["id"]) for entry in table.classes],
         "columns": [
             {

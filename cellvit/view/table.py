@@ -1,6 +1,6 @@
 """The nuclei of a slide for drawing: few bytes of each in memory, in the order of a quadtree, and which are shown."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from cellvit.errors import ConfigError, DataError
 from cellvit.io.measurement_names import readable_name
 from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import mpp_of
+from cellvit.labels.table import nuclei_digest
 from cellvit.view.cache import BoundedCache
 from cellvit.view.quadtree import Codes, Quadtree
 
@@ -79,16 +80,19 @@ class Filter:
         return list(self.ranges)
 
 
+Derived = tuple[Column, Callable[[], Floats]]
+
+
 class NucleiTable:
     """The nuclei of a table that :func:`cellvit.io.parquet.write_parquet` has written, in the order of a quadtree.
 
-    17 bytes per nucleus are in memory, and what columns are asked for, in ``columns``. Nuclei whose centroid is not
+    17 bytes per nucleus are in memory, and the columns that are asked for, in ``kept``. Nuclei whose centroid is not
     finite are left out.
 
     Args:
         path: The table.
         size: ``(width, height)`` of the slide in level-0 pixels; None takes what the table states.
-        columns: Keeps columns that were used, ``(N,)`` float32 each.
+        kept: Keeps columns that were used, ``(N,)`` float32 each.
 
     Attributes:
         path: The table.
@@ -102,21 +106,24 @@ class NucleiTable:
         x: ``(N,)`` float32, level-0 pixels.
         y: ``(N,)`` float32, level-0 pixels.
         kind: ``(N,)`` uint8 class.
+        digest: Of all centroids, as labels know the nuclei by; see :func:`cellvit.labels.table.nuclei_digest`.
         named: Names and colours of the types; None if unnamed.
 
     Raises:
         DataError: If it is no such table.
     """
 
-    def __init__(self, path: Path, *, size: tuple[int, int] | None, columns: BoundedCache[Floats]) -> None:
-        self.path, self._columns = path, columns
+    def __init__(self, path: Path, *, size: tuple[int, int] | None, kept: BoundedCache[Floats]) -> None:
+        self.path, self._kept, self._derived = path, kept, dict[str, Derived]()
         self.stamp = stamp_of(path)
         stream = ParquetStream(path, outlines=False)
         self.metadata, self.named, self.count = stream.metadata, stream.classes, len(stream)
         self.shift = _shift(self.metadata)
-        parts = [(chunk.centroid + self.shift, np.clip(chunk.type, 0, MAX_CLASSES - 1)) for chunk in stream]
+        parts = [(chunk.centroid, np.clip(chunk.type, 0, MAX_CLASSES - 1)) for chunk in stream]
         place = np.concatenate([np.zeros((0, 2)), *(part for part, _ in parts)])
         kind = np.concatenate([np.zeros(0, np.uint8), *(types.astype(np.uint8) for _, types in parts)])
+        self.digest = nuclei_digest(place)
+        place += self.shift
         known = np.flatnonzero(np.isfinite(place).all(axis=1))
         x, y = place[known, 0].astype(np.float32), place[known, 1].astype(np.float32)
         self.bounds = _bounds(x, y)
@@ -128,7 +135,8 @@ class NucleiTable:
         self.codes: Codes = codes[order]
         self.row = known[order].astype(np.uint32)
         self.x, self.y, self.kind = x[order], y[order], kind[known[order]]
-        self._check()
+        pa.default_memory_pool().release_unused()
+        self.check()
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -159,9 +167,13 @@ class NucleiTable:
         """Return the micrometres per pixel that the table states."""
         return mpp_of(self.metadata)
 
-    @cached_property
+    @property
     def columns(self) -> list[Column]:
         """Return the columns by which nuclei can be coloured and filtered."""
+        return [*self._own_columns, *(column for column, _ in self._derived.values())]
+
+    @cached_property
+    def _own_columns(self) -> list[Column]:
         with self._opened() as file:
             names = [f.name for f in file.schema_arrow if f.name not in _OTHER_COLUMNS and _is_plain(f.type)]
             names = [name for name in names if name != "classification"]
@@ -177,10 +189,11 @@ class NucleiTable:
         Raises:
             ConfigError: If there is none.
         """
-        for column in self.columns:
+        columns = self.columns
+        for column in columns:
             if column.name == name:
                 return column
-        known = ", ".join(repr(column.name) for column in self.columns)
+        known = ", ".join(repr(column.name) for column in columns)
         raise ConfigError(f"no column {name!r}; choose from {known}")
 
     def values(self, name: str) -> Floats:
@@ -194,7 +207,18 @@ class NucleiTable:
             DataError: If the table is damaged, or was written anew since it was opened.
         """
         column = self.column(name)
-        return self._columns.get((str(self.path), self.stamp, name), lambda: self._read(column)[self.row])
+        derived = self._derived.get(name)
+        make = derived[1] if derived else lambda: self._read(column)[self.row]
+        return self._kept.get((str(self.path), self.stamp, name), make)
+
+    def derive(self, column: Column, make: Callable[[], Floats]) -> None:
+        """Add a column that the table does not hold.
+
+        Args:
+            column: Its facts.
+            make: Returns its values ``(N,)`` in the order of the quadtree.
+        """
+        self._derived[column.name] = (column, make)
 
     def rows_of(self, zoom: int, column: int, row: int) -> slice:
         """Return where the nuclei of a square are in the columns."""
@@ -261,10 +285,15 @@ class NucleiTable:
             file = pq.ParquetFile(self.path)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{str(self.path)!r} is not a readable table ({error}); put a copy back") from error
-        self._check()
+        self.check()
         return file
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse to go on where the table is another file than the one that was opened.
+
+        Raises:
+            TableChangedError: If it was written anew.
+        """
         if stamp_of(self.path) != self.stamp:
             raise TableChangedError(f"{str(self.path)!r} was written anew meanwhile; ask again")
 

@@ -6,7 +6,9 @@ point in the group ``cellvit.readers``, makes :func:`cellvit.slide.open.open_sli
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -23,6 +25,33 @@ Box = tuple[int, int, int, int]
 
 LARGE = 2**26
 """Pixels (67 million) above which any image is treated as a slide."""
+
+
+_MOST_BYTES: ContextVar[int | None] = ContextVar("most_bytes", default=None)
+
+
+@contextmanager
+def small_caches(most: int) -> Iterator[None]:
+    """Return a context in which slides are opened that keep little of what they have decoded.
+
+    Args:
+        most: Bytes for each slide.
+    """
+    token = _MOST_BYTES.set(most)
+    try:
+        yield
+    finally:
+        _MOST_BYTES.reset(token)
+
+
+def cache_bytes(usual: int) -> int:
+    """Return how much of what it has decoded a slide that is opened now may keep, in bytes.
+
+    Args:
+        usual: What its reader keeps where nobody asks for less.
+    """
+    most = _MOST_BYTES.get()
+    return usual if most is None else min(usual, most)
 
 
 class OtherReaderError(ImageError):

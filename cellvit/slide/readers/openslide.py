@@ -12,7 +12,7 @@ from PIL import Image
 from cellvit.io.images import DAMAGE, Rgb8, one_line
 from cellvit.io.resolution import StatedResolution, Statement, axes_statement, length, positive, settle
 from cellvit.io.tiff_metadata import aperio_statement, is_tiff, quiet_tifffile, tags_statement
-from cellvit.slide.readers.base import READERS, Box, OtherReaderError, Size, SlideReader
+from cellvit.slide.readers.base import READERS, Box, OtherReaderError, Size, SlideReader, cache_bytes
 from cellvit.slide.resampling import resize_box
 
 if TYPE_CHECKING:  # the library is loaded when the first slide is opened
@@ -130,8 +130,9 @@ class OpenSlideReader(SlideReader):
         from openslide import OpenSlideError
 
         _require_plain(path)
+        self._cache_bytes = cache_bytes(CACHE_BYTES)
         try:
-            self._handle = _open(path)
+            self._handle = _open(path, self._cache_bytes)
         except OpenSlideError as error:
             raise OtherReaderError(one_line(error)) from error
         stated = self._handle.properties
@@ -193,7 +194,7 @@ class OpenSlideReader(SlideReader):
             first = error
         # After an error a handle refuses everything. It may have been another thread's: a fresh one tells.
         try:
-            fresh = _open(self.path)
+            fresh = _open(self.path, self._cache_bytes)
             pixels = _on_white(fresh.read_region(place, level, (width, height)))
         except OpenSlideError:
             self._replace(handle)
@@ -209,7 +210,7 @@ class OpenSlideReader(SlideReader):
 
         with self._swap, suppress(OpenSlideError):
             if self._handle is broken:
-                self._handle = _open(self.path)
+                self._handle = _open(self.path, self._cache_bytes)
 
 
 def _require_plain(path: Path) -> None:
@@ -250,11 +251,11 @@ def _odd(page: Any) -> str | None:
     return None if page.bitspersample == 8 else f"BitsPerSample {page.bitspersample}"
 
 
-def _open(path: Path) -> "OpenSlide":
+def _open(path: Path, cache: int) -> "OpenSlide":
     from openslide import OpenSlide, OpenSlideCache
 
     handle = OpenSlide(path)
-    handle.set_cache(OpenSlideCache(CACHE_BYTES))
+    handle.set_cache(OpenSlideCache(cache))
     return handle
 
 

@@ -23,7 +23,7 @@ from cellvit.io.pixels import Samples, tiff_samples
 from cellvit.io.resolution import StatedResolution
 from cellvit.io.scenes import Scene, SceneName, choose_scene, is_smaller, tiff_scenes
 from cellvit.io.tiff_metadata import is_tiff, quiet_tifffile, tiff_resolution
-from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, Size, SlideReader
+from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, Size, SlideReader, cache_bytes
 
 if TYPE_CHECKING:  # the library is loaded when the first file is opened
     from tifffile import TiffFile
@@ -326,7 +326,7 @@ class TiffSlide(SlideReader):
                 raise OtherReaderError(one_line(error)) from error
             raise
         self._levels, self._file_lock = levels, threading.Lock()
-        self._cache = ChunkCache(CACHE_BYTES, largest=MAX_CHUNK_BYTES)
+        self._cache = ChunkCache(cache_bytes(CACHE_BYTES), largest=MAX_CHUNK_BYTES)
         self._try_chunks()
         self._judge_samples()
         self._levels = [level for i, level in enumerate(self._levels) if level.certain or self._shows_the_same(i)]

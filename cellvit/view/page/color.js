@@ -100,7 +100,9 @@ export function shades(values, low, high) {
 }
 
 /**
- * Return a tile of counts as a picture: the colour of the commonest visible type, denser where there are more.
+ * Return a tile of counts as a picture: each cell has the colour of one of its visible nuclei, denser where there are more.
+ *
+ * Which one is drawn by lot, so that types show in their shares, as points do, and not only the commonest.
  *
  * @param {import("./binary.js").DensityTile} tile
  * @param {Uint8Array} texture  colours of the types
@@ -111,19 +113,20 @@ export function shades(values, low, high) {
 export function densityPicture(tile, texture, ramp, most) {
   const cells = tile.grid * tile.grid;
   const picture = new Uint8Array(4 * cells);
+  const counts = new Uint32Array(tile.classes);
   for (let cell = 0; cell < cells; cell++) {
     let total = 0;
-    let commonest = 0;
-    let largest = 0;
     for (let id = 0; id < tile.classes; id++) {
-      const count = texture[4 * id + 3] ? tile.count[id * cells + cell] : 0;
-      total += count;
-      if (count > largest) [largest, commonest] = [count, id];
+      counts[id] = texture[4 * id + 3] ? tile.count[id * cells + cell] : 0;
+      total += counts[id];
     }
     if (!total) continue;
+    let lot = (Math.imul(cell + 1, 2654435761) >>> 0) % total; // the same at every visit
+    let drawn = 0;
+    while (lot >= counts[drawn]) lot -= counts[drawn++];
     const share = Math.min(1, Math.log1p(total) / Math.log1p(most));
-    const [from, at] = ramp ? [ramp, 4 * Math.round(254 * share)] : [texture, 4 * commonest];
-    picture.set([from[at], from[at + 1], from[at + 2], Math.round(255 * (0.25 + 0.6 * share))], 4 * cell);
+    const [from, at] = ramp ? [ramp, 4 * Math.round(254 * share)] : [texture, 4 * drawn];
+    picture.set([from[at], from[at + 1], from[at + 2], Math.round(255 * (0.25 + 0.5 * share))], 4 * cell);
   }
   return picture;
 }

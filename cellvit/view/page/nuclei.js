@@ -22,6 +22,11 @@ const OUTLINE_PIXELS = 9;
 /** µm per level-0 pixel of slides that state none: that of a magnification of 40. */
 const USUAL_MPP = 0.25;
 
+/** About how wide tiles are on the screen, CSS pixels: small, so that few points outside of the view are drawn. */
+const TILE_PIXELS = 320;
+/** What is finer than this in outlines is not drawn, CSS pixels. */
+const DETAIL_PIXELS = 1.2;
+
 /** Colour indices of the tissue and the region. */
 const LAYER_TYPES = { tissue: 254, region: 253 };
 
@@ -124,7 +129,7 @@ export class NucleiView {
       const type = new Uint8Array(polygons.length).fill(LAYER_TYPES[/** @type {"tissue"} */ (name)] ?? 0);
       const row = new Uint32Array(polygons.length);
       const data = { count: polygons.length, row, start, xy, value: null, type };
-      this.layers.set(name, this.layer.outlineTile(data, [0, 0], this.slide.width));
+      this.layers.set(name, this.layer.outlineTile(data, [0, 0], this.slide.width, 0));
     }
   }
 
@@ -146,7 +151,7 @@ export class NucleiView {
     this.loaded += 1;
     if (kind === "density") return this.layer.densityTile(readDensity(buffer), corner, width);
     if (kind === "points") return this.layer.pointTile(readPoints(buffer, column !== null), corner, width);
-    return this.layer.outlineTile(readOutlines(buffer, column !== null), corner, width);
+    return this.layer.outlineTile(readOutlines(buffer, column !== null), corner, width, (DETAIL_PIXELS * width) / TILE_PIXELS);
   }
 
   /**
@@ -177,8 +182,7 @@ export class NucleiView {
     const scale = scaleOf(screen.map);
     const view = viewBox(screen.map, screen.width, screen.height);
     this.kind = drawKind(this.slide, this.state, scale, view);
-    const wide = this.kind === "density" ? 768 : 512;
-    const zoom = zoomFor(scale, info.tile_base, info.max_zoom, wide);
+    const zoom = zoomFor(scale, info.tile_base, info.max_zoom, TILE_PIXELS);
     const query = this.query(this.kind).toString();
     const tiles = tilesIn(intersection(view, info.bounds), info.tile_base, zoom);
     const kind = this.kind;
@@ -235,9 +239,9 @@ export class NucleiView {
     for (const tile of tiles) {
       if (tile.kind === "density") layer.drawPicture(screen, tile);
       else if (tile.kind === "points") layer.drawPoints(screen, tile, pointSize(nucleus));
-      else layer.drawOutlines(screen, tile, Math.min(2.6, Math.max(1.3, nucleus / 14)));
+      else layer.drawOutlines(screen, tile, Math.min(2.6, Math.max(1, nucleus / 12)));
     }
-    if (this.marks) layer.drawPoints(screen, this.marks, Math.min(18, Math.max(10, nucleus * 0.5)), true);
+    if (this.marks) layer.drawPoints(screen, this.marks, Math.min(16, Math.max(7, nucleus * 0.5)), true);
   }
 
   /**
@@ -396,7 +400,7 @@ export function categoryColor(classes, name, index) {
  * @returns {number}
  */
 function pointSize(nucleus) {
-  return Math.min(9, Math.max(2, nucleus * 0.75));
+  return Math.min(10, Math.max(2, nucleus * 0.85));
 }
 
 /**

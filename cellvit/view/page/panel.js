@@ -65,6 +65,7 @@ export class TypePanel {
       this.counts.set(id, number);
       const box = el("input", {
         type: "checkbox",
+        value: id,
         checked: !state.hidden.includes(id),
         onchange: () => {
           state.hidden = box.checked ? state.hidden.filter((other) => other !== id) : [...state.hidden, id];
@@ -82,7 +83,7 @@ export class TypePanel {
             const others = /** @type {import("./types.js").NucleiInfo} */ (slide.nuclei).classes.map((entry) => entry.id).filter((other) => other !== id);
             const already = others.every((other) => state.hidden.includes(other)) && !state.hidden.includes(id);
             state.hidden = already ? [] : others;
-            this.fill();
+            for (const other of this.list.querySelectorAll("input")) other.checked = !state.hidden.includes(Number(other.value));
             changed();
           },
         },

@@ -1,7 +1,8 @@
 """The server of the viewer as an ASGI application: the page, what it asks for, and who is answered."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from cellvit.errors import CellViTError
@@ -65,17 +66,34 @@ def create_app(
         *(route for extension in made for route in extension.routes),
         *Api(gallery, made).routes,
         Route("/", _page),
-        Mount("/static", StaticFiles(directory=PAGE, check_dir=False)),
-        Mount("/vendor", StaticFiles(directory=VENDOR, check_dir=False)),
+        *(
+            Mount(f"/{name}", StaticFiles(directory=folder))
+            for name, folder in (("static", PAGE), ("vendor", VENDOR))
+            if folder.is_dir()
+        ),
     ]
     app = Starlette(
         routes=routes,
         exception_handlers={CellViTError: _explained, HTTPException: _plain, Exception: _unexpected},
+        lifespan=_closing(gallery),
     )
     return Guard(app, token=token, hosts=hosts)
 
 
+def _closing(gallery: Gallery) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """Return what ends the work of a gallery when the server ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        gallery.close()
+
+    return lifespan
+
+
 def _page(request: Request) -> Response:
+    if not (PAGE / "index.html").is_file():
+        raise NotThereError("the page of the viewer is not there; install the package again")
     return FileResponse(PAGE / "index.html", headers={"cache-control": "no-store"})
 
 

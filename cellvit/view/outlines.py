@@ -9,7 +9,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cellvit.errors import DataError, OutputError
+from cellvit.errors import CellViTError, DataError, OutputError
 from cellvit.geometry.polygons import polygon_area, ring_lengths, ring_offsets, select_rings
+from cellvit.inference.resources import release_memory
 from cellvit.io.arrow import from_arrow
 from cellvit.io.atomic import atomic_path, make_folder
 from cellvit.view.cache import BoundedCache
@@ -53,6 +54,10 @@ class Rings(NamedTuple):
 
     points: NDArray[np.signedinteger[Any]]
     offsets: NDArray[np.int64]
+
+
+class StoppedError(CellViTError):
+    """Somebody ended what takes seconds."""
 
 
 class OutlineFile:
@@ -147,7 +152,9 @@ def _contour_chunks(file: pq.ParquetFile) -> Iterator[Any]:
     yield from (facts.row_group(group).column(i) for group in range(facts.num_row_groups) for i in places)
 
 
-def open_outlines(table: NucleiTable, cache: BoundedCache[Rings], *, make: bool = True) -> OutlineFile | None:
+def open_outlines(
+    table: NucleiTable, cache: BoundedCache[Rings], *, make: bool = True, stop: threading.Event | None = None
+) -> OutlineFile | None:
     """Return the outlines of a table; their file is made if there is none that fits.
 
     It lies beside the table, or, where nothing can be written there, in the user's folder of caches.
@@ -156,8 +163,10 @@ def open_outlines(table: NucleiTable, cache: BoundedCache[Rings], *, make: bool 
         table: The table.
         cache: Keeps what was read last.
         make: Make the file; without, None is returned where it would have to be made.
+        stop: When it is set, the file is not finished, and there is none.
 
     Raises:
+        StoppedError: If it was stopped.
         DataError: If the table is damaged.
         OutputError: If the file can be written nowhere.
     """
@@ -171,13 +180,18 @@ def open_outlines(table: NucleiTable, cache: BoundedCache[Rings], *, make: bool 
             continue  # not there, or of another table
     if not make:
         return None
+    with suppress(OutputError):
+        write_outlines(table, beside, stop)
+        return OutlineFile(beside, table, cache)
     try:
-        write_outlines(table, beside)
-    except OutputError:
         make_folder(places[1].parent)
-        write_outlines(table, places[1])
-        return OutlineFile(places[1], table, cache)
-    return OutlineFile(beside, table, cache)
+        write_outlines(table, places[1], stop)
+    except OutputError as error:
+        raise OutputError(
+            f"the outlines can be kept neither beside {str(table.path)!r} nor in {str(places[1].parent)!r} ({error}); "
+            "name a folder with some room in the environment variable XDG_CACHE_HOME"
+        ) from error
+    return OutlineFile(places[1], table, cache)
 
 
 def cache_folder() -> Path:
@@ -185,22 +199,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "cellvit"
 
 
-def write_outlines(table: NucleiTable, path: Path) -> None:
+def write_outlines(table: NucleiTable, path: Path, stop: threading.Event | None = None) -> None:
     """Write the outlines of a table in the order of its quadtree; few are in memory.
 
     Args:
         table: The table.
         path: The file.
+        stop: When it is set, the file is not finished, and there is none.
 
     Raises:
         DataError: If the table is damaged.
+        StoppedError: If it was stopped.
         OutputError: If the file cannot be written.
     """
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
         for kind in (np.int16, np.int32):
             spool = stack.enter_context(TemporaryFile(dir=path.parent))
-            found = _spooled(table, spool, kind)
+            found = _spooled(table, spool, kind, stop)
             if found is not None:
                 break
         assert found is not None
@@ -210,6 +226,7 @@ def write_outlines(table: NucleiTable, path: Path) -> None:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:
             for start in range(0, len(table), _BATCH):
+                _go_on(stop)
                 if start % (_MAPPED * _BATCH) == 0:  # a new map, so that what was read of the last one is let go
                     points = _mapped(spool, kind, int(offsets[-1]))
                 rows = table.row[start : start + _BATCH].astype(np.int64)
@@ -217,7 +234,7 @@ def write_outlines(table: NucleiTable, path: Path) -> None:
                 flat = pa.FixedSizeListArray.from_arrays(pa.array(chosen.reshape(-1)), 2)
                 contour = pa.ListArray.from_arrays(pa.array(at.astype(np.int32)), flat)
                 writer.write_batch(pa.record_batch([contour, pa.array(area[rows])], schema=schema))
-    pa.default_memory_pool().release_unused()
+    release_memory()
     table.check()
 
 
@@ -227,7 +244,7 @@ def _mapped(spool: IO[bytes], kind: type[np.signedinteger[Any]], count: int) -> 
 
 
 def _spooled(
-    table: NucleiTable, spool: IO[bytes], kind: type[np.signedinteger[Any]]
+    table: NucleiTable, spool: IO[bytes], kind: type[np.signedinteger[Any]], stop: threading.Event | None
 ) -> tuple[NDArray[np.int64], Floats] | None:
     """Write the points of all outlines in the order of the table; return where each begins, and its area.
 
@@ -238,6 +255,7 @@ def _spooled(
     centre[table.row, 0], centre[table.row, 1] = table.x, table.y
     lengths, areas, start = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], 0
     for part in _parts(table.path):
+        _go_on(stop)
         nuclei = from_arrow(part)
         number = ring_lengths(nuclei.contour_offsets)
         around = nuclei.contour_points + table.shift
@@ -253,6 +271,11 @@ def _spooled(
     return ring_offsets(np.concatenate(lengths)), np.concatenate(areas).astype(np.float32)
 
 
+def _go_on(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise StoppedError("the viewer is closed; open it again")
+
+
 def _parts(path: Path) -> Iterator[pa.Table]:
     """Yield a table in parts, with what outlines need."""
     try:
@@ -261,16 +284,14 @@ def _parts(path: Path) -> Iterator[pa.Table]:
         raise _damaged(path, error) from error
     with file:
         columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-        # not whole row groups, of which each may take 100 MB
-        batches = file.iter_batches(_SPOOLED, columns=columns)
-        while True:
+        for group in range(file.num_row_groups):  # file.iter_batches needs three times the memory of a row group
             try:
-                batch = next(batches)
-            except StopIteration:
-                return
+                table = file.read_row_group(group, columns=columns)
             except (OSError, pa.ArrowException) as error:
                 raise _damaged(path, error) from error
-            yield pa.Table.from_batches([batch])
+            yield from (table.slice(first, _SPOOLED) for first in range(0, len(table), _SPOOLED))
+            del table
+            pa.default_memory_pool().release_unused()
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

@@ -13,8 +13,7 @@ from cellvit.cli.options import positive
 from cellvit.cli.verb import Terminated, UsageError, add_output_options, command, verb_parser
 
 if TYPE_CHECKING:
-    from cellvit.view.label_routes import LabelExtension
-    from cellvit.view.serve import ViewServer
+    from cellvit.view.serve import ServedView
 
 EPILOG = """\
 INPUT is a result folder of 'cellvit segment', a folder of these, a table of nuclei, a slide, an image, or a folder of
@@ -64,52 +63,49 @@ def _export(options: argparse.Namespace, output: Output) -> int:
             slides=options.slides,
             progress=partial(advance, ""),
         )
-    output.row({"out": found.page, "nuclei": found.nuclei, "tiles": found.tiles, "bytes": found.bytes})
-    output.line(f"{found.nuclei:,} nuclei, {found.tiles:,} tiles, {found.bytes / 1e6:,.1f} MB")
+    output.row({"out": found.page, "nuclei": found.nuclei, "tiles": found.tiles, "bytes": found.size})
+    output.line(f"{found.nuclei:,} nuclei, {found.tiles:,} tiles, {found.size / 1e6:,.1f} MB")
     output.line(f"wrote {found.page}: open it in a browser; the folder can be moved as a whole")
     return 0
 
 
 def _view(options: argparse.Namespace, output: Output) -> int:
-    from cellvit.view.serve import ViewServer, serve_gallery
-    from cellvit.view.vendor import FETCH_COMMAND, missing
+    from cellvit.view.serve import ViewServer, check_page
 
-    if missing():
-        output.note(f"the page lacks scripts of others ({', '.join(missing())}); fetch them: {FETCH_COMMAND}", "warning")
+    check_page()
     with ViewServer(options.port) as server:
-        address, labels = serve_gallery(server, options.inputs, slides=options.slides)
-        output.row({"address": address, "slides": labels.slides})
-        output.line(f"{labels.slides:,} slide{'s' * (labels.slides != 1)} at {address}")
+        shown = server.show(options.inputs, slides=options.slides)
+        count = len(shown.gallery.slides)
+        output.row({"address": shown.address, "slides": count})
+        output.line(f"{count:,} slide{'s' * (count != 1)} at {shown.address}")
         _say_how_to_reach(server.port, output)
-        if not options.no_browser and not _open(address):
+        if not options.no_browser and not _open(shown.address):
             output.note("no browser was found; open the address yourself")
         output.line("Ctrl+C ends the viewer")
         try:
             server.wait()
         except Terminated:
-            _say_what_is_saved(labels, output)
             raise
         except KeyboardInterrupt:
             output.line("")
-        _finish(server, labels, output)
+            _wait_for_job(shown, output)
+        finally:
+            shown.labeling.close()
+            output.line("; ".join(["the viewer has ended", *shown.labeling.saved()]))
     return 0
 
 
-def _finish(server: "ViewServer", labels: "LabelExtension", output: Output) -> None:
-    """Wait for what is under way, unless the user interrupts again, and say what is kept."""
-    running = labels.labeling.jobs.running
-    if running is not None:
-        output.line(f"waiting for {running.name!r} ({running.text}); Ctrl+C stops it, and what is written stays whole")
-        try:
-            labels.labeling.jobs.wait()
-        except KeyboardInterrupt:
-            output.note(f"{running.name!r} was stopped; 'cellvit classify apply' finishes it", "warning")
-    _say_what_is_saved(labels, output)
-
-
-def _say_what_is_saved(labels: "LabelExtension", output: Output) -> None:
-    labels.labeling.close()
-    output.line("; ".join(["the viewer has ended", *labels.labeling.saved()]))
+def _wait_for_job(shown: "ServedView", output: Output) -> None:
+    """Wait for what is under way, unless the user interrupts again."""
+    jobs = shown.labeling.jobs
+    running = jobs.running
+    if running is None:
+        return
+    output.line(f"waiting for {running.name!r} ({running.text}); Ctrl+C stops it, and what is written stays whole")
+    try:
+        jobs.wait()
+    except KeyboardInterrupt:
+        output.note(f"{running.name!r} was stopped; do it again to finish it", "warning")
 
 
 def _say_how_to_reach(port: int, output: Output) -> None:

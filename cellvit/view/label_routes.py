@@ -152,12 +152,11 @@ def _labels(asked: Asked) -> Any:
 
 def _give(asked: Asked) -> Any:
     slide, session, name = asked.slide, asked.session, asked.given.get("class")
-    rows = _rows(slide, asked.given)
-    if name is not None:
-        name = class_name(name)
-        if name not in asked.labeling.own.all() and session.reason is None:
-            asked.labeling.set_class(slide, name)
-    return _changed(asked, session.give(rows, name))
+    name = None if name is None else class_name(name)
+    changed = session.give(_rows(slide, asked.given), name)
+    if changed and name is not None and name not in asked.labeling.own.all():
+        asked.labeling.set_class(slide, name)  # it keeps its colour, also when its labels are gone
+    return _changed(asked, changed)
 
 
 def _undo(asked: Asked) -> Any:

@@ -5,11 +5,17 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cellvit.errors import ConfigError, OutputError
 from cellvit.io.spatial import require
+
+if TYPE_CHECKING:
+    from cellvit.view.gallery import Gallery
+    from cellvit.view.labeling import Labeling
 
 HOST = "127.0.0.1"
 """The only address that is listened at: other machines cannot reach it."""
@@ -18,7 +24,36 @@ _START_SECONDS, _STOP_SECONDS = 30.0, 3
 _QUEUE = 256  # connections that wait to be accepted: a page asks for many tiles at once
 
 Scope = MutableMapping[str, Any]
-App = Callable[[Scope, Callable[..., Awaitable[Any]], Callable[..., Awaitable[None]]], Awaitable[None]]
+App = Callable[[Scope, Any, Any], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class ServedView:
+    """A viewer that is served.
+
+    Attributes:
+        address: What a browser opens.
+        gallery: Its slides.
+        labeling: Their labels.
+    """
+
+    address: str
+    gallery: "Gallery"
+    labeling: "Labeling"
+
+
+def check_page() -> None:
+    """Refuse to show a page that lacks what it stands on.
+
+    Raises:
+        ConfigError: If scripts of others were not fetched, as in a fresh checkout.
+    """
+    from cellvit.view.vendor import FETCH_COMMAND, missing
+
+    if lost := missing():
+        raise ConfigError(
+            f"the page lacks {', '.join(lost)}, which a wheel holds; from a checkout run: {FETCH_COMMAND}"
+        )
 
 
 class ViewServer:
@@ -67,22 +102,32 @@ class ViewServer:
     def __exit__(self, *stop: object) -> None:
         self.stop()
 
-    def add(self, make_app: Callable[[str, int], App]) -> str:
-        """Serve a viewer.
+    def show(
+        self, inputs: Iterable[str | Path], *, slides: str | Path | None = None, title: str | None = None
+    ) -> ServedView:
+        """Serve a viewer, behind a new secret.
 
         Args:
-            make_app: Takes the secret and the port, and returns the application, which answers below ``/t/SECRET/``.
+            inputs: What there is to look at, see :func:`cellvit.view.sources.find_sources`.
+            slides: A slide, or a folder with those that are not where they were.
+            title: What the page is called.
 
-        Returns:
-            Its address.
+        Raises:
+            DataError: If a path does not exist, or holds nothing to look at.
         """
-        token = secrets.token_urlsafe(24)
-        self._apps[token] = make_app(token, self.port)
-        return f"http://{HOST}:{self.port}/t/{token}/"
+        from cellvit.view.app import create_app
+        from cellvit.view.gallery import Gallery
+        from cellvit.view.label_routes import LabelExtension
 
-    def remove(self, address: str) -> None:
-        """Serve a viewer no more; an address that is not known is none."""
-        self._apps.pop(_token(address.partition(f":{self.port}")[2]), None)
+        gallery, token = Gallery(inputs, slides=slides, title=title), secrets.token_urlsafe(24)
+        labels = LabelExtension(gallery, moved=None if slides is None else Path(slides))
+        self._apps[token] = create_app(gallery, token=token, extensions=[lambda _: labels])
+        return ServedView(f"http://{HOST}:{self.port}/t/{token}/", gallery, labels.labeling)
+
+    def hide(self, shown: ServedView) -> None:
+        """Serve a viewer no more, and let others change its labels."""
+        self._apps.pop(_token(shown.address.partition(f":{self.port}")[2]), None)
+        shown.labeling.close()
 
     @property
     def running(self) -> bool:

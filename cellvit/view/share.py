@@ -48,13 +48,13 @@ class Share:
         page: What a browser opens.
         nuclei: How many it shows.
         tiles: Tiles of pixels.
-        bytes: Of all files.
+        size: Bytes of all files.
     """
 
     page: Path
     nuclei: int
     tiles: int
-    bytes: int
+    size: int
 
 
 def write_share(
@@ -85,6 +85,8 @@ def write_share(
         OutputError: If the folder exists or cannot be written; nothing is left of it then.
     """
     folder, gallery = Path(out), Gallery(inputs, slides=slides)
+    if folder.exists():
+        raise OutputError(f"{str(folder)!r} exists; choose another folder for the share")
     if len(gallery.slides) != 1:
         raise ConfigError(f"{len(gallery.slides)} slides; a share holds one: name its result folder")
     (slide,) = gallery.slides.values()
@@ -98,8 +100,6 @@ def write_share(
             f"{len(places):,} tiles of pixels, and a share has at most {MAX_TILES:,}; choose a smaller region=(0, 0, "
             "20000, 20000)"
         )
-    if folder.exists():
-        raise OutputError(f"{str(folder)!r} exists; choose another folder for the share")
     make_folder(folder.parent)
     temporary = temporary_path(folder)
     try:
@@ -107,7 +107,9 @@ def write_share(
         facts = _write_nuclei(slide, about, box, writer)
         _write_page(slide, about, facts, writer)
         for done, (level, column, row) in enumerate(places, start=1):
-            writer.write(f"api/slides/{slide.id}/image/{level}/{column}_{row}.jpg", slide.tile(level, column, row) or b"")
+            writer.write(
+                f"api/slides/{slide.id}/image/{level}/{column}_{row}.jpg", slide.tile(level, column, row) or b""
+            )
             if progress is not None:
                 progress(done, len(places))
         temporary.rename(folder)
@@ -117,7 +119,7 @@ def write_share(
         raise OutputError(f"cannot write {str(folder)!r} ({error.strerror or error}); check the disk") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Share(folder / "index.html", facts["count"], len(places), writer.bytes)
+    return Share(folder / "index.html", facts["count"], len(places), writer.size)
 
 
 @dataclass
@@ -126,16 +128,23 @@ class _Writer:
 
     folder: Path
     max_mb: float
-    bytes: int = field(default=0, init=False)
+    size: int = field(default=0, init=False)
 
     def write(self, name: str, data: bytes | str) -> None:
         content = data.encode() if isinstance(data, str) else data
-        self.bytes += len(content)
-        if self.bytes > self.max_mb * 1e6:
-            raise ConfigError(f"the share has more than {self.max_mb:g} MB; choose a smaller region, or raise max_mb=1000")
+        self.check(len(content))
+        self.size += len(content)
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+
+    def check(self, more: int) -> None:
+        """Raise ConfigError if more bytes would be too many."""
+        if self.size + more > self.max_mb * 1e6:
+            raise ConfigError(
+                f"the share has more than {self.max_mb:g} MB; choose a smaller region=(0, 0, 9000, 9000), or raise "
+                "max_mb=1000"
+            )
 
 
 def _box(region: Sequence[float] | None, width: int, height: int) -> Box:
@@ -145,7 +154,9 @@ def _box(region: Sequence[float] | None, width: int, height: int) -> Box:
     x, y, wide, high = map(float, region)
     box = max(x, 0.0), max(y, 0.0), min(x + wide, float(width)), min(y + high, float(height))
     if not (box[0] < box[2] and box[1] < box[3]):
-        raise ConfigError(f"region {x:g}, {y:g}, {wide:g} x {high:g} lies outside of the {width} x {height} px of the slide")
+        raise ConfigError(
+            f"region {x:g}, {y:g}, {wide:g} x {high:g} lies outside of the {width} x {height} px of the slide"
+        )
     return box
 
 
@@ -171,13 +182,19 @@ def _write_nuclei(slide: ViewedSlide, about: dict[str, Any], box: Box, writer: _
         "revision": 0,
         "layers": [*about["layers"], {"name": "region", "label": "What this page holds", "polygons": [_ring(box)]}],
     }
-    if not about["image"]:
+    if (image := slide.image()) is not None:
+        whole = max(level for level in range(image.max_level + 1) if max(image.size(level)) <= OVERVIEW)
+        about["image"] |= {"region": box, "whole_level": whole}
+    else:
         about["image_note"] = "the image is not part of this page"
     if not about["nuclei"]:
         return {"count": 0, "points": _base64(np.zeros(1, np.uint32)), "classes": 1, "base": 256, "squares": []}
     table = slide.table()
     shown = np.flatnonzero(
-        (table.x >= box[0]) & (table.x < box[2]) & (table.y >= box[1]) & (table.y < box[3])  # the page has the same ones
+        (table.x >= box[0])
+        & (table.x < box[2])
+        & (table.y >= box[1])
+        & (table.y < box[3])  # the page has the same ones
     )
     row, kind = table.row[shown], table.kind[shown]
     counts = np.bincount(kind, minlength=table.num_classes).tolist()
@@ -207,7 +224,7 @@ def _write_outlines(
     """
     assert slide.source.nuclei is not None
     parts: dict[tuple[int, int], list[tuple[NDArray[Any], ...]]] = {}
-    start = 0
+    start = held = 0
     for chunk in stream_nuclei(slide.source.nuclei, embedding=False):
         among = place[start : start + len(chunk)]
         start += len(chunk)
@@ -219,6 +236,8 @@ def _write_outlines(
             points, offsets = select_rings(chunk.contour_points, chunk.contour_offsets, rows)
             moved = (points + shift - (x * OUTLINES, y * OUTLINES)).astype(np.float32)
             parts.setdefault((x, y), []).append((among[rows].astype(np.uint32), np.diff(offsets), moved))
+            held += moved.nbytes
+        writer.check(held)  # before more is held in memory than may be written
     for (x, y), found in parts.items():
         index, lengths, points = (np.concatenate(column) for column in zip(*found, strict=True))
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32)
@@ -238,7 +257,7 @@ def _write_page(slide: ViewedSlide, about: dict[str, Any], facts: dict[str, Any]
     html = (_PAGE / "index.html").read_text(encoding="utf-8")
     if _MODULE not in html:
         raise OutputError(f"{str(_PAGE / 'index.html')!r} does not load {_MODULE}; install cellvit again")
-    scripts = "".join(f'<script src="{name}"></script>' for name in _SCRIPTS)
+    scripts = "".join(f'<script defer src="{name}"></script>' for name in _SCRIPTS)
     writer.write("index.html", html.replace(_MODULE, scripts))
     writer.write("data/facts.js", f"globalThis.CELLVIT_FACTS = {json.dumps(data, allow_nan=False)};\n")
     writer.write("data/share.js", Path(__file__).with_name("share.js").read_bytes())

@@ -1,17 +1,17 @@
 """Labels that are given in the viewer are on the disk at once, are taken back, and never overwrite those of others."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from view_samples import drawn_nuclei, write_table
 
 from cellvit.classes import PALETTE
 from cellvit.errors import ConfigError, DataError
 from cellvit.labels import Labels, import_labels, nuclei_digest, read_labels, write_labels
+from cellvit.view.gallery import Gallery
 from cellvit.view.labeling import Labeling
 from cellvit.view.labels import LabelClasses, LabelConflictError, LabelSession, class_name, color_of
-from view_samples import CLASSES, drawn_nuclei, write_table
 
 
 def session_of(table, who="Ann"):
@@ -132,20 +132,9 @@ def test_names_and_colours_of_classes_are_checked(tmp_path):
         LabelClasses(tmp_path / "label-classes.json").all()
 
 
-def slide_of(table, name):
-    """What labels need of an open slide."""
-    colors = dict(zip(CLASSES.names[1:], CLASSES.colors[1:], strict=True))
-    return SimpleNamespace(
-        id=name,
-        name=name,
-        table=table,
-        colors=colors,
-        revision=1,
-    )
-
-
 def test_classes_are_shared_by_the_slides_of_a_viewer(tmp_path):
-    slides = [slide_of(write_table(tmp_path / "results" / name), name) for name in ("one", "two")]
+    tables = [write_table(tmp_path / "results" / name) for name in ("one", "two")]
+    slides = list(Gallery(tables).slides.values())
     labeling = Labeling(slides)
     assert labeling.folder == tmp_path / "results" / "viewer"
     labeling.set_class(slides[0], "A", (1, 2, 3))
@@ -160,6 +149,6 @@ def test_classes_are_shared_by_the_slides_of_a_viewer(tmp_path):
     assert labeling.rename_class("A", "Z") == 2
     assert [one["name"] for one in labeling.classes(slides[0])] == ["Z", "B"]
     assert labeling.remove_class("Z") == 2
-    assert on_disk(slides[1].table) == {6: "Round"}
+    assert on_disk(tables[1]) == {6: "Round"}
     assert labeling.saved() == [f"1 labels are in {tmp_path / 'results' / 'two' / 'labels.parquet'}"]
     assert [one["name"] for one in json.loads(labeling.own.path.read_text())["classes"]] == ["B"]

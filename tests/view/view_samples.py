@@ -38,10 +38,10 @@ def drawn_nuclei(*, seed=0):
     )
 
 
-def write_table(folder, nuclei=None, **changes):
+def write_table(folder, nuclei=None, *, image="slide.svs", **changes):
     """Write a table of nuclei and return it; beside it nothing lies."""
     folder.mkdir(parents=True, exist_ok=True)
     nuclei = drawn_nuclei() if nuclei is None else nuclei
-    facts = {"image": "slide.svs", "width": SIZE, "height": SIZE, "model": "drawn", "weights_hash": "0"}
+    facts = {"image": image, "width": SIZE, "height": SIZE, "model": "drawn", "weights_hash": "0"}
     write_parquet(replace(nuclei, **changes), folder / "nuclei.parquet", metadata=facts)
     return folder / "nuclei.parquet"

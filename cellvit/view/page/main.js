@@ -7,7 +7,7 @@ import { commandOf, fillHelp, ownsKeys, toggleHelp } from "./keys.js";
 import { SlidePage } from "./slide-page.js";
 import { decodeState } from "./state.js";
 import { applyTheme, switchTheme } from "./theme.js";
-import { toastError } from "./toast.js";
+import { toast, toastError } from "./toast.js";
 
 /** @type {SlidePage | null} */
 let page = null;
@@ -104,6 +104,7 @@ function start() {
     command.run();
   });
   connection.addEventListener("offline", () => (byId("banner").hidden = false));
+  connection.addEventListener("busy", () => toast("Outlines are put in order, once", "They show as soon as that is done", "done"));
   connection.addEventListener("online", () => {
     byId("banner").hidden = true;
     if (page) void page.reload();

@@ -2,7 +2,7 @@
 /** A slide on the screen: OpenSeadragon shows the image, a canvas over it the nuclei, an SVG what is selected or drawn. */
 import { isStatic, slidePath } from "./api.js";
 import { debounce, el } from "./dom.js";
-import { roundLength, scaleOf, thinned, toScreen, toSlide, viewBox } from "./geometry.js";
+import { areaOf, intersection, roundLength, scaleOf, thinned, toScreen, toSlide, viewBox } from "./geometry.js";
 import { NucleiView } from "./nuclei.js";
 
 /** @typedef {import("./types.js").Point} Point */
@@ -450,6 +450,22 @@ function tileSource(slide) {
     maxLevel,
     /** @param {number} level @param {number} x @param {number} y */
     getTileUrl: (level, x, y) => slidePath(slide.id, `image/${level}/${x}_${y}.jpg${version}`),
-    ...(image ? {} : { tileExists: () => false }),
+    /** @param {number} level @param {number} x @param {number} y */
+    tileExists: (level, x, y) => image !== null && level <= maxLevel && holdsTile(image, level, x, y),
   };
+}
+
+/**
+ * Return whether there is a tile of the image; a share holds the finer ones of its region only.
+ *
+ * @param {import("./types.js").ImageInfo} image
+ * @param {number} level
+ * @param {number} x
+ * @param {number} y
+ * @returns {boolean}
+ */
+function holdsTile({ tile_size: size, max_level: maxLevel, region, whole_level: whole }, level, x, y) {
+  if (!region || whole === undefined || level <= whole) return true;
+  const width = size * 2 ** (maxLevel - level);
+  return areaOf(intersection([x * width, y * width, (x + 1) * width, (y + 1) * width], region)) > 0;
 }

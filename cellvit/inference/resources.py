@@ -62,6 +62,12 @@ def kept_memory() -> Iterator[None]:
         _set_uses(-1)
 
 
+def release_memory() -> None:
+    """Give memory that is free inside of this process back to the system; without glibc nothing happens."""
+    if sys.platform.startswith("linux") and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
+
+
 def _set_uses(change: int) -> None:
     with _lock:
         before, _uses[0] = _uses[0], _uses[0] + change
@@ -72,8 +78,8 @@ def _set_uses(change: int) -> None:
             return
         for name, value in _KEPT if change > 0 else _USUAL:
             library.mallopt(name, value)
-        if change < 0 and hasattr(library, "malloc_trim"):
-            library.malloc_trim(0)
+        if change < 0:
+            release_memory()
 
 
 @contextmanager

@@ -65,8 +65,11 @@ def create_app(
         *(route for extension in made for route in extension.routes),
         *Api(gallery, made).routes,
         Route("/", _page),
-        Mount("/static", StaticFiles(directory=PAGE, check_dir=False)),
-        Mount("/vendor", StaticFiles(directory=VENDOR, check_dir=False)),
+        *(
+            Mount(f"/{name}", StaticFiles(directory=folder))
+            for name, folder in (("static", PAGE), ("vendor", VENDOR))
+            if folder.is_dir()
+        ),
     ]
     app = Starlette(
         routes=routes,
@@ -76,6 +79,8 @@ def create_app(
 
 
 def _page(request: Request) -> Response:
+    if not (PAGE / "index.html").is_file():
+        raise NotThereError("the page of the viewer is not there; install the package again")
     return FileResponse(PAGE / "index.html", headers={"cache-control": "no-store"})
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from cellvit.classes import NO_TYPE, palette_color, standard_colors
 from cellvit.errors import CellViTError, ConfigError
+from cellvit.inference.resources import release_memory
 from cellvit.io.format import visible
 from cellvit.slide.open import open_slide
 from cellvit.slide.readers.base import small_caches
@@ -21,7 +22,7 @@ from cellvit.view.image import TILE, DeepZoom
 from cellvit.view.layers import layers_of
 from cellvit.view.outlines import CACHE_BYTES, OutlineFile, Rings, has_outlines, open_outlines, rings_bytes
 from cellvit.view.sources import Source, find_sources
-from cellvit.view.table import Column, Floats, NucleiTable, Stamp, stamp_of
+from cellvit.view.table import Column, Floats, NucleiTable, Stamp, count_classes, stamp_of
 
 # what is kept is small beside what the server itself needs, so that all of it stays well below 500 MB
 _TABLE_BYTES = 100_000_000
@@ -70,6 +71,11 @@ class Gallery:
         only = next(iter(self.slides.values())).source.name if len(self.slides) == 1 else f"{len(self.slides)} slides"
         self.title = only if title is None else title
 
+    def prepare(self) -> None:
+        """Begin to open the slide, if there is one only, so that the page need not wait for it."""
+        if len(self.slides) == 1:
+            self.preparing.submit(next(iter(self.slides.values())).about)
+
     def slide(self, id: str) -> "ViewedSlide":
         """Return a slide by its id.
 
@@ -102,6 +108,7 @@ class ViewedSlide:
         self._further_revisions = 0
         self._notes: list[str] = []
         self._known_table: tuple[Stamp, Path] | None = None
+        self._classes: tuple[Stamp, list[dict[str, Any]]] | None = None
         self._outlines: tuple[Stamp, Future[OutlineFile | None]] | None = None
 
     @property
@@ -183,69 +190,75 @@ class ViewedSlide:
         image = self.image()
         return None if image is None else self._gallery.tiles.get((self.id, "small"), image.thumbnail)
 
-    @cached_property
-    def mpp(self) -> tuple[float, float] | None:
-        """Return the ``(x, y)`` micrometres per pixel: those of the run, of the table, else of the file."""
+    def mpp(self, table: NucleiTable | None) -> tuple[float, float] | None:
+        """Return the ``(x, y)`` micrometres per pixel: those of the run, of the table, else of the file.
+
+        Args:
+            table: From :meth:`table`; None without.
+        """
         stated = (self.source.summary.get("resolution") or {}).get("mpp")
         if stated:
             return float(stated[0]), float(stated[-1])
-        if self.source.nuclei is not None and (mpp := self.table().mpp) is not None:
-            return mpp, mpp
+        if table is not None and table.mpp is not None:
+            return table.mpp, table.mpp
         image = self.image()
         return None if image is None else image.mpp
 
     def listed(self) -> dict[str, Any]:
-        """Return what a list of slides says of it."""
-        summary, source = self.source.summary, self.source
-        entry: dict[str, Any] = {
+        """Return what a list of slides says of it; nothing is opened for it but a small table."""
+        source, summary = self.source, self.source.summary
+        classes, nuclei, error = _classes_of(summary), (summary.get("nuclei") or {}).get("total"), source.error
+        if source.nuclei is not None and not summary and source.nuclei.suffix == ".parquet" and not error:
+            try:
+                classes = self._counted(source.nuclei)
+                nuclei = sum(entry["count"] for entry in classes)
+            except CellViTError as damage:
+                error = visible(damage)
+        return {
             "id": self.id,
             "name": source.name,
             "kind": source.kind,
-            "nuclei": None,
+            "nuclei": nuclei,
             "area_mm2": (summary.get("tissue") or {}).get("area_mm2"),
-            "classes": [],
+            "classes": [{name: entry[name] for name in ("name", "color", "count")} for entry in classes],
             "warnings": self.warnings,
-            "error": source.error or None,
+            "error": error or None,
             "has_image": source.image is not None,
             "thumbnail": source.image is not None,
             "labels": 0,
         }
-        if source.nuclei is None or source.error:
-            return entry
-        if summary:
-            return {**entry, "nuclei": summary["nuclei"]["total"], "classes": _classes_of(summary)}
-        try:
-            table = self.table()
-        except CellViTError as error:
-            return {**entry, "error": visible(error)}
-        return {**entry, "nuclei": len(table), "classes": [_shown(item) for item in table.classes]}
 
     def about(self) -> dict[str, Any]:
-        """Return what the viewer of the slide needs to know.
-
-        Raises:
-            DataError: If the table is damaged.
-        """
-        source, image = self.source, self.image()
-        table = self.table() if source.nuclei is not None and not source.error else None
-        size = (image.width, image.height) if image else table.size if table else (0, 0)
+        """Return what the viewer of the slide needs to know; what cannot be opened is None, with the reason."""
+        source, image, table, error = self.source, self.image(), None, self.source.error
+        if source.nuclei is not None and not error:
+            try:
+                table = self.table()
+                outlines = self._outline_facts(table)
+                columns = table.columns
+            except (CellViTError, OSError) as damage:
+                table, error = None, visible(damage)
+        stated = source.size or (0, 0) if table is None else table.size
+        size = stated if image is None else (image.width, image.height)
+        if image is None and table is None:
+            error = error or self.image_note
         return {
             "id": self.id,
             "name": source.name,
             "kind": source.kind,
             "width": size[0],
             "height": size[1],
-            "mpp": self.mpp,
-            "image": image and {"tile_size": TILE, "max_level": image.max_level, "note": image.note or None},
+            "mpp": self.mpp(table),
+            "image": image and {"tile_size": TILE, "max_level": image.max_level, "note": visible(image.note) or None},
             "image_note": self.image_note or None,
-            "nuclei": table and {**_nuclei(table), **self._outline_facts(table)},
+            "nuclei": None if table is None else {**_nuclei(table, columns), **outlines},
             "layers": self._layers[0],
             "warnings": [*self.warnings, *self._notes, *self._layers[1]],
-            "error": source.error or None,
+            "error": error or None,
             "labels": {"editable": False, "reason": "labels cannot be set here", "count": 0, "classes": []},
             "classifier": False,
             "suggestions": 0,
-            "revision": self.revision if table else 0,
+            "revision": 0 if table is None else self.revision,
         }
 
     @cached_property
@@ -256,6 +269,7 @@ class ViewedSlide:
         """Return whether there are outlines; those that were never read are prepared from now on."""
         note = None
         try:
+            self._add_area(table)
             if self.outlines(table, wait=0) is None:
                 note = "the table holds no outlines; the nuclei are shown as points"
         except NotReadyError:
@@ -269,6 +283,13 @@ class ViewedSlide:
         """Return what the run warned of."""
         return [visible(text) for text in self.source.summary.get("warnings") or ()]
 
+    def _counted(self, path: Path) -> list[dict[str, Any]]:
+        """Return the classes of a table that no summary counts, counted once."""
+        stamp = stamp_of(path)
+        if self._classes is None or self._classes[0] != stamp:
+            self._classes = (stamp, count_classes(path))
+        return self._classes[1]
+
     def _table_path(self, nuclei: Path) -> Path:
         """Return the table that holds the nuclei of a file; of another format it is written first."""
         stamp = stamp_of(nuclei)
@@ -280,20 +301,18 @@ class ViewedSlide:
             return self._known_table[1]
 
     def _read(self, path: Path, size: tuple[int, int] | None) -> NucleiTable:
-        """Return a table; the area inside of outlines is a column of it also where nothing was measured."""
         table = NucleiTable(path, size=size, kept=self._gallery.columns)
-        if not any(column.name.startswith("area_") for column in table.columns) and has_outlines(path):
-            mpp, name = table.mpp, "area_px2" if table.mpp is None else "area_um2"
-            factor = np.float32(1 if mpp is None else mpp**2)
-            unit = "px²" if mpp is None else "µm²"
-
-            def areas() -> Floats:
-                outlines = self.outlines(table)
-                assert outlines is not None
-                return outlines.areas() * factor
-
-            table.derive(Column(name, "Area", unit, "number"), areas)
+        release_memory()  # what was needed to put a million nuclei in order is more than what is kept of them
         return table
+
+    def _add_area(self, table: NucleiTable) -> None:
+        """Add the area inside of outlines where nothing was measured and the outlines are there."""
+        if any(column.name.startswith("area_") for column in table.columns):
+            return
+        outlines = self.outlines(table)
+        if outlines is not None:
+            factor, unit = (1.0, "px") if table.mpp is None else (table.mpp**2, "um")
+            table.derive(f"area_{unit}2", lambda: outlines.areas() * np.float32(factor))
 
     def _begin(self, table: NucleiTable) -> "Future[OutlineFile | None]":
         """Return the outlines of a table that are opened, or made."""
@@ -317,36 +336,32 @@ class ViewedSlide:
         scene = (self.source.summary.get("settings") or {}).get("scene")
         with small_caches(_PIXEL_BYTES):
             image = DeepZoom(open_slide(path, scene=scene))
-        known = self.source.summary.get("slide")
-        if known and (image.width, image.height) != (known["width"], known["height"]):
+        known = self.source.size
+        if known is not None and (image.width, image.height) != known:
             raise ConfigError(
-                f"{str(path)!r} has {image.width} x {image.height} px, and what was segmented had {known['width']} x "
-                f"{known['height']} px; say where the slide is with slides=DIR"
+                f"{str(path)!r} has {image.width} x {image.height} px, and what was segmented had {known[0]} x "
+                f"{known[1]} px; say where the slide is with slides=DIR"
             )
         return image
 
 
-def _nuclei(table: NucleiTable) -> dict[str, Any]:
+def _nuclei(table: NucleiTable, columns: Sequence[Column]) -> dict[str, Any]:
     """Return what the viewer needs to know of nuclei."""
     return {
         "count": len(table),
         "bounds": list(table.bounds),
         "tile_base": table.tree.base,
         "max_zoom": table.tree.max_zoom,
-        "classes": [_shown(entry, id=entry["id"]) for entry in table.classes],
+        "classes": table.classes,
         "columns": [
             {
                 **{name: getattr(column, name) for name in ("name", "label", "unit", "kind")},
                 **{name: _finite(getattr(column, name)) for name in ("low", "high", "min", "max")},
                 "values": [visible(value) for value in column.values],
             }
-            for column in table.columns
+            for column in columns
         ],
     }
-
-
-def _shown(entry: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    return {**more, "name": visible(entry["name"]), "color": entry["color"], "count": entry["count"]}
 
 
 def _classes_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -354,7 +369,7 @@ def _classes_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     model = summary.get("classification") or summary.get("model") or {}
     names = [str(name) for name in model.get("classes") or ()]
     colors = dict(zip(names, model.get("colors") or standard_colors(names), strict=False))
-    counted = summary["nuclei"].get("by_type") or {}
+    counted = (summary.get("nuclei") or {}).get("by_type") or {}
     plain = (128, 128, 128)
     return [
         {

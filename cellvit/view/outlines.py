@@ -9,7 +9,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from cellvit.errors import DataError, OutputError
 from cellvit.geometry.polygons import polygon_area, ring_lengths, ring_offsets, select_rings
+from cellvit.inference.resources import release_memory
 from cellvit.io.arrow import from_arrow
 from cellvit.io.atomic import atomic_path, make_folder
 from cellvit.view.cache import BoundedCache
@@ -171,13 +172,18 @@ def open_outlines(table: NucleiTable, cache: BoundedCache[Rings], *, make: bool 
             continue  # not there, or of another table
     if not make:
         return None
-    try:
+    with suppress(OutputError):
         write_outlines(table, beside)
-    except OutputError:
+        return OutlineFile(beside, table, cache)
+    try:
         make_folder(places[1].parent)
         write_outlines(table, places[1])
-        return OutlineFile(places[1], table, cache)
-    return OutlineFile(beside, table, cache)
+    except OutputError as error:
+        raise OutputError(
+            f"the outlines can be kept neither beside {str(table.path)!r} nor in {str(places[1].parent)!r} ({error}); "
+            "name a folder with some room in the environment variable XDG_CACHE_HOME"
+        ) from error
+    return OutlineFile(places[1], table, cache)
 
 
 def cache_folder() -> Path:
@@ -217,7 +223,7 @@ def write_outlines(table: NucleiTable, path: Path) -> None:
                 flat = pa.FixedSizeListArray.from_arrays(pa.array(chosen.reshape(-1)), 2)
                 contour = pa.ListArray.from_arrays(pa.array(at.astype(np.int32)), flat)
                 writer.write_batch(pa.record_batch([contour, pa.array(area[rows])], schema=schema))
-    pa.default_memory_pool().release_unused()
+    release_memory()
     table.check()
 
 
@@ -261,16 +267,14 @@ def _parts(path: Path) -> Iterator[pa.Table]:
         raise _damaged(path, error) from error
     with file:
         columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-        # not whole row groups, of which each may take 100 MB
-        batches = file.iter_batches(_SPOOLED, columns=columns)
-        while True:
+        for group in range(file.num_row_groups):  # file.iter_batches needs three times the memory of a row group
             try:
-                batch = next(batches)
-            except StopIteration:
-                return
+                table = file.read_row_group(group, columns=columns)
             except (OSError, pa.ArrowException) as error:
                 raise _damaged(path, error) from error
-            yield pa.Table.from_batches([batch])
+            yield from (table.slice(first, _SPOOLED) for first in range(0, len(table), _SPOOLED))
+            del table
+            pa.default_memory_pool().release_unused()
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

@@ -17,6 +17,7 @@ from cellvit.io.parquet import ParquetStream
 from cellvit.labels.table import LABELS_FILE
 from cellvit.slide.naming import expand_inputs
 from cellvit.slide.open import is_slide
+from cellvit.view.table import stated_size
 
 Kind = Literal["slide", "image"]
 
@@ -32,6 +33,7 @@ class Source:
         kind: A whole slide, or an image.
         image: The file with the pixels; None if it is not known or not there.
         image_note: Why there are no pixels; empty if there are.
+        size: ``(width, height)`` that the image had when nuclei were found; None where not known.
         nuclei: The file of the nuclei; None without.
         folder: The result folder of a slide; None without.
         summary: What ``summary.json`` of the folder holds; empty without.
@@ -42,6 +44,7 @@ class Source:
     kind: Kind
     image: Path | None = None
     image_note: str = ""
+    size: tuple[int, int] | None = None
     nuclei: Path | None = None
     folder: Path | None = None
     summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -130,7 +133,8 @@ def _result(folder: Path, slides: Path | None) -> Source:
         if summary is None:
             return replace(source, error="the slide is not finished; run `cellvit segment` to the end")
         known = summary["slide"]
-        source = replace(source, name=visible(known["name"]), summary=summary)
+        size = (int(known["width"]), int(known["height"]))
+        source = replace(source, name=visible(known["name"]), summary=summary, size=size)
         table = folder / TABLE
         if not table.is_file():
             return replace(source, error=f"{TABLE} is gone; put a copy back, or run `cellvit segment` again")
@@ -152,9 +156,10 @@ def _result(folder: Path, slides: Path | None) -> Source:
 def _nuclei_source(path: Path, slides: Path | None) -> Source:
     """Return the source of a file of nuclei, with its image where that lies beside it or in the folder of slides."""
     stem = _stem(path)
-    name = stem
+    facts: Mapping[str, Any] = {}
     with suppress(CellViTError):  # another format, or damaged: which is said when it is opened
-        name = str(ParquetStream(path, embedding=False).metadata.get("image") or stem)
+        facts = ParquetStream(path, outlines=False).metadata
+    name = str(facts.get("image") or stem)
     places = [path.parent] if slides is None else [slides, path.parent]
     files = [place / name for place in places if Path(name).name == name]
     if slides is not None and slides.is_file() and (slides.name == name or slides.stem == stem):
@@ -162,4 +167,4 @@ def _nuclei_source(path: Path, slides: Path | None) -> Source:
     image = next((file for file in files if file.is_file() and file != path), None)
     note = "" if image else f"the image {name!r} is not beside the nuclei; say where it is with slides=DIR"
     kind: Kind = "slide" if image is not None and is_slide(image) else "image"
-    return Source(visible(name), kind, image=image, image_note=note, nuclei=path)
+    return Source(visible(name), kind, image=image, image_note=note, size=stated_size(facts), nuclei=path)

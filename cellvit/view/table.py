@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cellvit.classes import NucleiClasses, type_color, type_label
 from cellvit.errors import ConfigError, DataError
+from cellvit.io.format import visible
 from cellvit.io.measurement_names import readable_name
 from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import mpp_of
@@ -28,7 +29,7 @@ MAX_CLASSES = 256
 Floats = NDArray[np.float32]
 Stamp = tuple[int, int, int]
 
-_OTHER_COLUMNS = {"label", "type", "centroid", "bbox", "contour", "embedding", "geometry", "tile"}
+_OTHER_COLUMNS = {"label", "type", "classification", "centroid", "bbox", "contour", "embedding", "geometry", "tile"}
 _MAX_VALUES = 64  # of a column that is a category
 _SAMPLED_GROUPS = 3
 
@@ -119,15 +120,13 @@ class NucleiTable:
         stream = ParquetStream(path, outlines=False)
         self.metadata, self.named, self.count = stream.metadata, stream.classes, len(stream)
         self.shift = _shift(self.metadata)
-        parts = [(chunk.centroid, np.clip(chunk.type, 0, MAX_CLASSES - 1)) for chunk in stream]
-        place = np.concatenate([np.zeros((0, 2)), *(part for part, _ in parts)])
-        kind = np.concatenate([np.zeros(0, np.uint8), *(types.astype(np.uint8) for _, types in parts)])
+        place, kind = _places_and_types(stream)
         self.digest = nuclei_digest(place)
         place += self.shift
         known = np.flatnonzero(np.isfinite(place).all(axis=1))
         x, y = place[known, 0].astype(np.float32), place[known, 1].astype(np.float32)
         self.bounds = _bounds(x, y)
-        self.size = size or _size(self.metadata) or (int(np.ceil(self.bounds[2])), int(np.ceil(self.bounds[3])))
+        self.size = size or stated_size(self.metadata) or (int(np.ceil(self.bounds[2])), int(np.ceil(self.bounds[3])))
         covered = np.maximum(self.size, self.bounds[2:])
         self.tree = Quadtree.covering(float(covered[0]), float(covered[1]))
         codes = self.tree.codes(x, y)
@@ -135,7 +134,6 @@ class NucleiTable:
         self.codes: Codes = codes[order]
         self.row = known[order].astype(np.uint32)
         self.x, self.y, self.kind = x[order], y[order], kind[known[order]]
-        pa.default_memory_pool().release_unused()
         self.check()
 
     def __len__(self) -> int:
@@ -149,13 +147,7 @@ class NucleiTable:
     @cached_property
     def classes(self) -> list[dict[str, Any]]:
         """Return id, name, colour and count of every class: the named ones, and others that occur."""
-        counts = np.bincount(self.kind, minlength=len(self.named or ()))
-        first = 0 if counts[:1].sum() else 1
-        ids = [i for i in range(first, len(counts)) if counts[i] or i < len(self.named or ())]
-        return [
-            {"id": i, "name": type_label(self.named, i), "color": hex_color(self.named, i), "count": int(counts[i])}
-            for i in ids
-        ]
+        return class_facts(self.kind, self.named)
 
     @property
     def num_classes(self) -> int:
@@ -175,12 +167,18 @@ class NucleiTable:
     @cached_property
     def _own_columns(self) -> list[Column]:
         with self._opened() as file:
-            names = [f.name for f in file.schema_arrow if f.name not in _OTHER_COLUMNS and _is_plain(f.type)]
-            names = [name for name in names if name != "classification"]
+            fields = [field for field in file.schema_arrow if field.name not in _OTHER_COLUMNS]
+            floats = [field.name for field in fields if pa.types.is_floating(field.type)]
             groups = np.unique(np.linspace(0, file.num_row_groups - 1, _SAMPLED_GROUPS).round().astype(int)).tolist()
-            sample = file.read_row_groups(groups, columns=names) if file.num_row_groups else None
-            limits = _limits(file, names)
-        found = (None if sample is None else _described(name, sample[name], limits[name]) for name in names)
+            sample = file.read_row_groups(groups if file.num_row_groups else [], columns=floats)
+            limits = _limits(file, floats)
+            found = [
+                _of_numbers(field.name, _as_floats(sample[field.name]), limits[field.name])
+                if field.name in limits
+                else _of_values(field.name, file.read(columns=[field.name])[field.name])
+                for field in fields
+                if _is_plain(field.type)
+            ]
         return [column for column in found if column is not None]
 
     def column(self, name: str) -> Column:
@@ -211,14 +209,16 @@ class NucleiTable:
         make = derived[1] if derived else lambda: self._read(column)[self.row]
         return self._kept.get((str(self.path), self.stamp, name), make)
 
-    def derive(self, column: Column, make: Callable[[], Floats]) -> None:
-        """Add a column that the table does not hold.
+    def derive(self, name: str, make: Callable[[], Floats]) -> None:
+        """Add a column of numbers that the table does not hold.
 
         Args:
-            column: Its facts.
+            name: Of the column.
             make: Returns its values ``(N,)`` in the order of the quadtree.
         """
-        self._derived[column.name] = (column, make)
+        column = _of_numbers(name, make())
+        if column is not None:
+            self._derived[name] = (column, make)
 
     def rows_of(self, zoom: int, column: int, row: int) -> slice:
         """Return where the nuclei of a square are in the columns."""
@@ -273,12 +273,10 @@ class NucleiTable:
     def _read(self, column: Column) -> Floats:
         """Return a column in the order of the table."""
         with self._opened() as file:
-            array = file.read(columns=[column.name])[column.name].combine_chunks()
+            values = file.read(columns=[column.name])[column.name]
         if column.kind == "number":
-            return np.asarray(pc.cast(array, pa.float32()).to_numpy(zero_copy_only=False))
-        texts = pc.cast(array, pa.string()) if not pa.types.is_dictionary(array.type) else array
-        codes = pc.index_in(pc.cast(texts, pa.string()), pa.array(column.values, pa.string()))
-        return np.asarray(pc.cast(codes, pa.float32()).to_numpy(zero_copy_only=False))
+            return _as_floats(values)
+        return _as_floats(pc.index_in(pc.cast(values, pa.string()), pa.array(column.values, pa.string())))
 
     def _opened(self) -> pq.ParquetFile:
         try:
@@ -315,9 +313,35 @@ def stamp_of(path: Path) -> Stamp:
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
-def hex_color(classes: NucleiClasses | None, kind: int) -> str:
-    """Return the colour of a type as ``#rrggbb``."""
-    return "#" + bytes(type_color(classes, kind)).hex()
+def class_facts(kind: NDArray[np.uint8], named: NucleiClasses | None) -> list[dict[str, Any]]:
+    """Return id, name, colour and count of every class: the named ones, and others that occur.
+
+    Args:
+        kind: ``(N,)`` class of each nucleus.
+        named: Names and colours.
+    """
+    counts = np.bincount(kind, minlength=len(named or ()))
+    first = 0 if counts[:1].sum() else 1
+    ids = [i for i in range(first, len(counts)) if counts[i] or i < len(named or ())]
+    return [
+        {
+            "id": i,
+            "name": visible(type_label(named, i)),
+            "color": "#" + bytes(type_color(named, i)).hex(),
+            "count": int(counts[i]),
+        }
+        for i in ids
+    ]
+
+
+def count_classes(path: Path) -> list[dict[str, Any]]:
+    """Return what :func:`class_facts` says of a table, of which nothing is kept.
+
+    Raises:
+        DataError: If it is no table of nuclei.
+    """
+    stream = ParquetStream(path, outlines=False)
+    return class_facts(_places_and_types(stream)[1], stream.classes)
 
 
 def inside(area: Any, x: Floats, y: Floats) -> NDArray[np.bool_]:
@@ -332,6 +356,16 @@ def inside(area: Any, x: Floats, y: Floats) -> NDArray[np.bool_]:
     return near
 
 
+def _places_and_types(stream: ParquetStream) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Return the centroids ``(N, 2)`` and classes ``(N,)`` of all nuclei."""
+    place, kind, start = np.empty((len(stream), 2)), np.empty(len(stream), np.uint8), 0
+    for chunk in stream:
+        rows = slice(start, start + len(chunk))
+        place[rows], kind[rows], start = chunk.centroid, np.clip(chunk.type, 0, MAX_CLASSES - 1), rows.stop
+    pa.default_memory_pool().release_unused()
+    return place, kind
+
+
 def _shift(metadata: Mapping[str, Any]) -> tuple[float, float]:
     """Return what is added to coordinates that count from the corner of the scanned part."""
     if metadata.get("origin") != "bounds":
@@ -340,8 +374,12 @@ def _shift(metadata: Mapping[str, Any]) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def _size(metadata: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the size of the image that a table states."""
+def stated_size(metadata: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the ``(width, height)`` of the image that a table states, or None.
+
+    Args:
+        metadata: The facts that are stored with the table.
+    """
     try:
         return int(metadata["width"]), int(metadata["height"])
     except (KeyError, TypeError, ValueError):
@@ -376,18 +414,35 @@ def _limits(file: pq.ParquetFile, names: Sequence[str]) -> dict[str, tuple[float
     return found
 
 
-def _described(name: str, sample: pa.ChunkedArray, limits: tuple[float, float] | None) -> Column | None:
-    """Return a column from some of its values; None if nothing can be made of it."""
+def _of_numbers(name: str, values: Floats, limits: tuple[float, float] | None = None) -> Column | None:
+    """Return a column of numbers from some of its values; None if none is a number."""
     label, unit = readable_name(name)
-    kind = sample.type
-    if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and pc.count_distinct(sample).as_py() > _MAX_VALUES):
-        values = pc.cast(sample, pa.float32()).to_numpy()
-        values = values[np.isfinite(values)]
-        if not len(values) or limits is None:
-            return None
-        low, high = (float(v) for v in np.percentile(values, (2, 98)))
-        return Column(name, label, unit, "number", low, high, *limits)
-    texts = sorted(text for text in pc.unique(pc.cast(sample, pa.string())).to_pylist() if text is not None)
-    if not texts or len(texts) > _MAX_VALUES:
+    values = values[np.isfinite(values)]
+    if not len(values):
         return None
-    return Column(name, label, unit, "category", values=tuple(texts))
+    low, high = (float(v) for v in np.percentile(values, (2, 98)))
+    least, most = limits or (float(values.min()), float(values.max()))
+    return Column(name, label, unit, "number", low, high, least, most)
+
+
+def _of_values(name: str, column: pa.ChunkedArray) -> Column | None:
+    """Return a column of whole numbers or texts, a category if few of them differ; None if it is of no use."""
+    if pa.types.is_dictionary(column.type):  # of which every row group has its own
+        column = pc.cast(column, pa.string())
+    distinct = [value for value in pc.unique(column).to_pylist() if value is not None]
+    if pa.types.is_integer(column.type) and len(distinct) > _MAX_VALUES:
+        return _of_numbers(name, _as_floats(column))
+    if not 0 < len(distinct) <= _MAX_VALUES:
+        return None
+    label, unit = readable_name(name)
+    return Column(name, label, unit, "category", values=tuple(map(_text, sorted(distinct))))
+
+
+def _as_floats(column: pa.ChunkedArray) -> Floats:
+    """Return numbers as float32; NaN where there is none."""
+    return np.asarray(pc.cast(column, pa.float32()).to_numpy(zero_copy_only=False))
+
+
+def _text(value: Any) -> str:
+    """Return a value as Arrow writes it as text."""
+    return str(pc.cast(pa.scalar(value), pa.string()).as_py())

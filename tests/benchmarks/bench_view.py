@@ -135,6 +135,7 @@ def measure(results):
         slide = json.loads(get(port, "api/slides")[1])["slides"][0]["id"]
         report["first facts"] = timed(process, port, f"api/slides/{slide}")
         report["first density"] = timed(process, port, f"api/slides/{slide}/density/0/0_0")
+        report["memory before outlines"] = memory(process)
         waited, worked = time.perf_counter(), cpu(process)
         while get(port, f"api/slides/{slide}/outlines/8/100_100")[0] == 503:
             time.sleep(0.2)

@@ -22,7 +22,7 @@ from cellvit.types import Nuclei
 
 BLOCK = 2048
 MPP = 0.25
-_CELL = BLOCK / 52  # one nucleus each
+_CELL = 2048 / 52  # one nucleus each
 _POINTS = 30
 _TILE = 1024  # of the model: nuclei come tile by tile
 _SHARES = (0.35, 0.25, 0.2, 0.02, 0.18)
@@ -34,23 +34,25 @@ MEASURED = (
 )
 
 
-def write_results(folder, *, side=40_000, nuclei=1_000_000, seed=0):
+def write_results(folder, *, side=40_000, nuclei=1_000_000, block=BLOCK, seed=0):
     """Write ``slide.tif`` and ``results/`` into a folder, and return the path of the results.
 
     Args:
         folder: Is made if it is not there.
         side: Pixels of the slide; at least 512.
         nuclei: How many; of more than fit, as many as fit.
+        block: Side in pixels of the tissue that repeats, a power of two from 512 on.
         seed: Of the drawing.
     """
     folder, out = Path(folder), Path(folder) / "results"
     out.mkdir(parents=True, exist_ok=True)
-    block = _block(np.random.default_rng(seed))
+    drawn = _block(block, np.random.default_rng(seed))
     slide = folder / "slide.tif"
-    write_tiled_tiff(slide, list(_levels(_drawn(block, np.random.default_rng(seed)), side)), mpp=MPP, jpeg=80)
-    place, kind, ring = _places(block, side, nuclei, np.random.default_rng(seed))
+    picture = _drawn(drawn, block, np.random.default_rng(seed))
+    write_tiled_tiff(slide, list(_levels(picture, side)), mpp=MPP, jpeg=80)
+    place, kind, ring = _places(drawn, block, side, nuclei, np.random.default_rng(seed))
     facts = {"image": slide.name, "width": side, "height": side, "base_mpp": MPP, "origin": "slide"}
-    chunks = _chunks(place, kind, ring, block, np.random.default_rng(seed))
+    chunks = _chunks(place, kind, ring, drawn, np.random.default_rng(seed))
     write_parquet_stream(
         chunks, out / "nuclei.parquet", classes=PANNUKE, measurements=MEASURED, metadata=facts, geometry=False
     )
@@ -60,11 +62,12 @@ def write_results(folder, *, side=40_000, nuclei=1_000_000, seed=0):
     return out
 
 
-def _block(rng):
+def _block(side, rng):
     """Return the nuclei of a block: places, types and outlines ``(N, P, 2)`` around them."""
-    count = round(BLOCK / _CELL)
-    corner = np.stack(np.meshgrid(np.arange(count), np.arange(count)), axis=-1).reshape(-1, 2) * _CELL
-    place = corner + _CELL / 2 + rng.uniform(-6, 6, corner.shape)
+    count = round(side / _CELL)
+    cell = side / count
+    corner = np.stack(np.meshgrid(np.arange(count), np.arange(count)), axis=-1).reshape(-1, 2) * cell
+    place = corner + cell / 2 + rng.uniform(-6, 6, corner.shape)
     kind = rng.choice(np.arange(1, 6), len(place), p=_SHARES).astype(np.int32)
     axes = rng.uniform(6, 12, (len(place), 2))
     turn, angle = rng.uniform(0, np.pi, len(place)), np.linspace(0, 2 * np.pi, _POINTS, endpoint=False)
@@ -75,17 +78,17 @@ def _block(rng):
     return place, kind, np.stack([x, y], axis=-1).round(2)
 
 
-def _drawn(block, rng):
+def _drawn(block, side, rng):
     """Return the picture of a block, which repeats without a seam but for nuclei at its edges."""
     place, kind, ring = block
-    coarse = np.tile(rng.normal(0, 1, (64, 64)).astype(np.float32), (3, 3))
-    smooth = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), 2), None, fx=32, fy=32)[BLOCK : 2 * BLOCK, BLOCK : 2 * BLOCK]
+    coarse = np.tile(rng.normal(0, 1, (side // 32, side // 32)).astype(np.float32), (3, 3))
+    smooth = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), 2), None, fx=32, fy=32)[side : 2 * side, side : 2 * side]
     shade = (smooth / smooth.std())[..., None]
     picture = np.clip(np.array([226, 168, 200]) + shade * np.array([10, 22, 12]), 0, 255).astype(np.uint8)
     for (x, y), type_, outline in zip(place, kind, ring, strict=True):
         points = np.rint((outline + np.array([x, y])) * 16).astype(np.int32)
         cv2.fillPoly(picture, [points], _STAINS[type_ - 1], lineType=cv2.LINE_AA, shift=4)
-    grain = rng.normal(0, 5, (BLOCK, BLOCK, 1))
+    grain = rng.normal(0, 5, (side, side, 1))
     return np.clip(picture + grain, 0, 255).astype(np.uint8)
 
 
@@ -99,23 +102,23 @@ def _levels(picture, side):
         yield period, 512, -(-side // factor), -(-side // factor)
 
 
-def _places(block, side, wanted, rng):
+def _places(drawn, block, side, wanted, rng):
     """Return place, type and row in the block of all nuclei of the slide, tile by tile of the model."""
-    count = -(-side // BLOCK)
-    shift = np.stack(np.meshgrid(np.arange(count), np.arange(count)), axis=-1).reshape(-1, 1, 2) * BLOCK
-    place = (block[0] + shift).reshape(-1, 2)
-    ring = np.tile(np.arange(len(block[0])), count * count)
+    count = -(-side // block)
+    shift = np.stack(np.meshgrid(np.arange(count), np.arange(count)), axis=-1).reshape(-1, 1, 2) * block
+    place = (drawn[0] + shift).reshape(-1, 2)
+    ring = np.tile(np.arange(len(drawn[0])), count * count)
     whole = np.flatnonzero(((place > 16) & (place < side - 16)).all(axis=1))
     whole = np.sort(rng.permutation(whole)[:wanted])
     tile = place[whole] // _TILE
     rows = whole[np.lexsort((whole, tile[:, 0], tile[:, 1]))]
-    return place[rows], block[1][ring[rows]], ring[rows]
+    return place[rows], drawn[1][ring[rows]], ring[rows]
 
 
-def _chunks(place, kind, ring, block, rng):
+def _chunks(place, kind, ring, drawn, rng):
     for start in range(0, len(place), 50_000):
         rows = slice(start, start + 50_000)
-        where, outline = place[rows], block[2][ring[rows]] + place[rows][:, None]
+        where, outline = place[rows], drawn[2][ring[rows]] + place[rows][:, None]
         number = len(where)
         values = rng.gamma(4, 10, (len(MEASURED), number)).astype(np.float32)
         yield replace(

@@ -106,6 +106,10 @@ class LabelExtension:
         facts = {"labels": self.labeling.state(slide), "suggestions": self.labeling.suggested(slide)}
         return {**facts, "classifier": self.labeling.classifier is not None}
 
+    def nucleus(self, slide: ViewedSlide, row: int) -> Given:
+        """Return the label of a nucleus."""
+        return {"label": self.labeling.label_of(slide, row)}
+
     def _answer(self, handle: Handle) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint that does the work on another thread."""
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from cellvit.classes import PALETTE, Rgb
-from cellvit.errors import ConfigError, DataError
+from cellvit.errors import CellViTError, ConfigError, DataError
 from cellvit.labels.match import labels_path
 from cellvit.labels.table import read_labels
 from cellvit.view.gallery import ViewedSlide
@@ -72,8 +74,8 @@ class Labeling:
             DataError: If the slide has no table of nuclei.
         """
         table = table_of(slide)
-        if table is None:
-            raise DataError(f"{slide.source.name!r} has no table of nuclei to label; run `cellvit segment` on it")
+        if table is None or slide.table().path != table:  # of another program it is shown from a copy
+            raise DataError(f"{slide.source.name!r} has no table of ours to label; see `cellvit convert-nuclei`")
         with self._mutex:
             if slide.id not in self._sessions:
                 self._sessions[slide.id] = LabelSession(table)
@@ -99,15 +101,11 @@ class Labeling:
 
     def state(self, slide: ViewedSlide) -> dict[str, Any]:
         """Return what the page is told about labels when it opens a slide."""
-        if table_of(slide) is None:
-            return {
-                "editable": False,
-                "reason": "there is no table of nuclei to label",
-                "count": 0,
-                "classes": [],
-                "palette": [],
-            }
-        session = self.session(slide)
+        try:
+            session = self.session(slide)
+        except CellViTError as error:
+            facts = {"editable": False, "reason": str(error), "note": "", "count": 0}
+            return {**facts, "classes": [], "palette": []}
         reason = session.reason
         facts = {"editable": reason is None, "reason": reason, "note": session.note, "count": len(session.current)}
         palette = [hex_of(color) for color in self.palette(slide)]
@@ -123,10 +121,17 @@ class Labeling:
         except DataError:  # whoever opens the slide is told
             return 0
 
+    def label_of(self, slide: ViewedSlide, row: int) -> str | None:
+        """Return the class that a nucleus was given, or None."""
+        return self._sessions[slide.id].label_of(row) if slide.id in self._sessions else None
+
     def suggested(self, slide: ViewedSlide) -> int:
-        """Return how many nuclei were suggested and have no label yet; 0 if nobody has asked."""
-        known = self._suggested.get(slide.id)
-        return 0 if known is None else len(_unlabelled(known.rows, self.session(slide)))
+        """Return how many nuclei can be suggested: those that were and have no label yet, else how many may be."""
+        table, known = table_of(slide), self._suggested.get(slide.id)
+        if slide.id not in self._sessions or table is None:
+            return 0
+        rest = 0 if known is None else len(_unlabelled(known.rows, self._sessions[slide.id]))
+        return rest or (SUGGESTED if "embedding" in pq.read_schema(table).names else 0)
 
     def set_class(self, slide: ViewedSlide, name: str, color: Rgb | None = None) -> None:
         """Add a class, or give it another colour.
@@ -161,7 +166,7 @@ class Labeling:
         return changed
 
     def _relabel(self, name: str, to: str | None) -> int:
-        sessions = {slide.id: self.session(slide) for slide in self._slides.values()}
+        sessions = {slide.id: self.session(slide) for slide in self._slides.values() if self.count(slide)}
         having = [key for key, session in sessions.items() if name in session.counts()]
         for key in having:  # before the first one is changed
             if reason := sessions[key].reason:
@@ -256,8 +261,8 @@ class Labeling:
             session.close()
 
     def _labelled(self) -> list[LabelSession]:
-        sessions = [self.session(slide) for slide in self._slides.values()]
-        return [session for session in sessions if len(session.current)]
+        having = [slide for slide in self._slides.values() if self.count(slide)]
+        return [self.session(slide) for slide in having]
 
     def _key(self, slide: ViewedSlide) -> tuple[Any, ...]:
         classifier = self.classifier

@@ -20,8 +20,7 @@ from PIL import Image
 
 from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.io.loaded import LoadedNuclei
-from cellvit.io.nuclei import stream_nuclei
-from cellvit.io.parquet import write_parquet
+from cellvit.io.parquet import ParquetStream, write_parquet
 from cellvit.labels.table import Labels
 from cellvit.plotting.overlay import write_picture
 from cellvit.plotting.slides import write_slide_overlay
@@ -164,7 +163,9 @@ def view(
     nuclei = _nuclei_of(nuclei_or_result)
     if nuclei is None:
         if image is not None:
-            raise ConfigError("image= is for nuclei in memory; results know their slide, or say where it is with slides=")
+            raise ConfigError(
+                "image= is for nuclei in memory; results know their slide, or say where it is with slides="
+            )
         paths, folder = _paths_of(nuclei_or_result), None
     else:
         folder = tempfile.TemporaryDirectory(prefix="cellvit-view-")
@@ -242,7 +243,7 @@ def _picture(slide: ViewedSlide) -> Image.Image:
     width, height = (image.width, image.height) if image else (about["width"], about["height"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
-        stream = stream_nuclei(slide.source.nuclei, embedding=False)
+        stream = ParquetStream(slide.table().path, embedding=False)
         write_slide_overlay(stream, pixels, path, bounds=(0, 0, width, height), mpp=slide.mpp)
         with Image.open(path) as picture:
             return picture.convert("RGB")

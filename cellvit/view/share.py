@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ from cellvit.errors import ConfigError, OutputError
 from cellvit.geometry.polygons import select_rings
 from cellvit.io.atomic import make_folder, temporary_path
 from cellvit.io.format import plain_data, visible
-from cellvit.io.nuclei import stream_nuclei
+from cellvit.io.parquet import ParquetStream
 from cellvit.view.gallery import Gallery, ViewedSlide
 from cellvit.view.image import TILE, DeepZoom
+from cellvit.view.serve import check_page
+from cellvit.view.table import NucleiTable
 
 Box = tuple[float, float, float, float]
 Progress = Callable[[int, int], None]
@@ -37,6 +40,7 @@ OUTLINES = 2048
 _PAGE = Path(__file__).with_name("page")
 _VENDOR = Path(__file__).with_name("vendor")
 _MODULE = '<script type="module" src="static/main.js"></script>'
+_PRELOAD = re.compile(r'<link rel="modulepreload"[^>]*>\n?')
 _SCRIPTS = ("data/facts.js", "data/share.js", "data/page.js")
 
 
@@ -80,10 +84,12 @@ def write_share(
         progress: Called with the number of finished tiles and of all.
 
     Raises:
-        ConfigError: If there are several slides, the region lies outside, or it would be too large.
+        ConfigError: If there are several slides, the region lies outside, it would be too large, or the page lacks
+            scripts of others.
         DataError: If there is nothing to show, or the nuclei are damaged.
         OutputError: If the folder exists or cannot be written; nothing is left of it then.
     """
+    check_page()
     folder, gallery = Path(out), Gallery(inputs, slides=slides)
     if folder.exists():
         raise OutputError(f"{str(folder)!r} exists; choose another folder for the share")
@@ -180,8 +186,9 @@ def _write_nuclei(slide: ViewedSlide, about: dict[str, Any], box: Box, writer: _
         "classifier": False,
         "suggestions": 0,
         "revision": 0,
-        "layers": [*about["layers"], {"name": "region", "label": "What this page holds", "polygons": [_ring(box)]}],
+        "layers": [one for one in about["layers"] if one["name"] != "region"],
     }
+    about["layers"].append({"name": "region", "label": "What this page holds", "polygons": [_ring(box)]})
     if (image := slide.image()) is not None:
         whole = max(level for level in range(image.max_level + 1) if max(image.size(level)) <= OVERVIEW)
         about["image"] |= {"region": box, "whole_level": whole}
@@ -201,7 +208,7 @@ def _write_nuclei(slide: ViewedSlide, about: dict[str, Any], box: Box, writer: _
     classes = [{**one, "count": counts[one["id"]]} for one in about["nuclei"]["classes"]]
     place = np.full(table.count, -1, np.int64)
     place[row] = np.arange(len(row))
-    squares = list(_write_outlines(slide, place, table.shift, writer))
+    squares = list(_write_outlines(table, place, writer))
     bounds = (*(float(side) for side in np.maximum(box[:2], table.bounds[:2])),)
     bounds += (*(float(side) for side in np.minimum(box[2:], table.bounds[2:])),)
     about["nuclei"] |= {"count": len(row), "bounds": bounds, "classes": classes, "columns": []}
@@ -211,30 +218,26 @@ def _write_nuclei(slide: ViewedSlide, about: dict[str, Any], box: Box, writer: _
     return {**facts, "base": table.tree.base, "squares": squares}
 
 
-def _write_outlines(
-    slide: ViewedSlide, place: NDArray[np.int64], shift: tuple[float, float], writer: _Writer
-) -> Iterator[str]:
+def _write_outlines(table: NucleiTable, place: NDArray[np.int64], writer: _Writer) -> Iterator[str]:
     """Write the outlines of nuclei, a script per square, and yield the names of the squares.
 
     Args:
-        slide: The slide.
+        table: The nuclei.
         place: ``(N,)`` number of each nucleus among those of the share, -1 for one that is not in it.
-        shift: Added to the coordinates of the table.
         writer: Takes the files.
     """
-    assert slide.source.nuclei is not None
     parts: dict[tuple[int, int], list[tuple[NDArray[Any], ...]]] = {}
     start = held = 0
-    for chunk in stream_nuclei(slide.source.nuclei, embedding=False):
+    for chunk in ParquetStream(table.path, embedding=False):
         among = place[start : start + len(chunk)]
         start += len(chunk)
         lengths = np.diff(chunk.contour_offsets)
         chosen = np.flatnonzero((among >= 0) & (lengths > 0))
-        squares = ((chunk.centroid[chosen] + shift) // OUTLINES).astype(np.int64)
+        squares = ((chunk.centroid[chosen] + table.shift) // OUTLINES).astype(np.int64)
         for x, y in np.unique(squares, axis=0).tolist():
             rows = chosen[(squares == (x, y)).all(axis=1)]
             points, offsets = select_rings(chunk.contour_points, chunk.contour_offsets, rows)
-            moved = (points + shift - (x * OUTLINES, y * OUTLINES)).astype(np.float32)
+            moved = (points + table.shift - (x * OUTLINES, y * OUTLINES)).astype(np.float32)
             parts.setdefault((x, y), []).append((among[rows].astype(np.uint32), np.diff(offsets), moved))
             held += moved.nbytes
         writer.check(held)  # before more is held in memory than may be written
@@ -258,12 +261,12 @@ def _write_page(slide: ViewedSlide, about: dict[str, Any], facts: dict[str, Any]
     if _MODULE not in html:
         raise OutputError(f"{str(_PAGE / 'index.html')!r} does not load {_MODULE}; install cellvit again")
     scripts = "".join(f'<script defer src="{name}"></script>' for name in _SCRIPTS)
-    writer.write("index.html", html.replace(_MODULE, scripts))
+    writer.write("index.html", _PRELOAD.sub("", html).replace(_MODULE, scripts))
     writer.write("data/facts.js", f"globalThis.CELLVIT_FACTS = {json.dumps(data, allow_nan=False)};\n")
     writer.write("data/share.js", Path(__file__).with_name("share.js").read_bytes())
     writer.write("data/page.js", page_script())
     for folder, name in ((_PAGE, "static"), (_VENDOR, "vendor")):
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.glob("*")):
             if path.is_file() and (folder == _VENDOR or path.suffix not in (".js", ".html")):
                 writer.write(f"{name}/{path.name}", path.read_bytes())
     if (picture := slide.thumbnail()) is not None:

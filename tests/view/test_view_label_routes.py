@@ -5,9 +5,6 @@ import time
 
 import numpy as np
 import pytest
-
-pytest.importorskip("starlette")
-
 from starlette.testclient import TestClient
 from view_samples import STEP, drawn_nuclei, write_table
 
@@ -147,6 +144,7 @@ def test_answers_of_labels_that_are_not_there_or_busy(viewer, table, tmp_path):
 def test_types_of_ones_own_are_learnt_and_applied_and_tell_what_to_label_next(viewer, table):
     pytest.importorskip("sklearn")
     kind = drawn_nuclei().type
+    assert viewer.get()["suggestions"] == 50
     assert {one["why"] for one in viewer.get("/suggestions")["rows"]} == {"unlike those labelled"}
     viewer.post("/labels/classes", {"name": NAMES[1], "color": "#112233"})
     for code in (1, 2):
@@ -174,6 +172,8 @@ def test_types_of_ones_own_are_learnt_and_applied_and_tell_what_to_label_next(vi
     viewer.post("/labels", {"class": "Long", "rows": [first[0]["row"]]})
     assert viewer.get("/suggestions")["rows"] == first[1:]
     assert viewer.get()["suggestions"] == 49
+    assert viewer.get(f"/nuclei/{first[0]['row']}")["label"] == "Long"
+    assert viewer.get(f"/nuclei/{first[1]['row']}")["label"] is None
     viewer.post("/labels", {"class": "Long", "rows": [one["row"] for one in first]})
     assert len(viewer.get("/suggestions")["rows"]) == 50  # chosen anew
     assert json.loads((table.parents[1] / "viewer" / "my-types" / "report.json").read_text())["labels"] == 64

@@ -22,7 +22,7 @@ export class ApiError extends Error {
   }
 }
 
-/** Tells when the server stops answering ("offline") and answers again ("online"). */
+/** Tells when the server stops answering ("offline"), answers again ("online"), and has to prepare an answer ("busy"). */
 export const connection = new EventTarget();
 let online = true;
 
@@ -60,6 +60,12 @@ async function ask(address, options) {
     throw new ApiError("The server does not answer", "offline", 0);
   }
   if (answer.ok) return answer;
+  if (answer.status === 503 && answer.headers.has("Retry-After")) {
+    connection.dispatchEvent(new Event("busy")); // an index is made, once
+    await new Promise((resolve) => setTimeout(resolve, 1000 * Number(answer.headers.get("Retry-After"))));
+    options.signal?.throwIfAborted();
+    return ask(address, options);
+  }
   let text = `The server answered ${answer.status} to ${address.split("?")[0]}`;
   let hint = "";
   try {

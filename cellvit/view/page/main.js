@@ -7,7 +7,7 @@ import { commandOf, fillHelp, ownsKeys, toggleHelp } from "./keys.js";
 import { SlidePage } from "./slide-page.js";
 import { decodeState } from "./state.js";
 import { applyTheme, switchTheme } from "./theme.js";
-import { toastError } from "./toast.js";
+import { toast, toastError } from "./toast.js";
 
 /** @type {SlidePage | null} */
 let page = null;
@@ -31,7 +31,7 @@ async function show() {
   }
   page?.destroy();
   page = null;
-  for (const id of ["cohort", "viewer"]) byId(id).hidden = true;
+  for (const id of ["cohort", "viewer", "sidebutton"]) byId(id).hidden = true;
   try {
     const { slides } = await getJson("api/slides");
     const id = state.slide ?? (slides.length === 1 ? slides[0].id : null);
@@ -49,6 +49,7 @@ async function show() {
     byId("title").textContent = slide.name;
     byId("summary").textContent = "";
     checkScripts();
+    byId("sidebutton").hidden = false;
     page = new SlidePage(slide, { ...state, slide: id });
   } catch (error) {
     if (turn === shows) showError(error);
@@ -92,7 +93,6 @@ function start() {
   applyTheme();
   byId("theme").addEventListener("click", switchTheme);
   byId("helpbutton").addEventListener("click", toggleHelp);
-  byId("sidebutton").hidden = false;
   byId("sidebutton").addEventListener("click", () => foldPanel());
   foldPanel(matchMedia("(min-width: 901px)").matches);
   addEventListener("hashchange", () => void show());
@@ -104,6 +104,7 @@ function start() {
     command.run();
   });
   connection.addEventListener("offline", () => (byId("banner").hidden = false));
+  connection.addEventListener("busy", () => toast("Outlines are put in order, once", "They show as soon as that is done", "done"));
   connection.addEventListener("online", () => {
     byId("banner").hidden = true;
     if (page) void page.reload();

@@ -75,7 +75,9 @@ export class SlidePage {
   /** Fill the panel beside the picture. */
   fillPanel() {
     const region = { draw: () => this.setTool("region"), view: () => this.setRegion(this.view.corners) };
-    const parts = [warningList(this.slide.warnings), this.nucleus.node, this.types.node];
+    const { error, warnings, labels } = this.slide;
+    const notes = [error, ...warnings, labels.note].filter((text) => typeof text === "string" && text !== "");
+    const parts = [warningList(/** @type {string[]} */ (notes)), this.nucleus.node, this.types.node];
     if (this.slide.nuclei) parts.push(colorPanel(this.context), filterPanel(this.context, region));
     parts.push(layerPanel(this.context));
     if (this.slide.nuclei && !isStatic) parts.push(this.labels.node);

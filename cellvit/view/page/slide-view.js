@@ -2,7 +2,7 @@
 /** A slide on the screen: OpenSeadragon shows the image, a canvas over it the nuclei, an SVG what is selected or drawn. */
 import { isStatic, slidePath } from "./api.js";
 import { debounce, el } from "./dom.js";
-import { roundLength, scaleOf, thinned, toScreen, toSlide, viewBox } from "./geometry.js";
+import { areaOf, intersection, roundLength, scaleOf, thinned, toScreen, toSlide, viewBox } from "./geometry.js";
 import { NucleiView } from "./nuclei.js";
 
 /** @typedef {import("./types.js").Point} Point */
@@ -81,7 +81,8 @@ export class SlideView {
     this.sketch = svgElement("polyline", { class: "sketch" });
     this.overlay.append(this.frame, this.sketch);
     this.scaleBar = el("div", { class: "scalebar" });
-    this.viewer.canvas.append(this.canvas, this.overlay);
+    this.grid = el("div", { class: "grid", hidden: true });
+    this.viewer.canvas.append(this.grid, this.canvas, this.overlay);
     place.append(this.scaleBar);
     /** @type {Screen} */
     this.screen = { map: { a: 1, b: 0, c: 0, d: 1, e: 0, f: 0 }, width: 1, height: 1, ratio: 1 };
@@ -217,19 +218,15 @@ export class SlideView {
     this.drawScaleBar();
   }
 
-  /** Draw lines behind the nuclei where there is no image. */
+  /** Show lines behind the nuclei where there is no image. */
   drawGrid() {
-    if (this.slide.image && !this.state.off.includes("image")) {
-      this.place.classList.remove("grid");
-      return;
-    }
-    this.place.classList.add("grid");
-    const scale = scaleOf(this.screen.map);
-    const step = roundLength(160 / scale) * scale;
-    const { style } = this.place;
-    style.setProperty("--grid", `${step}px`);
-    style.setProperty("--grid-x", `${this.screen.map.e}px`);
-    style.setProperty("--grid-y", `${this.screen.map.f}px`);
+    const shown = !this.slide.image || this.state.off.includes("image");
+    this.grid.hidden = !shown;
+    if (!shown) return;
+    const { map } = this.screen;
+    const step = roundLength(160 / scaleOf(map)) * scaleOf(map);
+    this.grid.style.setProperty("--grid", `${step}px`);
+    this.grid.style.transform = `translate(${map.e % step}px, ${map.f % step}px)`; // moves without being painted anew
   }
 
   /** Draw the scale bar, in µm where the slide states its resolution. */
@@ -453,6 +450,22 @@ function tileSource(slide) {
     maxLevel,
     /** @param {number} level @param {number} x @param {number} y */
     getTileUrl: (level, x, y) => slidePath(slide.id, `image/${level}/${x}_${y}.jpg${version}`),
-    ...(image ? {} : { tileExists: () => false }),
+    /** @param {number} level @param {number} x @param {number} y */
+    tileExists: (level, x, y) => image !== null && level <= maxLevel && holdsTile(image, level, x, y),
   };
+}
+
+/**
+ * Return whether there is a tile of the image; a share holds the finer ones of its region only.
+ *
+ * @param {import("./types.js").ImageInfo} image
+ * @param {number} level
+ * @param {number} x
+ * @param {number} y
+ * @returns {boolean}
+ */
+function holdsTile({ tile_size: size, max_level: maxLevel, region, whole_level: whole }, level, x, y) {
+  if (!region || whole === undefined || level <= whole) return true;
+  const width = size * 2 ** (maxLevel - level);
+  return areaOf(intersection([x * width, y * width, (x + 1) * width, (y + 1) * width], region)) > 0;
 }

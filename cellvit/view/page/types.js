@@ -35,8 +35,16 @@
  * @property {number} count
  * @property {LabelClass[]} classes
  * @property {string[]} [palette]  colours of new classes, in order
+ * @property {string} [note]  what became of labels of earlier nuclei
  *
  * @typedef {{name: string, label: string, polygons: Point[][]}} Layer
+ *
+ * @typedef {object} ImageInfo
+ * @property {number} tile_size
+ * @property {number} max_level
+ * @property {string | null} note
+ * @property {Box} [region]  of a share: what it holds of the levels above `whole_level`
+ * @property {number} [whole_level]
  *
  * @typedef {object} Slide
  * @property {string} id
@@ -44,11 +52,12 @@
  * @property {number} width
  * @property {number} height
  * @property {Point | null} mpp
- * @property {{tile_size: number, max_level: number, note: string | null} | null} image
+ * @property {ImageInfo | null} image
  * @property {string | null} [image_note]
  * @property {NucleiInfo | null} nuclei
  * @property {Layer[]} layers
  * @property {string[]} warnings
+ * @property {string | null} [error]
  * @property {LabelInfo} labels
  * @property {boolean} classifier
  * @property {number} suggestions

@@ -92,13 +92,8 @@ class Labeling:
         """Return the colours of the classes of the viewer, and of further names: of types of that name, else others."""
         colors, types = self.own.all(), _types_of(slide)
         for name in names:
-            colors.setdefault(name, types.get(name) or self._next_color(slide, colors))
+            colors.setdefault(name, types.get(name) or _next_color(colors))
         return colors
-
-    def palette(self, slide: ViewedSlide) -> list[Rgb]:
-        """Return the colours for new classes: those of the palette that no type of the slide has."""
-        taken = set(_types_of(slide).values())
-        return [color for color in PALETTE if color not in taken] or list(PALETTE)
 
     def state(self, slide: ViewedSlide) -> dict[str, Any]:
         """Return what the page is told about labels when it opens a slide."""
@@ -109,7 +104,7 @@ class Labeling:
             return {**facts, "classes": [], "palette": []}
         reason = session.reason
         facts = {"editable": reason is None, "reason": reason, "note": session.note, "count": len(session.current)}
-        palette = [hex_of(color) for color in self.palette(slide)]
+        palette = [hex_of(color) for color in PALETTE]
         return {**facts, "classes": self.classes(slide), "palette": palette}
 
     def count(self, slide: ViewedSlide) -> int:
@@ -138,7 +133,7 @@ class Labeling:
         """Add a class, or give it another colour.
 
         Args:
-            slide: The slide that is shown, of whose types new classes differ.
+            slide: The slide that is shown: a class that is called as a type of it has its colour.
             name: Of the class.
             color: Its colour; None is that it has, or the next one of the palette.
 
@@ -178,10 +173,6 @@ class Labeling:
             rows = current.nucleus[current.class_name == name]
             changed += sessions[key].give(rows, to)
         return changed
-
-    def _next_color(self, slide: ViewedSlide, taken: Mapping[str, Rgb]) -> Rgb:
-        palette = self.palette(slide)
-        return next((color for color in palette if color not in taken.values()), palette[len(taken) % len(palette)])
 
     def suggestions(self, slide: ViewedSlide) -> list[dict[str, Any]]:
         """Return the nuclei to label next, without those that have a label by now; chosen anew when none is left.
@@ -262,6 +253,11 @@ def table_of(slide: ViewedSlide) -> Path | None:
 def _types_of(slide: ViewedSlide) -> dict[str, Rgb]:
     """Return the colours of the types of a slide by name."""
     return {one["name"]: color_of(one["color"]) for one in slide.table().classes}
+
+
+def _next_color(taken: Mapping[str, Rgb]) -> Rgb:
+    """Return the first colour of the palette that no class has."""
+    return next((color for color in PALETTE if color not in taken.values()), PALETTE[len(taken) % len(PALETTE)])
 
 
 def _unlabelled(rows: list[dict[str, Any]], session: LabelSession) -> list[dict[str, Any]]:

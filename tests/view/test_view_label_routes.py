@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 from view_samples import STEP, drawn_nuclei, write_table
 
+from cellvit.classes import PALETTE
 from cellvit.errors import DataError, OutputError
 from cellvit.io.parquet import read_parquet
 from cellvit.labels import read_labels
@@ -65,7 +66,7 @@ def test_classes_clicks_lassos_and_undo(viewer, table):
     about = viewer.get()
     assert about["labels"]["editable"]
     assert about["labels"]["classes"] == []
-    assert "#c81e1e" not in about["labels"]["palette"]  # a type of the slide has it
+    assert about["labels"]["palette"][0] == "#{:02x}{:02x}{:02x}".format(*PALETTE[0])
     assert about["classifier"] is False
     added = viewer.post("/labels/classes", {"name": NAMES[1], "color": "#112233"})
     assert added["classes"] == [{"name": "Round <b>", "color": "#112233", "count": 0}]
@@ -157,7 +158,7 @@ def test_work_in_another_process_returns_what_came_of_it_or_why_nothing_did(tabl
     with pytest.raises(DataError, match="not a readable Parquet file"):
         tasks.run_apart("suggest", print, table=table, classifier=None, count=3)
     monkeypatch.setattr(tasks.sys, "executable", shutil.which("false"))
-    with pytest.raises(OutputError, match="'suggest' ended with code 1 .*is there enough memory"):
+    with pytest.raises(OutputError, match="'suggest' ended with code 1 "):
         tasks.run_apart("suggest", print, table=table, classifier=None, count=3)
 
 

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -203,17 +204,16 @@ class ViewedSlide:
         image = self.image()
         return None if image is None else image.thumbnail()
 
-    def mpp(self, table: NucleiTable | None) -> tuple[float, float] | None:
-        """Return the ``(x, y)`` micrometres per pixel: those of the run, of the table, else of the file.
-
-        Args:
-            table: From :meth:`table`; None without.
-        """
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Return the ``(x, y)`` micrometres per pixel: those of the run, of the table, else of the file."""
         stated = (self.source.summary.get("resolution") or {}).get("mpp")
         if stated:
             return float(stated[0]), float(stated[-1])
-        if table is not None and table.mpp is not None:
-            return table.mpp, table.mpp
+        if self.source.nuclei is not None:
+            with suppress(CellViTError):  # a damaged table is told of where it is asked for
+                if (mpp := self.table().mpp) is not None:
+                    return mpp, mpp
         image = self.image()
         return None if image is None else image.mpp
 
@@ -261,7 +261,7 @@ class ViewedSlide:
             "kind": source.kind,
             "width": size[0],
             "height": size[1],
-            "mpp": self.mpp(table),
+            "mpp": self.mpp,
             "image": image and {"tile_size": TILE, "max_level": image.max_level, "note": visible(image.note) or None},
             "image_note": self.image_note or None,
             "nuclei": None if table is None else {**_nuclei(table, columns), **outlines},

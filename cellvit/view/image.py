@@ -77,8 +77,8 @@ class DeepZoom:
         width, height = self.size(level)
         return column * TILE < width and row * TILE < height
 
-    def jpeg(self, level: int, column: int, row: int) -> bytes:
-        """Return a tile as JPEG, kept or made; smaller than :data:`TILE` at the right and at the bottom.
+    def pixels(self, level: int, column: int, row: int) -> Rgb8:
+        """Return a tile ``(h, w, 3)``; smaller than :data:`TILE` at the right and at the bottom.
 
         A place that is damaged is shown as another level has it, and white where none has.
 
@@ -90,6 +90,17 @@ class DeepZoom:
         Raises:
             ImageError: If little or nothing can be read.
         """
+        factor, size, source = 2 ** (self.max_level - level), self.size(level), self._source(level)
+        x, y = column * TILE, row * TILE
+        width, height = min(TILE, size[0] - x), min(TILE, size[1] - y)
+        across, down = level_ratios(self._slide.level_sizes)[source]
+        if level < self.max_level and width * height * factor**2 / (across * down) > _MOST_SOURCE:
+            return self._joined(level, column, row, (width, height))
+        sound = Undamaged(_Whole(self._slide, (size[0] * factor, size[1] * factor)), piece=_PIECE)
+        return Resampled(sound, size=size, level=source).read(x, y, width, height)
+
+    def jpeg(self, level: int, column: int, row: int) -> bytes:
+        """Return a tile as :meth:`pixels` does, as JPEG, kept or made."""
         make = partial(self._jpeg, level, column, row)
         return self._kept.get((self._name, level, column, row), make)
 
@@ -99,19 +110,8 @@ class DeepZoom:
 
     def _jpeg(self, level: int, column: int, row: int) -> bytes:
         buffer = io.BytesIO()
-        Image.fromarray(self._pixels(level, column, row)).save(buffer, format="JPEG", quality=_QUALITY)
+        Image.fromarray(self.pixels(level, column, row)).save(buffer, format="JPEG", quality=_QUALITY)
         return buffer.getvalue()
-
-    def _pixels(self, level: int, column: int, row: int) -> Rgb8:
-        """Return a tile ``(h, w, 3)``."""
-        factor, size, source = 2 ** (self.max_level - level), self.size(level), self._source(level)
-        x, y = column * TILE, row * TILE
-        width, height = min(TILE, size[0] - x), min(TILE, size[1] - y)
-        across, down = level_ratios(self._slide.level_sizes)[source]
-        if level < self.max_level and width * height * factor**2 / (across * down) > _MOST_SOURCE:
-            return self._joined(level, column, row, (width, height))
-        sound = Undamaged(_Whole(self._slide, (size[0] * factor, size[1] * factor)), piece=_PIECE)
-        return Resampled(sound, size=size, level=source).read(x, y, width, height)
 
     def _joined(self, level: int, column: int, row: int, size: tuple[int, int]) -> Rgb8:
         """Return a tile made from the four of the next level: so a slide without small copies is read once only."""

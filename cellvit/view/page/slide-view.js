@@ -251,6 +251,7 @@ export class SlideView {
     const { viewport } = this.viewer;
     const { x, y, scale, rotation } = this.state;
     viewport.setRotation(rotation, true);
+    this.rest(); // the place is known again, also where nothing moves
     if (x === null || y === null || scale === null) {
       viewport.goHome(true);
       return;

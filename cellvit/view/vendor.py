@@ -1,7 +1,7 @@
 """The scripts of other projects that the viewer's page stands on: which ones, fetched with npm, checked, kept.
 
-They are not part of this repository. ``python -m cellvit.view.vendor`` puts them where the viewer looks, and so does the
-build of a wheel, which loads this file alone: it uses the standard library only.
+They are not part of this repository. ``python -m cellvit.view.vendor`` puts them where the viewer looks, and so does
+the build of a wheel, which loads this file alone: it uses the standard library only.
 """
 
 import base64

@@ -1,7 +1,8 @@
 """The page of `cellvit view` in headless Chromium: first picture, frames per second, a tile of outlines, memory.
 
-Prints JSON. The slide is drawn (`view_slide.py`): 40,000 x 40,000 px with 1,000,000 nuclei. Chromium has no graphics card
-here: WebGL and the image are drawn by the processor, so a laptop is faster. Times are of the wall: keep the machine idle.
+Prints JSON. The slide is drawn (`view_slide.py`): 40,000 x 40,000 px with 1,000,000 nuclei. Chromium has no graphics
+card here: WebGL and the image are drawn by the processor, so a laptop is faster. Times are of the wall: keep the
+machine idle.
 
     python tests/benchmarks/bench_view_page.py [--folder DIR] [--repeats 3]
 """
@@ -20,8 +21,6 @@ import psutil
 from playwright.sync_api import sync_playwright
 from view_slide import write_results
 
-from cellvit.view.app import create_app
-from cellvit.view.label_routes import LabelExtension
 from cellvit.view.serve import ViewServer
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--enable-unsafe-swiftshader"]
@@ -46,26 +45,34 @@ FRAMES = """async ([seconds, zoom]) => {
   const [left, top, right, bottom] = view.box;
   let points = 0;
   for (const { x, y, corner } of nuclei.tiles)
-    for (let i = 0; i < x.length; i++)
-      points += Number(corner[0] + x[i] > left && corner[0] + x[i] < right && corner[1] + y[i] > top && corner[1] + y[i] < bottom);
+    for (let i = 0; i < x.length; i++) {
+      const [u, v] = [corner[0] + x[i], corner[1] + y[i]];
+      points += Number(u > left && u < right && v > top && v < bottom);
+    }
   return { kind: nuclei.kind, points, per_second: frames / seconds, longest_ms: longest };
 }"""
 
 # from the request to pixels that are there: reading one of them back waits for the drawing
 OUTLINES = """async ([z, x, y]) => {
   const { nuclei, screen } = cellvitPage().view;
-  const request = { key: "measured", kind: "outlines", tile: { z, x, y } };
-  const begin = performance.now();
-  const tile = await nuclei.load(request, new AbortController().signal);
-  const loaded = performance.now();
   const { layer } = nuclei;
-  const scale = Math.min(screen.width, screen.height) / tile.width;
-  const map = { a: scale, b: 0, c: 0, d: scale, e: -scale * tile.corner[0], f: -scale * tile.corner[1] };
+  const { signal } = new AbortController();
+  const begin = performance.now();
+  const load = (column) => nuclei.load({ key: "measured", kind: "outlines", tile: { z, x: column, y } }, signal);
+  const tiles = await Promise.all([load(x), load(x + 1)]);
+  const loaded = performance.now();
+  const scale = screen.width / tiles[0].width / 2;
+  const [left, top] = tiles[0].corner;
   layer.begin(screen);
-  layer.drawOutlines({ ...screen, map }, tile, 1.3);
+  for (const tile of tiles) {
+    const map = { a: scale, b: 0, c: 0, d: scale, e: -scale * left, f: -scale * top };
+    layer.drawOutlines({ ...screen, map }, tile, 1);
+  }
   layer.gl.readPixels(0, 0, 1, 1, layer.gl.RGBA, layer.gl.UNSIGNED_BYTE, new Uint8Array(4));
-  const found = { outlines: tile.count, vertices: tile.vertices, loaded_ms: loaded - begin, ms: performance.now() - begin };
-  layer.release(tile);
+  const ms = performance.now() - begin;
+  const sum = (name) => tiles.reduce((total, tile) => total + tile[name], 0);
+  const found = { outlines: sum("count"), vertices: sum("vertices") / 2, loaded_ms: loaded - begin, ms };
+  tiles.forEach((tile) => layer.release(tile));
   return found;
 }"""
 
@@ -99,19 +106,19 @@ def first_picture(browser, address):
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(address, wait_until="commit")
     page.wait_for_function(SETTLED, polling="raf", timeout=60_000)
-    found = page.evaluate("""() => ({
-      all: performance.now(),
-      scripts: Math.max(...performance.getEntriesByType("resource").filter((e) => e.name.includes(".js")).map((e) => e.responseEnd)),
-      nuclei: Math.max(...performance.getEntriesByType("resource").filter((e) => /density|points/.test(e.name)).map((e) => e.responseEnd)),
-      image: Math.max(...performance.getEntriesByType("resource").filter((e) => e.name.includes("/image/")).map((e) => e.responseEnd)),
-    })""")
+    found = page.evaluate("""() => {
+      const resources = performance.getEntriesByType("resource");
+      const last = (name) => Math.max(...resources.filter((entry) => name.test(entry.name)).map((e) => e.responseEnd));
+      const [scripts, nuclei, image] = [/[.]js/, /density|points/, /[/]image[/]/].map(last);
+      return { all: performance.now(), scripts, nuclei, image };
+    }""")
     page.close()
     return found
 
 
 def tile_of_outlines(page):
-    """The tile near the middle of the slide that holds about 5,000 outlines: nuclei are 39 pixels apart."""
-    zoom = page.evaluate("Math.round(Math.log2(cellvitPage().slide.nuclei.tile_base / (39.4 * Math.sqrt(5000))))")
+    """The left one of two tiles in the middle of the slide that hold about 5,000 outlines, 39 pixels apart."""
+    zoom = page.evaluate("Math.round(Math.log2(cellvitPage().slide.nuclei.tile_base / (39.4 * Math.sqrt(2500))))")
     across = 2**zoom
     base = page.evaluate("cellvitPage().slide.nuclei.tile_base")
     middle = int(20_000 / (base / across))
@@ -158,8 +165,7 @@ def main():
         if not results.is_dir():
             write_results(folder)
         with ViewServer() as server:
-            address = server.add(lambda token, port: create_app([results], token=token, extensions=[LabelExtension]))
-            found = measure(address, options.repeats)
+            found = measure(server.show([results]).address, options.repeats)
     found["server_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     found["load"] = os.getloadavg()[0]
     print(json.dumps(rounded(found), indent=2))

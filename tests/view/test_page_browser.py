@@ -67,15 +67,23 @@ def page(shared):
     """The page as when it was opened."""
     shared.evaluate("location.hash = `#slide=${cellvitPage().slide.id}`")
     shared.evaluate("cellvitPage().setTool('move')")
-    shared.wait_for_function(SETTLED)
+    shared.wait_for_function("() => cellvitPage().state.scale !== null && cellvitPage().view.settled")
     total(shared, NUCLEI)
     yield shared
     assert shared.wrong == []
 
 
 def total(page, number):
-    """Wait until so many nuclei are in view; a function says whether a number will do."""
-    page.wait_for_function("(text) => document.querySelector('.total').textContent.startsWith(text)", arg=f"{number:,} of")
+    """Wait until so many nuclei are in view."""
+    page.wait_for_function(
+        "(text) => document.querySelector('.total').textContent.startsWith(text)", arg=f"{number:,} of"
+    )
+
+
+def fewer(page, number):
+    """Wait until some but fewer nuclei are in view."""
+    shown = "parseInt(document.querySelector('.total').textContent)"
+    page.wait_for_function(f"(most) => {shown} > 0 && {shown} < most", arg=number)
 
 
 def place_of(page, index):
@@ -107,7 +115,9 @@ def test_slide_and_nuclei_are_shown_and_nothing_is_fetched_from_elsewhere(page, 
       gl.readPixels(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight, gl.RGBA, gl.UNSIGNED_BYTE, all);
       const wanted = nuclei.slide.nuclei.classes.map(({ color }) => parseInt(color.slice(1), 16));
       const found = new Set();
-      for (let i = 0; i < all.length; i += 4) if (all[i + 3] === 255) found.add((all[i] << 16) | (all[i + 1] << 8) | all[i + 2]);
+      for (let i = 0; i < all.length; i += 4) {
+        if (all[i + 3] === 255) found.add((all[i] << 16) | (all[i + 1] << 8) | all[i + 2]);
+      }
       return wanted.filter((color) => found.has(color)).length / wanted.length;
     }""")
     assert pixels == 1  # every type's own colour is on the canvas
@@ -132,7 +142,7 @@ def test_colours_and_filters(page):
     page.get_by_role("button", name="Clear all").click()
     page.get_by_label("Area, at least").fill("40")
     page.get_by_label("Area, at least").press("Enter")
-    page.wait_for_function("(all) => { const n = parseInt(document.querySelector('.total').textContent); return n > 0 && n < all; }", arg=NUCLEI)
+    fewer(page, NUCLEI)
     page.wait_for_function("() => location.hash.includes('only.area_um2=40')")
     page.wait_for_function(SETTLED)
     drawn = page.evaluate("Math.min(...cellvitPage().view.nuclei.tiles.flatMap((tile) => [...tile.value]))")
@@ -147,7 +157,7 @@ def test_region_is_drawn_and_kept_in_the_address(page):
     page.mouse.down()
     page.mouse.move(right, bottom, steps=3)
     page.mouse.up()
-    page.wait_for_function("(all) => { const n = parseInt(document.querySelector('.total').textContent); return n > 0 && n < all / 2; }", arg=NUCLEI)
+    fewer(page, NUCLEI / 2)
     page.wait_for_function("() => location.hash.includes('region=')")
     assert page.locator("svg.overlay .region").count() == 1
 
@@ -249,4 +259,3 @@ def test_list_of_slides_and_a_table_without_its_image(browser, server, results, 
     page.wait_for_function("() => cellvitPage().view.nuclei.tiles.length > 0")
     assert page.locator(".grid").is_visible() == (page.evaluate("cellvitPage().slide.image") is None)
     page.close()
-

@@ -42,7 +42,7 @@ export function oklch(lightness, chroma, hue) {
 }
 
 /**
- * Return the colour of a share on the map of numbers: dark teal (0) over green to light yellow (1).
+ * Return the colour of a share on the map of numbers: teal (0) over green to light yellow (1).
  *
  * Lightness grows evenly, so it reads without colour too, and no hue of it is that of haematoxylin or eosin.
  *
@@ -51,7 +51,7 @@ export function oklch(lightness, chroma, hue) {
  */
 export function rampColor(share) {
   const t = Math.min(1, Math.max(0, share));
-  return oklch(0.36 + 0.59 * t, 0.07 + 0.19 * t * (1.35 - t), 205 - 100 * t);
+  return oklch(0.46 + 0.49 * t, 0.09 + 0.17 * t * (1.3 - t), 205 - 100 * t);
 }
 
 /**

@@ -455,7 +455,7 @@ export class NucleiLayer {
     this.use(this.points, screen, tile.corner);
     gl.bindTexture(gl.TEXTURE_2D, this.colors);
     gl.uniform1f(this.points.uniform("size"), size * screen.ratio);
-    gl.uniform1f(this.points.uniform("casing"), isMark ? 4.4 / size : size >= 4 ? 2 / size : 0);
+    gl.uniform1f(this.points.uniform("casing"), isMark ? 4.4 / size : size >= 6 ? 1.8 / size : 0);
     gl.uniform1i(this.points.uniform("isMark"), Number(isMark));
     gl.bindVertexArray(tile.array);
     gl.drawArrays(gl.POINTS, 0, tile.vertices);

@@ -21,10 +21,14 @@ const LIST_COMMANDS = [
   { keys: ["/"], shown: "/", text: "Find a slide", run: () => byId("cohort").querySelector("input")?.focus() },
 ];
 
-/** Show what the address names. */
-async function show() {
+/**
+ * Show what an address names.
+ *
+ * @param {string} [hash]  the page's own if not given
+ */
+async function show(hash = location.hash) {
   const turn = ++shows;
-  const state = decodeState(location.hash.slice(1));
+  const state = decodeState(hash.slice(1));
   if (page && page.slide.id === state.slide) {
     page.setState(state);
     return;
@@ -95,7 +99,7 @@ function start() {
   byId("helpbutton").addEventListener("click", toggleHelp);
   byId("sidebutton").addEventListener("click", () => foldPanel());
   foldPanel(matchMedia("(min-width: 901px)").matches);
-  addEventListener("hashchange", () => void show());
+  addEventListener("hashchange", ({ newURL }) => void show(new URL(newURL).hash));
   addEventListener("keydown", (event) => {
     if (ownsKeys(event.target, event.key)) return;
     const command = commandOf(page?.commands ?? LIST_COMMANDS, event);

@@ -229,7 +229,7 @@ export class NucleiView {
       if (!state.off.includes(name)) {
         const byNumber = layer.byNumber;
         layer.byNumber = false;
-        layer.drawOutlines(screen, tile, 2.5);
+        layer.drawOutlines(screen, tile, 1.8);
         layer.byNumber = byNumber;
       }
     }

@@ -58,9 +58,8 @@ export class NucleusPanel {
         toastError(error);
         return this.nucleus;
       }
-      const name = this.slide.nuclei?.classes.find(({ id }) => id === known.type)?.name ?? null;
       const nothing = { probability: null, probabilities: null, area_um2: null, outline: null, label: null };
-      return this.show({ row, x: known.x, y: known.y, class: name, ...nothing, measurements: [], neighbors: [] });
+      return this.show({ row, x: known.x, y: known.y, class: known.type, ...nothing, measurements: [], neighbors: [] });
     }
   }
 
@@ -98,7 +97,7 @@ export class NucleusPanel {
     const close = el("button", { type: "button", class: "plain close", "aria-label": "Close", onclick: () => this.show(null) }, "×");
     const sure = nucleus.probability === null ? "" : ` ${percent(nucleus.probability)}`;
     return [
-      el("p", { class: "headline" }, swatch(this.colorOf(nucleus.class)), el("b", {}, nucleus.class ?? "No type"), el("span", { class: "soft" }, sure), close),
+      el("p", { class: "headline" }, swatch(this.typeOf(nucleus.class).color), el("b", {}, nucleus.class_name ?? this.typeOf(nucleus.class).name), el("span", { class: "soft" }, sure), close),
       ...this.probabilities(nucleus),
       el("dl", {}, ...list),
       ...this.measurements(nucleus),
@@ -107,9 +106,19 @@ export class NucleusPanel {
   }
 
   /**
+   * Return name and colour of a type.
+   *
+   * @param {number} id
+   * @returns {{name: string, color: string}}
+   */
+  typeOf(id) {
+    return this.slide.nuclei?.classes.find((entry) => entry.id === id) ?? { name: "No type", color: "#808080" };
+  }
+
+  /**
    * Return the colour of a type by its name.
    *
-   * @param {string | null} name
+   * @param {string} name
    * @returns {string}
    */
   colorOf(name) {
@@ -159,10 +168,11 @@ export class NucleusPanel {
    */
   neighbors({ neighbors }) {
     if (!neighbors.length) return [];
-    const items = neighbors.map(({ row, distance_um: distance, class: name }) => {
-      const text = distance === null ? "" : `${formatValue(Math.round(distance * 10) / 10)} µm`;
-      const label = `Neighbour: ${name ?? "no type"}, ${text}`;
-      return el("li", {}, el("button", { type: "button", class: "plain", "aria-label": label, onclick: () => this.follow(row) }, swatch(this.colorOf(name)), text));
+    const items = neighbors.map(({ row, distance_um: micrometres, distance_px: pixels, class: id }) => {
+      const { name, color } = this.typeOf(id);
+      const text = micrometres === null ? `${formatValue(pixels ?? null)} px` : `${formatValue(Math.round(micrometres * 10) / 10)} µm`;
+      const label = `Neighbour: ${name}, ${text}`;
+      return el("li", {}, el("button", { type: "button", class: "plain", "aria-label": label, title: name, onclick: () => this.follow(row) }, swatch(color), text));
     });
     return [el("p", { class: "soft" }, "Neighbours"), el("ul", { class: "neighbors" }, ...items)];
   }

@@ -248,7 +248,7 @@ export function filterPanel(context, region) {
   return section(
     "Filter",
     true,
-    el("label", { class: "named" }, el("span", {}, "Confidence from"), el("span", { class: "sliding" }, slider, confidence)),
+    el("label", { class: "named" }, el("span", {}, "Confidence ≥"), el("span", { class: "sliding" }, slider, confidence)),
     rows,
     more,
     el(

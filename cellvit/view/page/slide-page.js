@@ -208,7 +208,9 @@ export class SlidePage {
     if (!this.slide.nuclei) return;
     const nearest = this.view.nuclei.nearest(point[0], point[1], Math.max(radius, 4 / (this.slide.mpp?.[0] ?? 0.25)));
     const nucleus = await this.nucleus.pick(point, radius, nearest);
-    if (this.tool === "label" && nucleus) await this.giveSelected(this.labels.current);
+    if (this.tool !== "label") return;
+    if (nucleus) await this.giveSelected(this.labels.current);
+    else this.labels.status.textContent = "There is no nucleus at that place";
   }
 
   /** Pick the nucleus in the middle of the view. */
@@ -265,6 +267,7 @@ export class SlidePage {
       button.setAttribute("aria-pressed", String(button.getAttribute("data-tool") === tool));
     }
     const labelling = tool === "label" || tool === "lasso";
+    if (labelling) this.labels.node.scrollIntoView({ block: "nearest" });
     if (labelling && this.labels.current === null) toast("There is no class to give yet", "Name one under Labels");
   }
 

@@ -91,7 +91,8 @@ export class SlideView {
     this.planned = 0;
     /** @type {WebGLSync | null} signals that the last picture of the nuclei is done */
     this.fence = null;
-    this.drawn = { map: this.screen.map, time: 0 };
+    /** where the slide was in that picture */
+    this.drawn = this.screen.map;
     this.drawAgain = 0;
     this.plan = debounce(() => this.nuclei.plan(this.screen), 60);
     this.rest = debounce(() => this.rested(), 250);
@@ -168,29 +169,43 @@ export class SlideView {
    * it draws a fifth of the time, and what it drew moves with the slide in between.
    */
   drawNuclei() {
-    const now = performance.now();
-    const { gl } = this.nuclei.layer;
-    if (this.fence && gl.clientWaitSync(this.fence, 0, 0) !== gl.TIMEOUT_EXPIRED) {
-      gl.deleteSync(this.fence);
-      this.fence = null;
-      this.drawAgain = now + 4 * Math.max(0, now - this.drawn.time - 20);
-    }
-    if (this.fence || now < this.drawAgain) {
+    if (this.fence || performance.now() < this.drawAgain) {
       this.carry();
       this.redraw();
       return;
     }
     this.nuclei.draw(this.screen);
+    const { gl } = this.nuclei.layer;
     this.fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
     gl.flush();
-    this.drawn = { map: this.screen.map, time: now };
+    this.drawn = this.screen.map;
     this.canvas.style.transform = "";
+    this.watch(performance.now());
+  }
+
+  /**
+   * Look in every frame whether the picture of the nuclei is done, and learn how long it took.
+   *
+   * @param {number} begun
+   */
+  watch(begun) {
+    requestAnimationFrame(() => {
+      const { gl } = this.nuclei.layer;
+      if (this.fence && !gl.isContextLost() && gl.clientWaitSync(this.fence, 0, 0) === gl.TIMEOUT_EXPIRED) {
+        this.watch(begun);
+        return;
+      }
+      gl.deleteSync(this.fence);
+      this.fence = null;
+      const took = performance.now() - begun - 20; // more than a frame
+      this.drawAgain = performance.now() + Math.min(1000, 4 * Math.max(0, took));
+    });
   }
 
   /** Move the picture of the nuclei to where the slide is now. */
   carry() {
     const { map } = this.screen;
-    const was = this.drawn.map;
+    const was = this.drawn;
     const determinant = was.a * was.d - was.b * was.c;
     const a = (map.a * was.d - map.c * was.b) / determinant;
     const b = (map.b * was.d - map.d * was.b) / determinant;
@@ -251,6 +266,7 @@ export class SlideView {
     const { viewport } = this.viewer;
     const { x, y, scale, rotation } = this.state;
     viewport.setRotation(rotation, true);
+    this.rest(); // the place is known again, also where nothing moves
     if (x === null || y === null || scale === null) {
       viewport.goHome(true);
       return;

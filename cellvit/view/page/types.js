@@ -83,13 +83,14 @@
  * @property {string} [id]
  * @property {number} x
  * @property {number} y
- * @property {string | null} class
+ * @property {number} class  id of its type
+ * @property {string} [class_name]
  * @property {number | null} probability
  * @property {Record<string, number> | null} probabilities
  * @property {number | null} area_um2
  * @property {Point[] | null} outline
  * @property {{label: string, value: number | string | null, unit: string | null}[]} measurements
- * @property {{row: number, distance_um: number | null, class: string | null}[]} neighbors
+ * @property {{row: number, distance_um: number | null, distance_px?: number, class: number}[]} neighbors
  * @property {string | null} label
  *
  * @typedef {{row: number, class: string}} Label

@@ -11,6 +11,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +121,33 @@ def main() -> int:
 
         given = json.loads(sys.stdin.readline())
         threading.Thread(target=_end_with_viewer, daemon=True).start()
+        _import_skops()
         try:
             answer("done", TASKS[given["task"]](lambda text: answer("say", text), **given["settings"]))
         except CellViTError as error:
             answer("error", str(error))
     return 0
+
+
+def _import_skops() -> None:
+    """Import skops without torch.
+
+    It looks through all modules of scikit-learn, one of which imports torch where that is installed: seconds, and half
+    a gigabyte, that nothing here needs.
+    """
+    sys.meta_path.insert(0, _NoTorch())
+    with suppress(ImportError):  # whoever needs it says so
+        import skops.io  # noqa: F401
+    del sys.meta_path[0]
+
+
+class _NoTorch(MetaPathFinder):
+    """Says that there is no torch."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        """Raise for torch; leave other modules to others."""
+        if fullname == "torch":
+            raise ModuleNotFoundError("torch is left out here", name=fullname)
 
 
 def _end_with_viewer() -> None:

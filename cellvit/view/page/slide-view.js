@@ -57,7 +57,7 @@ export class SlideView {
       tileSources: /** @type {any} */ (tileSource(slide)),
       drawer: "canvas",
       showNavigationControl: false,
-      showNavigator: true,
+      showNavigator: slide.image !== null,
       navigatorPosition: "BOTTOM_RIGHT",
       navigatorSizeRatio: 0.16,
       navigatorRotate: true,

@@ -150,7 +150,7 @@ class Api:
 
     def _facts(self, slide: ViewedSlide, table: NucleiTable, place: int) -> Response:
         """Return all about one nucleus."""
-        facts = nucleus_facts(table, _outlines_now(slide, table), place, mpp=slide.mpp(table))
+        facts = nucleus_facts(table, _outlines_now(slide, table), place, mpp=slide.mpp)
         for extension in self._extensions:
             facts.update(extension.nucleus(slide, facts["row"]))
         return json_response(facts)

@@ -1,7 +1,8 @@
 """The server of the viewer as an ASGI application: the page, what it asks for, and who is answered."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from cellvit.errors import CellViTError
@@ -74,8 +75,20 @@ def create_app(
     app = Starlette(
         routes=routes,
         exception_handlers={CellViTError: _explained, HTTPException: _plain, Exception: _unexpected},
+        lifespan=_closing(gallery),
     )
     return Guard(app, token=token, hosts=hosts)
+
+
+def _closing(gallery: Gallery) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """Return what ends the work of a gallery when the server ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        gallery.close()
+
+    return lifespan
 
 
 def _page(request: Request) -> Response:

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ class Gallery:
         self.images: BoundedCache[DeepZoom] = BoundedCache(_OPEN_IMAGES, lambda image: 1)
         self.tiles: BoundedCache[bytes] = BoundedCache(_TILE_BYTES, len)
         self.rings: BoundedCache[Rings] = BoundedCache(CACHE_BYTES, rings_bytes)
-        self.preparing = ThreadPoolExecutor(1, thread_name_prefix="outlines")
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="outlines")
+        self._closing = threading.Event()
         self.slides = {source.id: ViewedSlide(source, self) for source in found}
         only = next(iter(self.slides.values())).source.name if len(self.slides) == 1 else f"{len(self.slides)} slides"
         self.title = only if title is None else title
@@ -74,7 +76,20 @@ class Gallery:
     def prepare(self) -> None:
         """Begin to open the slide, if there is one only, so that the page need not wait for it."""
         if len(self.slides) == 1:
-            self.preparing.submit(next(iter(self.slides.values())).about)
+            self._preparing.submit(next(iter(self.slides.values())).about)
+
+    def begin_outlines(self, table: NucleiTable) -> "Future[OutlineFile | None]":
+        """Make the file of outlines of a table in a thread, after those that were begun before.
+
+        Args:
+            table: The table.
+        """
+        return self._preparing.submit(open_outlines, table, self.rings, stop=self._closing)
+
+    def close(self) -> None:
+        """Stop what is prepared; nothing half-written stays."""
+        self._closing.set()
+        self._preparing.shutdown(wait=False, cancel_futures=True)
 
     def slide(self, id: str) -> "ViewedSlide":
         """Return a slide by its id.
@@ -182,25 +197,23 @@ class ViewedSlide:
         image = self.image()
         if image is None or not image.has(level, column, row):
             return None
-        key = (self.id, level, column, row)
-        return self._gallery.tiles.get(key, lambda: image.jpeg(level, column, row))
+        return image.jpeg(level, column, row)
 
     def thumbnail(self) -> bytes | None:
         """Return a small picture as JPEG, or None where there is none."""
         image = self.image()
-        return None if image is None else self._gallery.tiles.get((self.id, "small"), image.thumbnail)
+        return None if image is None else image.thumbnail()
 
-    def mpp(self, table: NucleiTable | None) -> tuple[float, float] | None:
-        """Return the ``(x, y)`` micrometres per pixel: those of the run, of the table, else of the file.
-
-        Args:
-            table: From :meth:`table`; None without.
-        """
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Return the ``(x, y)`` micrometres per pixel: those of the run, of the table, else of the file."""
         stated = (self.source.summary.get("resolution") or {}).get("mpp")
         if stated:
             return float(stated[0]), float(stated[-1])
-        if table is not None and table.mpp is not None:
-            return table.mpp, table.mpp
+        if self.source.nuclei is not None:
+            with suppress(CellViTError):  # a damaged table is told of where it is asked for
+                if (mpp := self.table().mpp) is not None:
+                    return mpp, mpp
         image = self.image()
         return None if image is None else image.mpp
 
@@ -248,7 +261,7 @@ class ViewedSlide:
             "kind": source.kind,
             "width": size[0],
             "height": size[1],
-            "mpp": self.mpp(table),
+            "mpp": self.mpp,
             "image": image and {"tile_size": TILE, "max_level": image.max_level, "note": visible(image.note) or None},
             "image_note": self.image_note or None,
             "nuclei": None if table is None else {**_nuclei(table, columns), **outlines},
@@ -318,7 +331,7 @@ class ViewedSlide:
         """Return the outlines of a table that are opened, or made."""
         found = open_outlines(table, self._gallery.rings, make=False)
         if found is None:
-            return self._gallery.preparing.submit(open_outlines, table, self._gallery.rings)
+            return self._gallery.begin_outlines(table)
         done: Future[OutlineFile | None] = Future()
         done.set_result(found)
         return done
@@ -335,7 +348,7 @@ class ViewedSlide:
         """
         scene = (self.source.summary.get("settings") or {}).get("scene")
         with small_caches(_PIXEL_BYTES):
-            image = DeepZoom(open_slide(path, scene=scene))
+            image = DeepZoom(open_slide(path, scene=scene), kept=self._gallery.tiles, name=self.id)
         known = self.source.size
         if known is not None and (image.width, image.height) != known:
             raise ConfigError(

@@ -3,13 +3,17 @@
 import io
 import math
 import weakref
+from functools import partial
+from itertools import product
 
+import numpy as np
 from PIL import Image
 
 from cellvit.io.images import Rgb8
 from cellvit.slide.damage import Undamaged
 from cellvit.slide.open import Slide
-from cellvit.slide.resampling import Levels, Resampled, best_level
+from cellvit.slide.resampling import Levels, Resampled, best_level, level_ratios
+from cellvit.view.cache import BoundedCache
 
 TILE = 512
 """Side of a tile in pixels."""
@@ -17,7 +21,9 @@ TILE = 512
 _QUALITY = 85
 _PIECE = 64  # pixels; smaller damaged places are not told apart
 _SMALL_LEVEL = 9  # the whole slide in one tile
-_SLOW_PIXELS = 2**26  # to be read for that tile
+_MOST_SOURCE = 2**24  # pixels that are read for a tile; of more it is put together from smaller ones
+_SLOW_PIXELS = 2**26  # to be read for the whole slide
+_ALL_BYTES = 32_000_000
 
 
 class DeepZoom:
@@ -27,6 +33,8 @@ class DeepZoom:
 
     Args:
         slide: The slide, or an image opened as one.
+        kept: Keeps tiles that were made last.
+        name: Of the slide among those that share the tiles.
 
     Attributes:
         width: Level-0 pixels.
@@ -34,8 +42,9 @@ class DeepZoom:
         max_level: Number of the level of full resolution.
     """
 
-    def __init__(self, slide: Slide) -> None:
-        self._slide = slide
+    def __init__(self, slide: Slide, *, kept: BoundedCache[bytes] | None = None, name: str = "") -> None:
+        self._slide, self._name = slide, name
+        self._kept: BoundedCache[bytes] = BoundedCache(_ALL_BYTES, len) if kept is None else kept
         self.width, self.height = slide.level_sizes[0]
         self.max_level = max(1, math.ceil(math.log2(max(self.width, self.height))))
         weakref.finalize(self, slide.close)
@@ -49,11 +58,10 @@ class DeepZoom:
     def note(self) -> str:
         """Return what a viewer should know of the pixels; empty if nothing."""
         said = list(self._slide.warnings)
-        pixel = 2.0 ** (self.max_level - _SMALL_LEVEL)
-        level = best_level(self._slide.level_sizes, (pixel, pixel))
-        if math.prod(self._slide.level_sizes[level]) > _SLOW_PIXELS:
+        if math.prod(self._slide.level_sizes[self._source(min(_SMALL_LEVEL, self.max_level))]) > _SLOW_PIXELS:
             said.append(
-                "the file holds no small copies of the image: views from far away take long; a pyramidal TIFF is quick"
+                "the file holds no small copies of the image: the first view of the whole takes long; a pyramidal "
+                "TIFF is quick"
             )
         return " ".join(said)
 
@@ -82,21 +90,43 @@ class DeepZoom:
         Raises:
             ImageError: If little or nothing can be read.
         """
-        factor = 2 ** (self.max_level - level)
-        size = self.size(level)
-        source = best_level(self._slide.level_sizes, (factor, factor))
-        sound = Undamaged(_Whole(self._slide, (size[0] * factor, size[1] * factor)), piece=_PIECE)
-        picture = Resampled(sound, size=size, level=source)
+        factor, size, source = 2 ** (self.max_level - level), self.size(level), self._source(level)
         x, y = column * TILE, row * TILE
-        return picture.read(x, y, min(TILE, size[0] - x), min(TILE, size[1] - y))
+        width, height = min(TILE, size[0] - x), min(TILE, size[1] - y)
+        across, down = level_ratios(self._slide.level_sizes)[source]
+        if level < self.max_level and width * height * factor**2 / (across * down) > _MOST_SOURCE:
+            return self._joined(level, column, row, (width, height))
+        sound = Undamaged(_Whole(self._slide, (size[0] * factor, size[1] * factor)), piece=_PIECE)
+        return Resampled(sound, size=size, level=source).read(x, y, width, height)
 
     def jpeg(self, level: int, column: int, row: int) -> bytes:
-        """Return a tile as :meth:`pixels` does, as JPEG."""
-        return jpeg(self.pixels(level, column, row))
+        """Return a tile as :meth:`pixels` does, as JPEG, kept or made."""
+        make = partial(self._jpeg, level, column, row)
+        return self._kept.get((self._name, level, column, row), make)
 
     def thumbnail(self) -> bytes:
         """Return the whole slide as JPEG of at most :data:`TILE` pixels along a side."""
         return self.jpeg(min(_SMALL_LEVEL, self.max_level), 0, 0)
+
+    def _jpeg(self, level: int, column: int, row: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(self.pixels(level, column, row)).save(buffer, format="JPEG", quality=_QUALITY)
+        return buffer.getvalue()
+
+    def _joined(self, level: int, column: int, row: int, size: tuple[int, int]) -> Rgb8:
+        """Return a tile made from the four of the next level: so a slide without small copies is read once only."""
+        twice = Image.new("RGB", (2 * size[0], 2 * size[1]), "white")
+        for right, below in product((0, 1), (0, 1)):
+            if self.has(level + 1, 2 * column + right, 2 * row + below):
+                content = self.jpeg(level + 1, 2 * column + right, 2 * row + below)
+                with Image.open(io.BytesIO(content)) as part:
+                    twice.paste(part, (right * TILE, below * TILE))
+        return np.asarray(twice.resize(size, Image.Resampling.BOX))
+
+    def _source(self, level: int) -> int:
+        """Return the level of the file that a level is made from."""
+        factor = 2 ** (self.max_level - level)
+        return best_level(self._slide.level_sizes, (factor, factor))
 
 
 class _Whole:
@@ -109,10 +139,3 @@ class _Whole:
 
     def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb8:
         return self._slide.read_region(x, y, width, height, level=level)
-
-
-def jpeg(picture: Rgb8) -> bytes:
-    """Return a picture ``(h, w, 3)`` as JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=_QUALITY)
-    return buffer.getvalue()

@@ -8,9 +8,7 @@ from typing import Any
 
 from cellvit.errors import CellViTError
 from cellvit.view.labels import LabelConflictError
-
-Say = Callable[[str], None]
-"""Takes how far a job is."""
+from cellvit.view.tasks import Say
 
 _KEPT = 20  # finished jobs that can be asked for
 

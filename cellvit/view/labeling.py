@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from cellvit.errors import CellViTError, ConfigError, DataError
 from cellvit.labels.match import labels_path
 from cellvit.labels.table import read_labels
 from cellvit.view.gallery import ViewedSlide
-from cellvit.view.jobs import Job, Jobs, Say
+from cellvit.view.jobs import Job, Jobs
 from cellvit.view.labels import LabelClasses, LabelConflictError, LabelSession, class_name, color_of, hex_of
+from cellvit.view.tasks import Say, run_apart
 
 FOLDER = "viewer"
 """Beside result folders: what was made in the viewer and is of no single slide."""
@@ -91,13 +92,8 @@ class Labeling:
         """Return the colours of the classes of the viewer, and of further names: of types of that name, else others."""
         colors, types = self.own.all(), _types_of(slide)
         for name in names:
-            colors.setdefault(name, types.get(name) or self._next_color(slide, colors))
+            colors.setdefault(name, types.get(name) or _next_color(colors))
         return colors
-
-    def palette(self, slide: ViewedSlide) -> list[Rgb]:
-        """Return the colours for new classes: those of the palette that no type of the slide has."""
-        taken = set(_types_of(slide).values())
-        return [color for color in PALETTE if color not in taken] or list(PALETTE)
 
     def state(self, slide: ViewedSlide) -> dict[str, Any]:
         """Return what the page is told about labels when it opens a slide."""
@@ -108,7 +104,7 @@ class Labeling:
             return {**facts, "classes": [], "palette": []}
         reason = session.reason
         facts = {"editable": reason is None, "reason": reason, "note": session.note, "count": len(session.current)}
-        palette = [hex_of(color) for color in self.palette(slide)]
+        palette = [hex_of(color) for color in PALETTE]
         return {**facts, "classes": self.classes(slide), "palette": palette}
 
     def count(self, slide: ViewedSlide) -> int:
@@ -137,7 +133,7 @@ class Labeling:
         """Add a class, or give it another colour.
 
         Args:
-            slide: The slide that is shown, of whose types new classes differ.
+            slide: The slide that is shown: a class that is called as a type of it has its colour.
             name: Of the class.
             color: Its colour; None is that it has, or the next one of the palette.
 
@@ -178,10 +174,6 @@ class Labeling:
             changed += sessions[key].give(rows, to)
         return changed
 
-    def _next_color(self, slide: ViewedSlide, taken: Mapping[str, Rgb]) -> Rgb:
-        palette = self.palette(slide)
-        return next((color for color in palette if color not in taken.values()), palette[len(taken) % len(palette)])
-
     def suggestions(self, slide: ViewedSlide) -> list[dict[str, Any]]:
         """Return the nuclei to label next, without those that have a label by now; chosen anew when none is left.
 
@@ -194,7 +186,8 @@ class Labeling:
             key, known = self._key(slide), self._suggested.get(slide.id)
             open_ones = [] if known is None or known.key != key else _unlabelled(known.rows, session)
             if not open_ones:
-                open_ones = _suggest(session.table, self.classifier)
+                settings = {"table": session.table, "classifier": self.classifier, "count": SUGGESTED}
+                open_ones = run_apart("suggest", lambda text: None, **settings)
             self._suggested[slide.id] = Suggested(key, open_ones)
             return open_ones
 
@@ -206,17 +199,11 @@ class Labeling:
         """
 
         def work(say: Say) -> str:
-            from cellvit.classification import train_classifier
-
-            say("learning from labels")
             sources = [session.path for session in self._labelled()]
             if not sources:
                 raise DataError("there are no labels to learn from; click nuclei of at least two classes")
-            colors = self.own.all()
-            found = train_classifier(sources, self.folder / CLASSIFIER, slides=self._moved, colors=colors)
-            scores = [f"{one.name} {one.f1:.2f} ({one.labels:,} labels)" for one in found.validation.types]
-            text = f"macro F1 {found.validation.macro_f1:.2f} on labels held out: {', '.join(scores)}"
-            return ". ".join([text, *found.notes])
+            settings = {"out": self.folder / CLASSIFIER, "slides": self._moved, "colors": self.own.all()}
+            return str(run_apart("train", say, sources=list(map(str, sources)), **settings))
 
         return self.jobs.start("train", work, report="api/classifier/report.html")
 
@@ -234,21 +221,9 @@ class Labeling:
         classifier, chosen = self.classifier, list(slides) or list(self._slides.values())
         if classifier is None:
             raise ConfigError("there is no classifier yet; train one on your labels first")
-
-        def work(say: Say) -> str:
-            from cellvit.classification.apply import apply_types, update_cohorts
-
-            folders, counts, notes = list[Path](), dict[str, int](), list[str]()
-            for number, slide in enumerate(chosen, start=1):
-                folder = slide.source.folder or self.session(slide).table
-                progress = _progress(say, f"{slide.source.name} ({number} of {len(chosen)})")
-                found = apply_types(classifier, folder, slides=self._moved, pictures=pictures, progress=progress)
-                folders, notes = [*folders, folder], [*notes, *found.notes]
-                counts = {name: counts.get(name, 0) + n for name, n in (counts | dict(found.counts)).items()}
-            update_cohorts([folder for folder in folders if folder.is_dir()])
-            return ". ".join([", ".join(f"{count:,} {name}" for name, count in counts.items()), *notes])
-
-        return self.jobs.start("apply", work)
+        folders = [str(slide.source.folder or self.session(slide).table) for slide in chosen]
+        settings = {"classifier": classifier, "folders": folders, "slides": self._moved, "pictures": pictures}
+        return self.jobs.start("apply", lambda say: str(run_apart("apply", say, **settings)))
 
     def saved(self) -> list[str]:
         """Return where labels are, a sentence per slide that has some and was opened."""
@@ -280,27 +255,14 @@ def _types_of(slide: ViewedSlide) -> dict[str, Rgb]:
     return {one["name"]: color_of(one["color"]) for one in slide.table().classes}
 
 
+def _next_color(taken: Mapping[str, Rgb]) -> Rgb:
+    """Return the first colour of the palette that no class has."""
+    return next((color for color in PALETTE if color not in taken.values()), PALETTE[len(taken) % len(PALETTE)])
+
+
 def _unlabelled(rows: list[dict[str, Any]], session: LabelSession) -> list[dict[str, Any]]:
     labelled = set(session.current.nucleus.tolist())
     return [one for one in rows if one["row"] not in labelled]
-
-
-def _suggest(table: Path, classifier: Path | None) -> list[dict[str, Any]]:
-    from cellvit.classification.suggest import choose_nuclei
-
-    found = choose_nuclei(table, count=SUGGESTED, classifier=classifier)
-    columns = (found.nucleus.tolist(), found.nuclei.centroid.tolist(), found.guess, found.probability.tolist())
-    return [
-        {"row": row, "x": x, "y": y, "why": f"{guess} {probability:.2f}" if guess else "unlike those labelled"}
-        for row, (x, y), guess, probability in zip(*columns, strict=True)
-    ]
-
-
-def _progress(say: Say, name: str) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
-        say(f"{name}: {done:,} of {total:,} nuclei")
-
-    return progress
 
 
 def _common_folder(tables: Sequence[Path]) -> Path:

@@ -106,8 +106,8 @@ class NotebookView:
                 _PROCESS.server.hide(self.served)
             self.served, self.reason = None, self.reason or "the viewer was closed"
             if self._folder is not None:
-                _ = self.picture  # while its table is there
-                self._folder.cleanup()
+                with self._folder:
+                    _ = self.picture  # while its table is there
 
     def _repr_html_(self) -> str:
         if self.served is not None and not self.reason:
@@ -244,7 +244,7 @@ def _picture(slide: ViewedSlide) -> Image.Image:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
         stream = ParquetStream(slide.table().path, embedding=False)
-        write_slide_overlay(stream, pixels, path, bounds=(0, 0, width, height), mpp=slide.mpp)
+        write_slide_overlay(stream, pixels, path, bounds=(0, 0, width, height), mpp=about["mpp"])
         with Image.open(path) as picture:
             return picture.convert("RGB")
 
@@ -257,7 +257,7 @@ def _small(slide: ViewedSlide) -> NDArray[np.uint8]:
         columns, rows = (-(-side // TILE) for side in image.size(level))
         try:
             return np.concatenate(
-                [np.concatenate([image.pixels(level, x, y) for x in range(columns)], axis=1) for y in range(rows)]
+                [np.concatenate([_tile(slide, level, x, y) for x in range(columns)], axis=1) for y in range(rows)]
             )
         except CellViTError:  # damaged: the nuclei are shown all the same
             pass
@@ -265,3 +265,8 @@ def _small(slide: ViewedSlide) -> NDArray[np.uint8]:
     longest = max(about["width"], about["height"], 1)
     width, height = (max(1, round(about[side] * min(1, PICTURE / longest))) for side in ("width", "height"))
     return np.full((height, width, 3), 255, np.uint8)
+
+
+def _tile(slide: ViewedSlide, level: int, column: int, row: int) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(slide.tile(level, column, row) or b"")) as picture:
+        return np.asarray(picture.convert("RGB"))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cellvit.errors import DataError, OutputError
+from cellvit.errors import CellViTError, DataError, OutputError
 from cellvit.geometry.polygons import polygon_area, ring_lengths, ring_offsets, select_rings
 from cellvit.inference.resources import release_memory
 from cellvit.io.arrow import from_arrow
@@ -54,6 +54,10 @@ class Rings(NamedTuple):
 
     points: NDArray[np.signedinteger[Any]]
     offsets: NDArray[np.int64]
+
+
+class StoppedError(CellViTError):
+    """Somebody ended what takes seconds."""
 
 
 class OutlineFile:
@@ -148,7 +152,9 @@ def _contour_chunks(file: pq.ParquetFile) -> Iterator[Any]:
     yield from (facts.row_group(group).column(i) for group in range(facts.num_row_groups) for i in places)
 
 
-def open_outlines(table: NucleiTable, cache: BoundedCache[Rings], *, make: bool = True) -> OutlineFile | None:
+def open_outlines(
+    table: NucleiTable, cache: BoundedCache[Rings], *, make: bool = True, stop: threading.Event | None = None
+) -> OutlineFile | None:
     """Return the outlines of a table; their file is made if there is none that fits.
 
     It lies beside the table, or, where nothing can be written there, in the user's folder of caches.
@@ -157,8 +163,10 @@ def open_outlines(table: NucleiTable, cache: BoundedCache[Rings], *, make: bool 
         table: The table.
         cache: Keeps what was read last.
         make: Make the file; without, None is returned where it would have to be made.
+        stop: When it is set, the file is not finished, and there is none.
 
     Raises:
+        StoppedError: If it was stopped.
         DataError: If the table is damaged.
         OutputError: If the file can be written nowhere.
     """
@@ -173,11 +181,11 @@ def open_outlines(table: NucleiTable, cache: BoundedCache[Rings], *, make: bool 
     if not make:
         return None
     with suppress(OutputError):
-        write_outlines(table, beside)
+        write_outlines(table, beside, stop)
         return OutlineFile(beside, table, cache)
     try:
         make_folder(places[1].parent)
-        write_outlines(table, places[1])
+        write_outlines(table, places[1], stop)
     except OutputError as error:
         raise OutputError(
             f"the outlines can be kept neither beside {str(table.path)!r} nor in {str(places[1].parent)!r} ({error}); "
@@ -191,22 +199,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "cellvit"
 
 
-def write_outlines(table: NucleiTable, path: Path) -> None:
+def write_outlines(table: NucleiTable, path: Path, stop: threading.Event | None = None) -> None:
     """Write the outlines of a table in the order of its quadtree; few are in memory.
 
     Args:
         table: The table.
         path: The file.
+        stop: When it is set, the file is not finished, and there is none.
 
     Raises:
         DataError: If the table is damaged.
+        StoppedError: If it was stopped.
         OutputError: If the file cannot be written.
     """
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
         for kind in (np.int16, np.int32):
             spool = stack.enter_context(TemporaryFile(dir=path.parent))
-            found = _spooled(table, spool, kind)
+            found = _spooled(table, spool, kind, stop)
             if found is not None:
                 break
         assert found is not None
@@ -216,6 +226,7 @@ def write_outlines(table: NucleiTable, path: Path) -> None:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:
             for start in range(0, len(table), _BATCH):
+                _go_on(stop)
                 if start % (_MAPPED * _BATCH) == 0:  # a new map, so that what was read of the last one is let go
                     points = _mapped(spool, kind, int(offsets[-1]))
                 rows = table.row[start : start + _BATCH].astype(np.int64)
@@ -233,7 +244,7 @@ def _mapped(spool: IO[bytes], kind: type[np.signedinteger[Any]], count: int) -> 
 
 
 def _spooled(
-    table: NucleiTable, spool: IO[bytes], kind: type[np.signedinteger[Any]]
+    table: NucleiTable, spool: IO[bytes], kind: type[np.signedinteger[Any]], stop: threading.Event | None
 ) -> tuple[NDArray[np.int64], Floats] | None:
     """Write the points of all outlines in the order of the table; return where each begins, and its area.
 
@@ -244,6 +255,7 @@ def _spooled(
     centre[table.row, 0], centre[table.row, 1] = table.x, table.y
     lengths, areas, start = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], 0
     for part in _parts(table.path):
+        _go_on(stop)
         nuclei = from_arrow(part)
         number = ring_lengths(nuclei.contour_offsets)
         around = nuclei.contour_points + table.shift
@@ -257,6 +269,11 @@ def _spooled(
         start += len(nuclei)
     spool.flush()
     return ring_offsets(np.concatenate(lengths)), np.concatenate(areas).astype(np.float32)
+
+
+def _go_on(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise StoppedError("the viewer is closed; open it again")
 
 
 def _parts(path: Path) -> Iterator[pa.Table]:

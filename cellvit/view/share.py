@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.errors import ConfigError, OutputError
+from cellvit.errors import ConfigError, DataError, OutputError
 from cellvit.geometry.polygons import select_rings
 from cellvit.io.atomic import make_folder, temporary_path
 from cellvit.io.format import plain_data, visible
@@ -98,7 +98,7 @@ def write_share(
     (slide,) = gallery.slides.values()
     about = slide.about()
     if about["error"]:
-        raise ConfigError(f"{slide.source.name!r}: {about['error']}")
+        raise DataError(f"{slide.source.name!r}: {about['error']}")
     box = _box(region, about["width"], about["height"])
     places = list(_tiles(slide.image(), box))
     if len(places) > MAX_TILES:

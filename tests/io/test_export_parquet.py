@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cellvit.errors import DataError
 from cellvit.io import from_arrow, read_parquet, to_arrow, write_parquet
-from cellvit.io.parquet import read_facts
+from cellvit.io.parquet import ParquetStream, read_facts
 from cellvit.types import Nuclei
 
 any_nuclei = nuclei(st.one_of(loose_outlines, grid_outlines))
@@ -96,6 +96,18 @@ def test_several_row_groups_join(tmp_path, monkeypatch):
     write_parquet(table, tmp_path / "a.parquet")
     assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 3
     assert_same(table, read_parquet(tmp_path / "a.parquet"))
+
+
+def test_centroids_and_types_alone(tmp_path):
+    whole = many(50, seed=3)
+    write_parquet(whole, tmp_path / "a.parquet")
+    stream = ParquetStream(tmp_path / "a.parquet", outlines=False)
+    (light,) = stream
+    np.testing.assert_array_equal(light.centroid, whole.centroid)
+    np.testing.assert_array_equal(light.type, whole.type)
+    assert (len(stream), light.classes, stream.embedding_dim, dict(light.measurements)) == (50, whole.classes, None, {})
+    assert not light.contour_points.size
+    assert not light.bbox.any()
 
 
 def test_what_is_not_ours_is_an_error(tmp_path):

@@ -16,6 +16,7 @@ from cellvit.io import detections
 from cellvit.io.frames import to_pixel_centres
 from cellvit.io.valid_polygons import polygons_from_rings
 from cellvit.postprocess.measure import nuclei_from_instances
+from cellvit.types import Nuclei
 
 COLUMNS = ("centroid", "bbox", "type", "label", "contour_offsets", "contour_points")
 
@@ -146,3 +147,21 @@ def test_nuclei_without_outline_and_of_one_pixel_pass_every_format(tmp_path):
     io.write_geojson(nuclei, tmp_path / "a.geojson")
     read = read_nuclei(tmp_path / "a.geojson")  # the first is its box there
     assert_same(nuclei, read, ("centroid", "bbox", "type", "label"))
+
+
+def test_centroids_alone_are_moved_too(tmp_path):
+    nuclei = Nuclei.empty(classes=PANNUKE)
+    nuclei = replace(
+        nuclei,
+        centroid=np.array([[3.5, 4.5]]),
+        bbox=np.array([[3.0, 4, 4, 5]]),
+        type=np.ones(1, np.int32),
+        type_prob=np.ones(1, np.float32),
+        label=np.ones(1, np.int32),
+        contour_offsets=np.array([0, 4]),
+        contour_points=np.array([[3.0, 4], [4, 4], [4, 5], [3, 5]]),
+    )
+    write_parquet(as_before(nuclei), tmp_path / "old.parquet")
+    (light,) = io.ParquetStream(tmp_path / "old.parquet", outlines=False)
+    assert light.centroid.tolist() == [[3.5, 4.5]]
+    assert light.contour_offsets.tolist() == [0, 0]

@@ -15,6 +15,7 @@ from cellvit.slide.naming import expand_inputs
 from cellvit.slide.open import SLIDE_SUFFIXES, is_slide, open_slide
 from cellvit.slide.readers import image as image_reader
 from cellvit.slide.readers import tiff as tiff_reader
+from cellvit.slide.readers.base import cache_bytes, small_caches
 from cellvit.slide.readers.openslide import bounds_of
 from cellvit.slide.readers.tiff import ChunkCache, TiffSlide
 from cellvit.slide.view import SlideView
@@ -138,6 +139,18 @@ def test_threads_read_what_one_thread_reads(files, kind, monkeypatch, restless):
         for _ in range(3):
             for one, other in zip(alone, pool.map(lambda box: slide.read_region(*box), boxes), strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["aperio", "ome"])
+def test_slides_that_may_keep_little_read_the_same(files, kind):
+    with small_caches(1000):
+        assert (cache_bytes(10**9), cache_bytes(10)) == (1000, 10)
+        small = open_slide(files[kind])
+    assert cache_bytes(10**9) == 10**9
+    with small, open_slide(files[kind]) as usual:
+        for level in range(2):
+            one, other = (slide.read_region(100, 50, 700, 400, level=level) for slide in (small, usual))
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("kind", KINDS)

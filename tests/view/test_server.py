@@ -21,12 +21,15 @@ from cellvit.classes import NucleiClasses
 from cellvit.errors import DataError
 from cellvit.io.geojson import write_geojson
 from cellvit.io.parquet import read_parquet, write_parquet
+from cellvit.slide.damage import Undamaged
 from cellvit.slide.open import open_slide
 from cellvit.types import Nuclei
 from cellvit.view import app as app_module
+from cellvit.view import image as image_module
 from cellvit.view.app import create_app
 from cellvit.view.gallery import Gallery
 from cellvit.view.image import DeepZoom
+from cellvit.view.outlines import StoppedError, open_outlines
 from cellvit.view.sources import find_sources
 
 SIDE = 1024
@@ -63,6 +66,11 @@ def copied(results, tmp_path):
     summary["slide"]["path"] = str(tmp_path / "slide.tif")
     (tmp_path / "results" / "summary.json").write_text(json.dumps(summary))
     return tmp_path / "results"
+
+
+def pixels_of(content):
+    with Image.open(BytesIO(content)) as picture:
+        return np.asarray(picture).astype(int)
 
 
 class Site:
@@ -217,17 +225,15 @@ def test_the_nucleus_at_a_place(site, nuclei):
 
 
 def test_tiles_are_the_pixels_of_the_slide(site, results):
-    with Image.open(BytesIO(site.of("image/10/1_1.jpg").content)) as tile:
-        shown = np.asarray(tile).astype(int)
+    shown = pixels_of(site.of("image/10/1_1.jpg").content)
     with open_slide(results.parent / "slide.tif") as slide:
         pixels = slide.read_region(0, 0, SIDE, SIDE)
     assert shown.shape == (512, 512, 3)
     assert np.abs(shown - pixels[512:, 512:]).mean() < 6  # JPEG of JPEG
-    with Image.open(BytesIO(site.of("image/9/0_0.jpg").content)) as tile:
-        half = cv2.resize(pixels, (512, 512), interpolation=cv2.INTER_AREA)
-        assert np.abs(np.asarray(tile).astype(int) - half).mean() < 8
-    assert Image.open(BytesIO(site.of("image/0/0_0.jpg").content)).size == (1, 1)
-    assert Image.open(BytesIO(site.of("thumbnail.jpg").content)).size == (512, 512)
+    half = cv2.resize(pixels, (512, 512), interpolation=cv2.INTER_AREA)
+    assert np.abs(pixels_of(site.of("image/9/0_0.jpg").content) - half).mean() < 8
+    assert pixels_of(site.of("image/0/0_0.jpg").content).shape == (1, 1, 3)
+    assert pixels_of(site.of("thumbnail.jpg").content).shape == (512, 512, 3)
     for outside in ("image/10/2_0.jpg", "image/11/0_0.jpg", "image/10/-1_0.jpg"):
         assert site.get(f"{site.one}/{outside}").status_code == 404
 
@@ -237,10 +243,25 @@ def test_a_picture_of_odd_size_is_shown_to_its_edge(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "odd.png")
     image = DeepZoom(open_slide(tmp_path / "odd.png"))
     assert (image.max_level, image.size(10), image.size(9)) == (10, (1001, 300), (501, 150))
-    assert image.pixels(10, 1, 0).shape == (300, 489, 3)
-    small = image.pixels(9, 0, 0)
+    assert pixels_of(image.jpeg(10, 1, 0)).shape == (300, 489, 3)
+    small = pixels_of(image.jpeg(9, 0, 0))
     assert small.shape == (150, 501, 3)
-    assert np.abs(small.astype(int) - 90).max() == 0
+    assert np.abs(small - 90).max() <= 1
+
+
+def test_a_slide_without_small_levels_is_put_together_from_its_tiles(results, tmp_path, monkeypatch):
+    with open_slide(results.parent / "slide.tif") as slide:
+        Image.fromarray(slide.read_region(0, 0, 1000, 901)).save(tmp_path / "plain.png")
+    direct = DeepZoom(open_slide(tmp_path / "plain.png"))
+    expected = {level: pixels_of(direct.jpeg(level, 0, 0)) for level in (7, 8, 9)}
+    monkeypatch.setattr(image_module, "_MOST_SOURCE", 2**16)
+    read, joined = [], DeepZoom(open_slide(tmp_path / "plain.png"))
+    monkeypatch.setattr(image_module, "Undamaged", lambda *args, **kwargs: read.append(1) or Undamaged(*args, **kwargs))
+    for level, direct_pixels in expected.items():
+        found = pixels_of(joined.jpeg(level, 0, 0))
+        assert found.shape == direct_pixels.shape
+        assert np.abs(found[:-1, :-1] - direct_pixels[:-1, :-1]).mean() < 8
+    assert sum(read) == 4  # the tiles of full resolution, once
 
 
 # What is not there, or broken
@@ -608,3 +629,16 @@ def test_memory_of_a_gallery_is_bounded(results):
     assert table is slide.table()
     assert table.nbytes == 17 * 300
     assert slide.image() is slide.image()
+
+
+def test_what_is_prepared_ends_with_the_server(copied):
+    (copied / "nuclei.outlines.arrow").unlink(missing_ok=True)
+    gallery = Gallery([copied])
+    slide = next(iter(gallery.slides.values()))
+    gallery.close()
+    table = slide.table()
+    with pytest.raises(StoppedError):
+        open_outlines(table, gallery.rings, stop=gallery._closing)
+    assert not [path for path in copied.iterdir() if path.suffix == ".arrow"]
+    with TestClient(create_app([copied], token="demo"), base_url=BASE) as client:
+        assert client.get("/t/demo/api/slides").status_code == 200

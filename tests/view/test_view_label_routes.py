@@ -1,6 +1,7 @@
 """What the page asks of labels: classes, clicks, lassos, undo, training, types, suggestions; and what is refused."""
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 from starlette.testclient import TestClient
 from view_samples import STEP, drawn_nuclei, write_table
 
+from cellvit.classes import PALETTE
+from cellvit.errors import DataError, OutputError
 from cellvit.io.parquet import read_parquet
 from cellvit.labels import read_labels
+from cellvit.view import labeling, tasks
 from cellvit.view.app import create_app
 from cellvit.view.gallery import Gallery
 from cellvit.view.label_routes import LabelExtension
@@ -62,7 +66,7 @@ def test_classes_clicks_lassos_and_undo(viewer, table):
     about = viewer.get()
     assert about["labels"]["editable"]
     assert about["labels"]["classes"] == []
-    assert "#c81e1e" not in about["labels"]["palette"]  # a type of the slide has it
+    assert about["labels"]["palette"][0] == "#{:02x}{:02x}{:02x}".format(*PALETTE[0])
     assert about["classifier"] is False
     added = viewer.post("/labels/classes", {"name": NAMES[1], "color": "#112233"})
     assert added["classes"] == [{"name": "Round <b>", "color": "#112233", "count": 0}]
@@ -141,8 +145,24 @@ def test_answers_of_labels_that_are_not_there_or_busy(viewer, table, tmp_path):
     assert (failed["state"], failed["text"].partition(";")[0]) == ("failed", "there are no labels to learn from")
 
 
-def test_types_of_ones_own_are_learnt_and_applied_and_tell_what_to_label_next(viewer, table):
-    pytest.importorskip("sklearn")
+@pytest.fixture
+def in_this_process(monkeypatch):
+    def run(task, say, **settings):
+        return tasks.TASKS[task](say, **json.loads(json.dumps(settings, default=str)))
+
+    monkeypatch.setattr(labeling, "run_apart", run)  # to start another one takes seconds
+
+
+def test_work_in_another_process_returns_what_came_of_it_or_why_nothing_did(table, monkeypatch):
+    table.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        tasks.run_apart("suggest", print, table=table, classifier=None, count=3)
+    monkeypatch.setattr(tasks.sys, "executable", shutil.which("false"))
+    with pytest.raises(OutputError, match="'suggest' ended with code 1 "):
+        tasks.run_apart("suggest", print, table=table, classifier=None, count=3)
+
+
+def test_types_of_ones_own_are_learnt_and_applied_and_tell_what_to_label_next(viewer, table, in_this_process):
     kind = drawn_nuclei().type
     assert viewer.get()["suggestions"] == 50
     assert {one["why"] for one in viewer.get("/suggestions")["rows"]} == {"unlike those labelled"}

@@ -6,6 +6,7 @@ import shutil
 import socket
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -166,6 +167,17 @@ def test_what_is_not_whole_is_shown_as_far_as_it_goes(table, damage, monkeypatch
     else:
         assert about["nuclei"]["count"] == 256
         assert labelled["changed"] == 1
+
+
+def test_the_page_of_the_documentation_says_what_the_verb_takes():
+    text = (Path(cellvit.__file__).parents[1] / "docs/pages/how-to/view.md").read_text(encoding="utf-8")
+    commands = re.findall(r"cellvit view ([^`\n]+)", text)
+    assert len(commands) >= 3
+    parser = verb.build_parser()
+    for command in commands:
+        parser.parse_args(command.split())
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert set(re.findall(r"`(--[\w-]+)", text)) - {"--undo"} <= known
 
 
 def test_browsers_are_opened_only_where_they_have_windows(table, monkeypatch, capsys):

@@ -58,6 +58,7 @@ function card(slide) {
   const picture = slide.thumbnail
     ? el("img", { src: slidePath(slide.id, "thumbnail.jpg"), alt: "", loading: "lazy", decoding: "async" })
     : el("span", { class: "nothing" }, slide.has_image ? "no picture" : "no image");
+  picture.addEventListener("error", () => picture.replaceWith(el("span", { class: "nothing" }, "no picture")));
   const facts = [
     slide.nuclei === null ? "no nuclei yet" : `${formatCount(slide.nuclei)} nuclei`,
     density === null ? null : `${formatCount(density)} per mm²`,

@@ -208,8 +208,8 @@ export class LabelsPanel {
   async addClass() {
     const name = this.newName?.value.trim() ?? "";
     if (!name || !this.newName || !this.newColor) return;
-    const done = await this.change("classes", { name, color: this.newColor.value });
-    if (!done) return;
+    const known = this.classes.some((entry) => entry.name === name); // that one is chosen, and keeps its colour
+    if (!known && !(await this.change("classes", { name, color: this.newColor.value }))) return;
     this.newName.value = "";
     this.current = name;
     this.fill();

@@ -53,6 +53,7 @@ async function show(hash = location.hash) {
     byId("title").textContent = slide.name;
     byId("summary").textContent = "";
     checkScripts();
+    checkContent(slide);
     byId("sidebutton").hidden = false;
     page = new SlidePage(slide, { ...state, slide: id });
   } catch (error) {
@@ -65,6 +66,17 @@ function checkScripts() {
   if (typeof OpenSeadragon !== "undefined") return;
   const hint = "Run `python -m cellvit.view.vendor` once (in a checkout: `make viewer`), then load the page again";
   throw Object.assign(new Error("The viewer lacks OpenSeadragon, which shows the image"), { hint });
+}
+
+/**
+ * Throw if a slide has nothing to show: it is broken, or has gone with its nuclei.
+ *
+ * @param {import("./types.js").Slide} slide
+ */
+function checkContent(slide) {
+  if (slide.width > 0 && slide.height > 0 && (slide.image || slide.nuclei)) return;
+  const text = slide.error ?? slide.image_note ?? "There is neither an image nor nuclei";
+  throw Object.assign(new Error(`${slide.name} cannot be shown`), { hint: text });
 }
 
 /**

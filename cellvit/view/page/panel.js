@@ -327,6 +327,6 @@ export function layerPanel({ slide, state, changed }) {
       });
       return el("li", {}, el("label", {}, box, label));
     });
-  const note = slide.image ? slide.image.note : slide.image_note ?? "There is no image of this slide.";
+  const note = slide.image?.note;
   return section("Layers", true, el("ul", { class: "layers" }, ...rows), note ? el("p", { class: "soft" }, note) : null);
 }

@@ -75,8 +75,8 @@ export class SlidePage {
   /** Fill the panel beside the picture. */
   fillPanel() {
     const region = { draw: () => this.setTool("region"), view: () => this.setRegion(this.view.corners) };
-    const { error, warnings, labels } = this.slide;
-    const notes = [error, ...warnings, labels.note].filter((text) => typeof text === "string" && text !== "");
+    const { error, warnings, labels, image, image_note: imageNote } = this.slide;
+    const notes = [error, image ? null : imageNote, ...warnings, labels.note].filter((text) => typeof text === "string" && text !== "");
     const parts = [warningList(/** @type {string[]} */ (notes)), this.nucleus.node, this.types.node];
     if (this.slide.nuclei) parts.push(colorPanel(this.context), filterPanel(this.context, region));
     parts.push(layerPanel(this.context));

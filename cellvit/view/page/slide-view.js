@@ -57,7 +57,7 @@ export class SlideView {
       tileSources: /** @type {any} */ (tileSource(slide)),
       drawer: "canvas",
       showNavigationControl: false,
-      showNavigator: true,
+      showNavigator: slide.image !== null,
       navigatorPosition: "BOTTOM_RIGHT",
       navigatorSizeRatio: 0.16,
       navigatorRotate: true,
@@ -348,10 +348,10 @@ export class SlideView {
   select(outline) {
     this.frame.replaceChildren();
     const { region } = this.state;
-    if (region) this.frame.append(svgElement("polygon", { class: "region", points: region.join(" ") }));
-    if (outline?.length) {
-      this.frame.append(svgElement("polygon", { class: "selected under", points: outline.join(" ") }));
-      this.frame.append(svgElement("polygon", { class: "selected", points: outline.join(" ") }));
+    for (const [name, polygon] of /** @type {[string, Point[] | null][]} */ ([["region", region], ["selected", outline]])) {
+      if (!polygon?.length) continue;
+      const points = polygon.join(" ");
+      this.frame.append(svgElement("polygon", { class: `${name} under`, points }), svgElement("polygon", { class: name, points }));
     }
   }
 

@@ -50,8 +50,12 @@ def run_apart(task: str, say: Say, **settings: Any) -> Any:
     ):
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps({"task": task, "settings": settings}, default=str) + "\n")
-        process.stdin.flush()
+        try:
+            process.stdin.write(json.dumps({"task": task, "settings": settings}, default=str) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:  # it has ended already, which is told below
+            with suppress(BrokenPipeError):
+                process.stdin.close()
         for line in process.stdout:
             (kind, value), *_ = json.loads(line).items()
             if kind == "done":

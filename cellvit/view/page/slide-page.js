@@ -329,6 +329,7 @@ export class SlidePage {
     this.fillPanel();
     this.view.nuclei.refresh();
     this.changed();
+    if (this.nucleus.nucleus) void this.nucleus.showRow(this.nucleus.nucleus.row); // its type may be another one
     if (!isStatic && this.slide.nuclei) await this.labels.load();
   }
 

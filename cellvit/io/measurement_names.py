@@ -1,4 +1,4 @@
-"""What QuPath calls the measurements that both know; QuPath shows other names as they are."""
+"""What QuPath calls the measurements that both know, and what people read in place of names of columns."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,24 @@ _LENGTHS = {
 }
 _UNITS = {"um": "µm", "px": "px"}
 _PLACES = {"": "Nucleus", "ring_": "Cytoplasm"}
-_SPOKEN = {"type_prob": "Probability of the type"}
+_BEFORE = "_before"
+_SPOKEN = {
+    "classification": ("Type", ""),
+    "type_prob": ("Probability of the type", ""),
+    "nearest_um": ("Nearest nucleus", "µm"),
+    "nearest_px": ("Nearest nucleus", "px"),
+}
+_WORDS = {"glcm": "GLCM", "sd": "SD", "p10": "10th percentile", "p90": "90th percentile"}
+_READABLE_UNITS = {
+    "um": "µm",
+    "um2": "µm²",
+    "px": "px",
+    "px2": "px²",
+    "rad": "rad",
+    "per_um": "1/µm",
+    "per_px": "1/px",
+}
+_UNIT = re.compile(rf"(\w+?)_({'|'.join(_READABLE_UNITS)})")
 _WITHIN = re.compile(r"(\w+)_([\d.]+)(um|px)")
 _STATISTICS = {"mean": "Mean", "sd": "Std.Dev.", "median": "Median"}
 
@@ -56,19 +73,20 @@ def readable_name(name: str) -> tuple[str, str]:
     """Return what people read in place of the name of a column, and the unit of its numbers; empty without one.
 
     Example:
-        >>> readable_name("area_um2"), readable_name("neighbors_25um"), readable_name("type_prob")
-        (('Area', 'µm²'), ('Neighbors within 25 µm', ''), ('Probability of the type', ''))
+        >>> readable_name("area_um2"), readable_name("neighbors_25um"), readable_name("glcm_energy")
+        (('Area', 'µm²'), ('Neighbors within 25 µm', ''), ('GLCM energy', ''))
     """
     if name in _SPOKEN:
-        return _SPOKEN[name], ""
-    within = _WITHIN.fullmatch(name)
-    if within:
+        return _SPOKEN[name]
+    if name.endswith(_BEFORE):  # of the model, where a classifier gave other types
+        label, unit = readable_name(name.removesuffix(_BEFORE))
+        return f"{label} (before)", unit
+    if within := _WITHIN.fullmatch(name):
         return f"{_sentence(within[1])} within {within[2]} {_UNITS[within[3]]}", ""
-    stem, _, unit = name.rpartition("_")
-    shown = {**_UNITS, "um2": "µm²", "px2": "px²"}.get(unit)
-    return (_sentence(stem), shown) if stem and shown else (_sentence(name), "")
+    found = _UNIT.fullmatch(name)
+    return (_sentence(found[1]), _READABLE_UNITS[found[2]]) if found else (_sentence(name), "")
 
 
-def _sentence(words: str) -> str:
-    text = words.replace("_", " ").strip()
+def _sentence(name: str) -> str:
+    text = " ".join(_WORDS.get(word, word) for word in name.split("_") if word)
     return text[:1].upper() + text[1:]

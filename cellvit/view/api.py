@@ -30,6 +30,7 @@ from cellvit.view.requests import (
 from cellvit.view.table import NucleiTable
 
 _MOST_THREADS = 4  # of each kind; every one holds some memory
+_MOST_OUTLINES = 50_000
 _RADIUS = 32.0  # level-0 pixels
 
 SLIDE = "/api/slides/{id}"
@@ -116,6 +117,8 @@ class Api:
     def _outlines(self, request: Request) -> Response:
         table, rows, corner = self._square(request)
         chosen = _limited(request, np.arange(rows.start, rows.stop), table.chosen(filter_of(request), rows))
+        if len(chosen) > _MOST_OUTLINES:
+            raise ConfigError(f"{len(chosen):,} outlines are too many at once; ask for a smaller square, or limit=5000")
         outlines = self.slide_of(request).outlines(table)
         if outlines is None:
             raise NotThereError("the table holds no outlines; ask for points")

@@ -21,7 +21,7 @@ from cellvit.view.cache import BoundedCache
 from cellvit.view.formats import as_table
 from cellvit.view.image import TILE, DeepZoom
 from cellvit.view.layers import layers_of
-from cellvit.view.outlines import CACHE_BYTES, OutlineFile, Rings, has_outlines, open_outlines, rings_bytes
+from cellvit.view.outlines import OutlineFile, has_outlines, open_outlines
 from cellvit.view.sources import Source, find_sources
 from cellvit.view.table import Column, Floats, NucleiTable, Stamp, count_classes, stamp_of
 
@@ -66,7 +66,6 @@ class Gallery:
         self.columns: BoundedCache[Floats] = BoundedCache(_COLUMN_BYTES, lambda values: values.nbytes)
         self.images: BoundedCache[DeepZoom] = BoundedCache(_OPEN_IMAGES, lambda image: 1)
         self.tiles: BoundedCache[bytes] = BoundedCache(_TILE_BYTES, len)
-        self.rings: BoundedCache[Rings] = BoundedCache(CACHE_BYTES, rings_bytes)
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="outlines")
         self._closing = threading.Event()
         self.slides = {source.id: ViewedSlide(source, self) for source in found}
@@ -84,7 +83,7 @@ class Gallery:
         Args:
             table: The table.
         """
-        return self._preparing.submit(open_outlines, table, self.rings, stop=self._closing)
+        return self._preparing.submit(open_outlines, table, stop=self._closing)
 
     def close(self) -> None:
         """Stop what is prepared; nothing half-written stays."""
@@ -165,7 +164,7 @@ class ViewedSlide:
             DataError: If the table is damaged.
             OutputError: If the file can be written nowhere.
         """
-        if not has_outlines(table.path):
+        if not has_outlines(table):
             return None
         with self._lock:
             if self._outlines is None or self._outlines[0] != table.stamp:
@@ -329,7 +328,7 @@ class ViewedSlide:
 
     def _begin(self, table: NucleiTable) -> "Future[OutlineFile | None]":
         """Return the outlines of a table that are opened, or made."""
-        found = open_outlines(table, self._gallery.rings, make=False)
+        found = open_outlines(table, make=False)
         if found is None:
             return self._gallery.begin_outlines(table)
         done: Future[OutlineFile | None] = Future()
@@ -366,6 +365,7 @@ def _nuclei(table: NucleiTable, columns: Sequence[Column]) -> dict[str, Any]:
         "tile_base": table.tree.base,
         "max_zoom": table.tree.max_zoom,
         "classes": table.classes,
+        "types_learnt_on": (table.named and visible(table.named.learnt_on)) or None,
         "columns": [
             {
                 **{name: getattr(column, name) for name in ("name", "label", "unit", "kind")},

@@ -9,7 +9,6 @@ changes little; ``ms`` is what the client waits. ``memory_mb`` is its resident m
 import argparse
 import http.client
 import json
-import platform
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from timing import processor
 from view_slide import write_results
 
 TOKEN = "bench"
@@ -127,7 +127,7 @@ def memory(process):
 
 
 def measure(results):
-    for old in results.glob("*.outlines.arrow"):
+    for old in results.glob("*.outlines.npy"):
         old.unlink()
     report = {}
     with served(results) as (process, port):
@@ -173,7 +173,7 @@ def main():
         results = folder / "results"
         if not results.exists():
             write_results(folder, side=options.side, nuclei=options.nuclei)
-        print(json.dumps({"machine": platform.processor() or platform.machine(), **measure(results)}, indent=2))
+        print(json.dumps({"processor": processor(), **measure(results)}, indent=2))
 
 
 if __name__ == "__main__":

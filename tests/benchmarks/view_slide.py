@@ -9,16 +9,19 @@ measurements, written with the writer of the package in the order in which ``cel
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from support.drawn_tiff import write_tiled_tiff
 
 from cellvit.classes import PANNUKE
 from cellvit.io.parquet import write_parquet_stream
 from cellvit.types import Nuclei
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.drawn_tiff import write_tiled_tiff
 
 BLOCK = 2048
 MPP = 0.25

@@ -114,12 +114,12 @@ def test_all_requirements_are_listed_with_their_versions():
 
 
 def test_an_extra_of_the_package_is_listed_whether_or_not_its_purpose_is_known(monkeypatch):
-    lines = ["numpy>=1", 'no-such-package>=2; extra == "view"', 'pytest; extra == "dev"']
+    lines = ["numpy>=1", 'no-such-package>=2; extra == "later"', 'pytest; extra == "dev"']
     monkeypatch.setattr(software, "requires", lambda name: lines)
     found = named(software.check_versions())
-    assert [name for name in found if name.startswith("extra")] == ["extra view"]
-    assert found["extra view"].text == "not here: no-such-package>=2"
-    assert found["extra view"].advice == "from a checkout, pip install '.[view]'"
+    assert [name for name in found if name.startswith("extra")] == ["extra later"]
+    assert found["extra later"].text == "not here: no-such-package>=2"
+    assert found["extra later"].advice == "from a checkout, pip install '.[later]'"
 
 
 def test_packages_that_are_missing_or_old(monkeypatch):

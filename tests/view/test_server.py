@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from benchmarks.view_slide import write_results
+from numpy.lib import format as npy
 from PIL import Image
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -24,6 +25,7 @@ from cellvit.io.parquet import read_parquet, write_parquet
 from cellvit.slide.damage import Undamaged
 from cellvit.slide.open import open_slide
 from cellvit.types import Nuclei
+from cellvit.view import api as api_module
 from cellvit.view import app as app_module
 from cellvit.view import image as image_module
 from cellvit.view.app import create_app
@@ -310,6 +312,56 @@ def test_broken_files_are_told_apart_from_the_others(copied, results):
     assert site.get(f"api/slides/{site.slides[2]['id']}").json()["error"]
 
 
+DAMAGES = {
+    "width": lambda summary: summary["slide"].update(width="wide"),
+    "no slide": lambda summary: summary.pop("slide"),
+    "counts": lambda summary: summary["nuclei"].update(by_type=[1, 2]),
+    "tissue": lambda summary: summary.update(tissue=[1]),
+    "colours": lambda summary: summary["model"].update(colors=[[1, 2, 999]]),
+    "mpp": lambda summary: summary["resolution"].update(mpp=["x"]),
+    "settings": lambda summary: summary.update(settings=7),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_summary_of_another_form_is_told(copied, damage):
+    summary = json.loads((copied / "summary.json").read_text())
+    DAMAGES[damage](summary)
+    (copied / "summary.json").write_text(json.dumps(summary))
+    site = Site([copied])
+    assert "summary.json is damaged" in site.slides[0]["error"]
+    assert "summary.json is damaged" in site.facts["error"]
+
+
+def test_a_table_damaged_inside_is_told(copied):
+    content = bytearray((copied / "nuclei.parquet").read_bytes())
+    with pq.ParquetFile(copied / "nuclei.parquet") as file:
+        columns = {file.schema.column(i).path: file.metadata.row_group(0).column(i) for i in range(len(file.schema))}
+    for name in ("area_um2", "contour.list.element.list.element"):
+        start = columns[name].data_page_offset
+        content[start + 20 : start + 60] = bytes(40)
+    (copied / "nuclei.parquet").write_bytes(content)
+    (copied / "nuclei.outlines.npy").unlink(missing_ok=True)
+    site = Site([copied])
+    assert "is damaged" in site.facts["error"]  # the measurements
+    assert len(site.points("0/0_0")[0]) == 300
+    for path in ("points/0/0_0?column=area_um2", "outlines/0/0_0"):
+        answer = site.get(f"{site.one}/{path}")
+        assert (answer.status_code, answer.json()["hint"]) == (422, "put a copy back")
+
+
+def test_numbers_that_no_slide_has(copied, nuclei):
+    far = replace(nuclei, centroid=nuclei.centroid * np.where(np.arange(300) < 10, 1e200, 1)[:, None])
+    for facts in ({"width": 10**30, "height": 3}, {"width": -1, "height": 5}, {"width": "a"}):
+        write_parquet(far, copied / "nuclei.parquet", metadata=facts, geometry=False)
+        site = Site([copied / "nuclei.parquet"])
+        facts = site.facts
+        assert (facts["nuclei"]["count"], facts["nuclei"]["tile_base"]) == (290, 1024)
+        assert len(site.points("0/0_0")[0]) == 290
+    write_parquet(far, copied / "nuclei.parquet", metadata={"origin": "bounds"}, geometry=False)
+    assert "does not say where it is" in Site([copied / "nuclei.parquet"]).facts["error"]
+
+
 def test_what_is_no_picture_says_so(tmp_path):
     (tmp_path / "slide.svs").write_bytes(b"nothing")
     facts = Site([tmp_path / "slide.svs"]).facts
@@ -443,7 +495,7 @@ def test_the_picture_of_results_is_not_taken_for_the_image(tmp_path, nuclei):
 
 
 def test_the_file_of_outlines_is_made_once_and_never_stale(copied, nuclei):
-    beside = copied / "nuclei.outlines.arrow"
+    beside = copied / "nuclei.outlines.npy"
     Site([copied]).outlines("0/0_0")
     made = beside.read_bytes()
     os.utime(beside, ns=(1, 1))
@@ -463,22 +515,43 @@ def test_the_file_of_outlines_is_made_once_and_never_stale(copied, nuclei):
     rows, _, xy, _ = site.outlines("0/0_0")
     np.testing.assert_allclose(xy, wider.select(rows.astype(int)).contour_points, atol=0.04)
     assert beside.read_bytes() != made
-    beside.write_bytes(made[:-100])  # torn
-    assert len(Site([copied]).outlines("0/0_0")[0]) == 300
+    for torn in (made[:-100], beside.read_bytes()[:-100], made[:50], b""):
+        beside.write_bytes(torn)
+        assert len(Site([copied]).outlines("0/0_0")[0]) == 300
     assert sorted(path.name for path in copied.iterdir()) == [
-        *("nuclei.outlines.arrow", "nuclei.parquet", "summary.json", "tissue.png")
+        *("nuclei.outlines.npy", "nuclei.parquet", "summary.json", "tissue.png")
     ]
+
+
+def test_a_file_of_outlines_with_wrong_numbers_is_an_error(copied):
+    Site([copied]).outlines("0/0_0")
+    beside = copied / "nuclei.outlines.npy"
+    with beside.open("rb+") as file:
+        npy.read_array(file)
+        npy.read_magic(file)
+        npy.read_array_header_1_0(file)
+        file.seek(8, os.SEEK_CUR)
+        file.write(np.array([2**40, -1], "<i8").tobytes())
+    site = Site([copied])
+    answer = site.get(f"{site.one}/outlines/0/0_0")
+    assert (answer.status_code, answer.json()["hint"]) == (422, "remove it and open the viewer again")
+
+
+def test_too_many_outlines_are_not_sent_at_once(site, monkeypatch):
+    monkeypatch.setattr(api_module, "_MOST_OUTLINES", 299)
+    assert "too many" in site.get(f"{site.one}/outlines/0/0_0").json()["error"]
+    assert len(site.outlines("0/0_0", "limit=299")[0]) == 299
 
 
 def test_results_that_cannot_be_written_to_have_their_outlines_in_the_cache(copied, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    beside = copied / "nuclei.outlines.arrow"
+    beside = copied / "nuclei.outlines.npy"
     beside.unlink(missing_ok=True)
     beside.mkdir()  # root may write everywhere, but not a file in place of a folder
     for _ in range(2):
         assert len(Site([copied]).outlines("0/0_0")[0]) == 300
     (made,) = (tmp_path / "cache" / "cellvit").iterdir()
-    assert made.name.endswith(".outlines.arrow")
+    assert made.name.endswith(".outlines.npy")
     monkeypatch.setenv("XDG_CACHE_HOME", str(copied / "summary.json"))
     site = Site([copied])
     answer = site.get(f"{site.one}/outlines/0/0_0")
@@ -632,13 +705,13 @@ def test_memory_of_a_gallery_is_bounded(results):
 
 
 def test_what_is_prepared_ends_with_the_server(copied):
-    (copied / "nuclei.outlines.arrow").unlink(missing_ok=True)
+    (copied / "nuclei.outlines.npy").unlink(missing_ok=True)
     gallery = Gallery([copied])
     slide = next(iter(gallery.slides.values()))
     gallery.close()
     table = slide.table()
     with pytest.raises(StoppedError):
-        open_outlines(table, gallery.rings, stop=gallery._closing)
-    assert not [path for path in copied.iterdir() if path.suffix == ".arrow"]
+        open_outlines(table, stop=gallery._closing)
+    assert not [path for path in copied.iterdir() if path.suffix == ".npy"]
     with TestClient(create_app([copied], token="demo"), base_url=BASE) as client:
         assert client.get("/t/demo/api/slides").status_code == 200

@@ -82,6 +82,7 @@ def _view(options: argparse.Namespace, output: Output) -> int:
         if not options.no_browser and not _open(shown.address):
             output.note("no browser was found; open the address yourself")
         output.line("Ctrl+C ends the viewer")
+        sys.stdout.flush()  # whoever reads the address from a pipe waits for it
         try:
             server.wait()
         except Terminated:

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from cellvit.classes import PALETTE, Rgb
 from cellvit.errors import CellViTError, ConfigError, DataError
+from cellvit.io.format import visible
+from cellvit.io.provenance import file_state
 from cellvit.labels.match import labels_path
 from cellvit.labels.table import read_labels
 from cellvit.view.gallery import ViewedSlide
@@ -56,10 +58,11 @@ class Labeling:
         self._slides = {slide.id: slide for slide in slides if table_of(slide) is not None}
         self._sessions: dict[str, LabelSession] = {}
         self._suggested: dict[str, Suggested] = {}
+        self._counted: dict[str, tuple[dict[str, int] | None, int]] = {}
         self._mutex, self._choosing = threading.Lock(), threading.Lock()
         self._moved = moved
         self.jobs = Jobs()
-        self.folder = _common_folder([table for slide in self._slides.values() if (table := table_of(slide))]) / FOLDER
+        self.folder = _common_folder(self._slides.values()) / FOLDER
         self.own = LabelClasses(self.folder / CLASSES_FILE)
 
     @property
@@ -98,24 +101,29 @@ class Labeling:
     def state(self, slide: ViewedSlide) -> dict[str, Any]:
         """Return what the page is told about labels when it opens a slide."""
         try:
-            session = self.session(slide)
+            session, classes = self.session(slide), self.classes(slide)
         except CellViTError as error:
-            facts = {"editable": False, "reason": str(error), "note": "", "count": 0}
+            facts = {"editable": False, "reason": visible(error), "note": "", "count": 0}
             return {**facts, "classes": [], "palette": []}
         reason = session.reason
         facts = {"editable": reason is None, "reason": reason, "note": session.note, "count": len(session.current)}
         palette = [hex_of(color) for color in PALETTE]
-        return {**facts, "classes": self.classes(slide), "palette": palette}
+        return {**facts, "classes": classes, "palette": palette}
 
     def count(self, slide: ViewedSlide) -> int:
         """Return how many nuclei of a slide have a label; one that was not opened is not locked for it."""
         if slide.id in self._sessions:
             return len(self._sessions[slide.id].current)
         path = None if (table := table_of(slide)) is None else labels_path(table)
-        try:
-            return len(read_labels(path).current()) if path is not None and path.is_file() else 0
-        except DataError:  # whoever opens the slide is told
+        if path is None or not path.is_file():
             return 0
+        state = file_state(path)
+        if self._counted.get(slide.id, (None, 0))[0] != state:  # a list of many slides is asked for often
+            try:
+                self._counted[slide.id] = state, len(read_labels(path).current())
+            except DataError:  # whoever opens the slide is told
+                self._counted[slide.id] = state, 0
+        return self._counted[slide.id][1]
 
     def label_of(self, slide: ViewedSlide, row: int) -> str | None:
         """Return the class that a nucleus was given, or None."""
@@ -265,11 +273,9 @@ def _unlabelled(rows: list[dict[str, Any]], session: LabelSession) -> list[dict[
     return [one for one in rows if one["row"] not in labelled]
 
 
-def _common_folder(tables: Sequence[Path]) -> Path:
-    """Return the folder that holds the result folders, or lone tables, of a viewer."""
-    from cellvit.inference.assemble import TABLE
-
-    places = [table.resolve().parent.parent if table.name == TABLE else table.resolve().parent for table in tables]
+def _common_folder(slides: Iterable[ViewedSlide]) -> Path:
+    """Return the folder that holds the result folders, or the lone tables, of a viewer."""
+    places = [slide.source.place.resolve().parent for slide in slides]
     if not places:
         return Path.cwd()
     try:

@@ -11,6 +11,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,12 @@ def run_apart(task: str, say: Say, **settings: Any) -> Any:
     ):
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps({"task": task, "settings": settings}, default=str) + "\n")
-        process.stdin.flush()
+        try:
+            process.stdin.write(json.dumps({"task": task, "settings": settings}, default=str) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:  # it has ended already, which is told below
+            with suppress(BrokenPipeError):
+                process.stdin.close()
         for line in process.stdout:
             (kind, value), *_ = json.loads(line).items()
             if kind == "done":
@@ -119,11 +125,33 @@ def main() -> int:
 
         given = json.loads(sys.stdin.readline())
         threading.Thread(target=_end_with_viewer, daemon=True).start()
+        _import_skops()
         try:
             answer("done", TASKS[given["task"]](lambda text: answer("say", text), **given["settings"]))
         except CellViTError as error:
             answer("error", str(error))
     return 0
+
+
+def _import_skops() -> None:
+    """Import skops without torch.
+
+    It looks through all modules of scikit-learn, one of which imports torch where that is installed: seconds, and half
+    a gigabyte, that nothing here needs.
+    """
+    sys.meta_path.insert(0, _NoTorch())
+    with suppress(ImportError):  # whoever needs it says so
+        import skops.io  # noqa: F401
+    del sys.meta_path[0]
+
+
+class _NoTorch(MetaPathFinder):
+    """Says that there is no torch."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        """Raise for torch; leave other modules to others."""
+        if fullname == "torch":
+            raise ModuleNotFoundError("torch is left out here", name=fullname)
 
 
 def _end_with_viewer() -> None:

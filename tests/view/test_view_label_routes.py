@@ -121,7 +121,7 @@ def test_classes_clicks_lassos_and_undo(viewer, table):
 def test_what_cannot_be_meant_is_refused_and_changes_nothing(viewer, table, path, data, words):
     assert words in "; ".join(viewer.post(path, data, 422).values())
     assert not table.with_name("labels.parquet").exists()
-    assert not (table.parents[1] / "viewer").exists()
+    assert not (table.parent / "viewer").exists()
 
 
 def test_answers_of_labels_that_are_not_there_or_busy(viewer, table, tmp_path):
@@ -196,4 +196,4 @@ def test_types_of_ones_own_are_learnt_and_applied_and_tell_what_to_label_next(vi
     assert viewer.get(f"/nuclei/{first[1]['row']}")["label"] is None
     viewer.post("/labels", {"class": "Long", "rows": [one["row"] for one in first]})
     assert len(viewer.get("/suggestions")["rows"]) == 50  # chosen anew
-    assert json.loads((table.parents[1] / "viewer" / "my-types" / "report.json").read_text())["labels"] == 64
+    assert json.loads((table.parent / "viewer" / "my-types" / "report.json").read_text())["labels"] == 64

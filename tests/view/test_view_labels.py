@@ -152,3 +152,18 @@ def test_classes_are_shared_by_the_slides_of_a_viewer(tmp_path):
     assert on_disk(tables[1]) == {6: "Round"}
     assert labeling.saved() == [f"1 labels are in {tmp_path / 'results' / 'two' / 'labels.parquet'}"]
     assert [one["name"] for one in json.loads(labeling.own.path.read_text())["classes"]] == ["B"]
+
+
+def test_a_damaged_list_of_classes_is_told_and_not_replaced(tmp_path):
+    table = write_table(tmp_path / "slide")
+    (slide,) = Gallery([table]).slides.values()
+    labeling = Labeling([slide])
+    labeling.set_class(slide, "A")
+    labeling.own.path.write_text("{")
+    state = labeling.state(slide)
+    assert not state["editable"]
+    assert "no list of classes" in state["reason"]
+    with pytest.raises(DataError, match="no list of classes"):
+        labeling.set_class(slide, "B")
+    assert labeling.own.path.read_text() == "{"
+    labeling.close()

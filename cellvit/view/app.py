@@ -10,7 +10,6 @@ from cellvit.io.format import visible
 from cellvit.io.spatial import require
 
 require("starlette", extra="view")
-require("uvicorn", extra="view")
 
 from starlette.applications import Starlette  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402

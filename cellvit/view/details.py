@@ -36,6 +36,7 @@ def nucleus_facts(
     if area is None and outline is not None and mpp is not None and len(outline) > 2:
         area = float(shapely.Polygon(outline).area * mpp[0] * mpp[1])
     found = stated.get(_PROBABILITIES)
+    found = found if isinstance(found, list) else None
     names = (table.named.names if table.named else ())[1:]
     return {
         "row": row,

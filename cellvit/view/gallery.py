@@ -164,7 +164,7 @@ class ViewedSlide:
             DataError: If the table is damaged.
             OutputError: If the file can be written nowhere.
         """
-        if not has_outlines(table.path):
+        if not has_outlines(table):
             return None
         with self._lock:
             if self._outlines is None or self._outlines[0] != table.stamp:

@@ -145,7 +145,7 @@ def _facts(table: NucleiTable) -> bytes:
 def key_of(table: NucleiTable) -> str:
     """Return a digest of the outlines and centroids of a table, and of the order of the file."""
     digest = hashlib.sha256(f"{_VERSION} {_STEPS} {table.tree.cell} {table.digest}".encode())
-    with pq.ParquetFile(table.path) as file:
+    with table.opened() as file:
         for chunk in _contour_chunks(file):
             stated = chunk.statistics
             limits = (stated.min, stated.max) if stated is not None and stated.has_min_max else None
@@ -154,9 +154,9 @@ def key_of(table: NucleiTable) -> str:
     return digest.hexdigest()
 
 
-def has_outlines(path: Path) -> bool:
+def has_outlines(table: NucleiTable) -> bool:
     """Tell whether any nucleus of a table has an outline, from what the file notes of its parts."""
-    with pq.ParquetFile(path) as file:
+    with table.opened() as file:
         return any(
             chunk.statistics is None or chunk.statistics.has_min_max or not chunk.is_stats_set
             for chunk in _contour_chunks(file)
@@ -266,7 +266,7 @@ def _spooled(
     centre = np.zeros((table.count, 2), np.float32)  # of those that are left out nobody asks for the outline
     centre[table.row, 0], centre[table.row, 1] = table.x, table.y
     lengths, areas, start = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], 0
-    for part in _parts(table.path):
+    for part in _parts(table):
         _go_on(stop)
         nuclei = from_arrow(part)
         number = ring_lengths(nuclei.contour_offsets)
@@ -290,23 +290,14 @@ def _go_on(stop: threading.Event | None) -> None:
         raise StoppedError("the viewer is closed; open it again")
 
 
-def _parts(path: Path) -> Iterator[pa.Table]:
+def _parts(table: NucleiTable) -> Iterator[pa.Table]:
     """Yield a table in parts, with what outlines need."""
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
-    with file:
+    with table.opened() as file:
         columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-        for group in range(file.num_row_groups):  # file.iter_batches needs three times the memory of a row group
-            try:
-                table = file.read_row_group(group, columns=columns)
-            except (OSError, pa.ArrowException) as error:
-                raise _damaged(path, error) from error
-            yield from (table.slice(first, _TOGETHER) for first in range(0, len(table), _TOGETHER))
-            del table
-            pa.default_memory_pool().release_unused()
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{str(path)!r} is damaged ({error}); put a copy back")
+        groups = file.num_row_groups
+    for number in range(groups):  # file.iter_batches needs three times the memory of a row group
+        with table.opened() as file:  # anew, so that what goes wrong with a part is not taken for damage of the table
+            group = file.read_row_group(number, columns=columns)
+        yield from (group.slice(first, _TOGETHER) for first in range(0, len(group), _TOGETHER))
+        del group
+        pa.default_memory_pool().release_unused()

@@ -132,6 +132,7 @@ def _result(folder: Path, slides: Path | None) -> Source:
         summary = read_summary(folder)
         if summary is None:
             return replace(source, error="the slide is not finished; run `cellvit segment` to the end")
+        _check(summary)
         known = summary["slide"]
         size = (int(known["width"]), int(known["height"]))
         source = replace(source, name=visible(known["name"]), summary=summary, size=size)
@@ -146,11 +147,32 @@ def _result(folder: Path, slides: Path | None) -> Source:
         if path.is_file() and path.stat().st_size != known["size_bytes"]:
             note = f"the slide {str(path)!r} is another file than was segmented; say where that is with slides=DIR"
             return replace(source, image=None, image_note=note)
-    except (KeyError, TypeError) as error:
-        return replace(source, error=f"{SUMMARY} lacks {error}; run `cellvit segment` again")
-    except (CellViTError, OSError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        why = f"{SUMMARY} is damaged ({visible(repr(error))}); run `cellvit segment` again"
+        return replace(source, summary={}, error=why)
+    except OSError as error:
         return replace(source, error=visible(error))
     return source
+
+
+def _check(summary: Mapping[str, Any]) -> None:
+    """Refuse a summary that lacks, or has in another form, what is shown of it.
+
+    Raises:
+        KeyError: If it lacks something.
+        TypeError: Or ValueError, AttributeError: if something has another form.
+    """
+    known = summary["slide"]
+    Path(known["path"]), str(known["name"]), int(known["size_bytes"])
+    left, top, width, height = map(int, known["bounds"])
+    if min(width, height, int(known["width"]), int(known["height"])) < 1:
+        raise ValueError(f"the slide has bounds {(left, top, width, height)}")
+    model = summary.get("classification") or summary.get("model") or {}
+    [bytes(color)[2] for color in model.get("colors") or ()], [str(name) for name in model.get("classes") or ()]
+    nuclei, tissue = summary.get("nuclei") or {}, summary.get("tissue") or {}
+    int(nuclei.get("total") or 0), [int(count) for count in (nuclei.get("by_type") or {}).values()]
+    float(tissue.get("area_mm2") or 0), [float(mpp) for mpp in (summary.get("resolution") or {}).get("mpp") or ()]
+    (summary.get("settings") or {}).get("roi"), [str(text) for text in summary.get("warnings") or ()]
 
 
 def _nuclei_source(path: Path, slides: Path | None) -> Source:

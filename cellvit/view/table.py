@@ -1,6 +1,7 @@
 """The nuclei of a slide for drawing: few bytes of each in memory, in the order of a quadtree, and which are shown."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ Floats = NDArray[np.float32]
 Stamp = tuple[int, int, int]
 
 _OTHER_COLUMNS = {"label", "type", "classification", "centroid", "bbox", "contour", "embedding", "geometry", "tile"}
+_FARTHEST = 2.0**31  # level-0 pixels; no image has as many
 _MAX_VALUES = 64  # of a column that is a category
 _SAMPLED_GROUPS = 3
 
@@ -88,7 +90,7 @@ class NucleiTable:
     """The nuclei of a table that :func:`cellvit.io.parquet.write_parquet` has written, in the order of a quadtree.
 
     17 bytes per nucleus are in memory, and the columns that are asked for, in ``kept``. Nuclei whose centroid is not
-    finite are left out.
+    finite, or lies on no slide, are left out.
 
     Args:
         path: The table.
@@ -123,7 +125,7 @@ class NucleiTable:
         place, kind = _places_and_types(stream)
         self.digest = nuclei_digest(place)
         place += self.shift
-        known = np.flatnonzero(np.isfinite(place).all(axis=1))
+        known = np.flatnonzero((np.abs(place) < _FARTHEST).all(axis=1))
         x, y = place[known, 0].astype(np.float32), place[known, 1].astype(np.float32)
         self.bounds = _bounds(x, y)
         self.size = size or stated_size(self.metadata) or (int(np.ceil(self.bounds[2])), int(np.ceil(self.bounds[3])))
@@ -166,7 +168,7 @@ class NucleiTable:
 
     @cached_property
     def _own_columns(self) -> list[Column]:
-        with self._opened() as file:
+        with self.opened() as file:
             fields = [field for field in file.schema_arrow if field.name not in _OTHER_COLUMNS]
             floats = [field.name for field in fields if pa.types.is_floating(field.type)]
             groups = np.unique(np.linspace(0, file.num_row_groups - 1, _SAMPLED_GROUPS).round().astype(int)).tolist()
@@ -247,7 +249,7 @@ class NucleiTable:
         Args:
             row: Of the table.
         """
-        with self._opened() as file:
+        with self.opened() as file:
             names = [f.name for f in file.schema_arrow if f.name not in ("contour", "bbox", "embedding", "geometry")]
             ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
             group = int(np.searchsorted(ends, row, side="right"))
@@ -272,19 +274,26 @@ class NucleiTable:
 
     def _read(self, column: Column) -> Floats:
         """Return a column in the order of the table."""
-        with self._opened() as file:
+        with self.opened() as file:
             values = file.read(columns=[column.name])[column.name]
         if column.kind == "number":
             return _as_floats(values)
-        return _as_floats(pc.index_in(pc.cast(values, pa.string()), pa.array(column.values, pa.string())))
+        return _as_floats(pc.index_in(_texts(values), pa.array(column.values, pa.string())))
 
-    def _opened(self) -> pq.ParquetFile:
+    @contextmanager
+    def opened(self) -> Iterator[pq.ParquetFile]:
+        """Return a context with the open file, in which what is damaged is an error of ours.
+
+        Raises:
+            DataError: If it is damaged.
+            TableChangedError: If it was written anew since this was made.
+        """
         try:
-            file = pq.ParquetFile(self.path)
+            with pq.ParquetFile(self.path) as file:
+                self.check()
+                yield file
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{str(self.path)!r} is not a readable table ({error}); put a copy back") from error
-        self.check()
-        return file
+            raise DataError(f"{str(self.path)!r} is damaged ({error}); put a copy back") from error
 
     def check(self) -> None:
         """Refuse to go on where the table is another file than the one that was opened.
@@ -370,8 +379,11 @@ def _shift(metadata: Mapping[str, Any]) -> tuple[float, float]:
     """Return what is added to coordinates that count from the corner of the scanned part."""
     if metadata.get("origin") != "bounds":
         return 0.0, 0.0
-    x, y = metadata["bounds"][:2]
-    return float(x), float(y)
+    try:
+        x, y = (float(value) for value in metadata["bounds"][:2])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the table counts from the scanned part and does not say where it is ({error})") from error
+    return x, y
 
 
 def stated_size(metadata: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -381,9 +393,10 @@ def stated_size(metadata: Mapping[str, Any]) -> tuple[int, int] | None:
         metadata: The facts that are stored with the table.
     """
     try:
-        return int(metadata["width"]), int(metadata["height"])
-    except (KeyError, TypeError, ValueError):
+        size = int(metadata["width"]), int(metadata["height"])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
+    return size if min(size) > 0 and max(size) < _FARTHEST else None
 
 
 def _bounds(x: Floats, y: Floats) -> tuple[float, float, float, float]:
@@ -428,7 +441,7 @@ def _of_numbers(name: str, values: Floats, limits: tuple[float, float] | None = 
 def _of_values(name: str, column: pa.ChunkedArray) -> Column | None:
     """Return a column of whole numbers or texts, a category if few of them differ; None if it is of no use."""
     if pa.types.is_dictionary(column.type):  # of which every row group has its own
-        column = pc.cast(column, pa.string())
+        column = _texts(column)
     distinct = [value for value in pc.unique(column).to_pylist() if value is not None]
     if pa.types.is_integer(column.type) and len(distinct) > _MAX_VALUES:
         return _of_numbers(name, _as_floats(column))
@@ -441,6 +454,12 @@ def _of_values(name: str, column: pa.ChunkedArray) -> Column | None:
 def _as_floats(column: pa.ChunkedArray) -> Floats:
     """Return numbers as float32; NaN where there is none."""
     return np.asarray(pc.cast(column, pa.float32()).to_numpy(zero_copy_only=False))
+
+
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return values as text."""
+    plain = pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    return pc.cast(plain, pa.string())
 
 
 def _text(value: Any) -> str:

@@ -312,6 +312,56 @@ def test_broken_files_are_told_apart_from_the_others(copied, results):
     assert site.get(f"api/slides/{site.slides[2]['id']}").json()["error"]
 
 
+DAMAGES = {
+    "width": lambda summary: summary["slide"].update(width="wide"),
+    "no slide": lambda summary: summary.pop("slide"),
+    "counts": lambda summary: summary["nuclei"].update(by_type=[1, 2]),
+    "tissue": lambda summary: summary.update(tissue=[1]),
+    "colours": lambda summary: summary["model"].update(colors=[[1, 2, 999]]),
+    "mpp": lambda summary: summary["resolution"].update(mpp=["x"]),
+    "settings": lambda summary: summary.update(settings=7),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_summary_of_another_form_is_told(copied, damage):
+    summary = json.loads((copied / "summary.json").read_text())
+    DAMAGES[damage](summary)
+    (copied / "summary.json").write_text(json.dumps(summary))
+    site = Site([copied])
+    assert "summary.json is damaged" in site.slides[0]["error"]
+    assert "summary.json is damaged" in site.facts["error"]
+
+
+def test_a_table_damaged_inside_is_told(copied):
+    content = bytearray((copied / "nuclei.parquet").read_bytes())
+    with pq.ParquetFile(copied / "nuclei.parquet") as file:
+        columns = {file.schema.column(i).path: file.metadata.row_group(0).column(i) for i in range(len(file.schema))}
+    for name in ("area_um2", "contour.list.element.list.element"):
+        start = columns[name].data_page_offset
+        content[start + 20 : start + 60] = bytes(40)
+    (copied / "nuclei.parquet").write_bytes(content)
+    (copied / "nuclei.outlines.npy").unlink(missing_ok=True)
+    site = Site([copied])
+    assert "is damaged" in site.facts["error"]  # the measurements
+    assert len(site.points("0/0_0")[0]) == 300
+    for path in ("points/0/0_0?column=area_um2", "outlines/0/0_0"):
+        answer = site.get(f"{site.one}/{path}")
+        assert (answer.status_code, answer.json()["hint"]) == (422, "put a copy back")
+
+
+def test_numbers_that_no_slide_has(copied, nuclei):
+    far = replace(nuclei, centroid=nuclei.centroid * np.where(np.arange(300) < 10, 1e200, 1)[:, None])
+    for facts in ({"width": 10**30, "height": 3}, {"width": -1, "height": 5}, {"width": "a"}):
+        write_parquet(far, copied / "nuclei.parquet", metadata=facts, geometry=False)
+        site = Site([copied / "nuclei.parquet"])
+        facts = site.facts
+        assert (facts["nuclei"]["count"], facts["nuclei"]["tile_base"]) == (290, 1024)
+        assert len(site.points("0/0_0")[0]) == 290
+    write_parquet(far, copied / "nuclei.parquet", metadata={"origin": "bounds"}, geometry=False)
+    assert "does not say where it is" in Site([copied / "nuclei.parquet"]).facts["error"]
+
+
 def test_what_is_no_picture_says_so(tmp_path):
     (tmp_path / "slide.svs").write_bytes(b"nothing")
     facts = Site([tmp_path / "slide.svs"]).facts

@@ -104,7 +104,8 @@ export async function showCohort() {
   document.title = title;
   byId("title").textContent = title;
   const sum = slides.reduce((total, { nuclei }) => total + (nuclei ?? 0), 0);
-  byId("summary").textContent = `${formatCount(slides.length)} ${slides.length === 1 ? "slide" : "slides"} · ${formatCount(sum)} nuclei`;
+  const number = `${formatCount(slides.length)} ${slides.length === 1 ? "slide" : "slides"}`;
+  byId("summary").textContent = `${title === number ? "" : `${number} · `}${formatCount(sum)} nuclei`;
   const list = el("div", { class: "cards" });
   const search = el("input", { type: "search", placeholder: "Find a slide", "aria-label": "Find a slide" });
   const options = Object.entries(ORDERS).map(([value, text]) => el("option", { value }, text));

@@ -92,7 +92,7 @@ export function formatValue(value) {
 /**
  * Call a function once calls to it have paused.
  *
- * @param {() => void} action
+ * @param {() => unknown} action
  * @param {number} milliseconds
  * @returns {() => void}
  */

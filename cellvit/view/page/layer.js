@@ -41,7 +41,10 @@ export class NucleiLayer {
   /** @param {HTMLCanvasElement} canvas */
   constructor(canvas) {
     const gl = canvas.getContext("webgl2", { antialias: false, premultipliedAlpha: true, depth: false, stencil: false });
-    if (!gl) throw new Error("this browser offers no WebGL2, with which nuclei are drawn");
+    if (!gl) {
+      const hint = "Turn hardware acceleration on in its settings, or use another browser";
+      throw Object.assign(new Error("This browser offers no WebGL2, with which nuclei are drawn"), { hint });
+    }
     this.canvas = canvas;
     this.gl = gl;
     this.points = this.program(POINT_VERTEX, POINT_FRAGMENT);

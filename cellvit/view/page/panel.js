@@ -155,7 +155,7 @@ export function colorPanel(context) {
   );
   show();
   const note = slide.nuclei && !slide.nuclei.outlines ? el("p", { class: "soft" }, slide.nuclei.outlines_note ?? "The table holds no outlines: nuclei are points.") : null;
-  return section("Colour", true, named("Colour by", choice), legend, named("Opacity", opacity), named("Draw", draw), note);
+  return section("Colour", true, named("Colour by", choice), legend, named("Opacity", opacity), named("Draw", draw), el("p", { class: "soft", id: "drawnas" }), note);
 }
 
 /**

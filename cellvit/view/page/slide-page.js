@@ -16,6 +16,13 @@ import { toast, toastError } from "./toast.js";
 /** @typedef {import("./types.js").Point} Point */
 /** @typedef {import("./types.js").Nucleus} Nucleus */
 
+/** What is said of how nuclei are drawn. */
+const DRAWN_AS = {
+  density: "Shown as density: each square has the colour of one of its nuclei. Zoom in for single ones.",
+  points: "Shown as points.",
+  outlines: "Shown as outlines.",
+};
+
 const TOOL_TEXTS = {
   move: { text: "Move", key: "V", title: "Drag moves, a click tells of a nucleus" },
   label: { text: "Label", key: "B", title: "A click gives the chosen class" },
@@ -35,19 +42,22 @@ export class SlidePage {
     this.tool = "move";
     /** @type {AbortController | null} */
     this.counting = null;
-    this.remember = debounce(() => this.keepAddress(), 200);
-    this.count = debounce(() => void this.countView(), 150);
-    this.refilter = debounce(() => this.view.update(), 120);
+    this.gone = false;
+    this.remember = debounce(() => this.gone || this.keepAddress(), 200);
+    this.count = debounce(() => this.gone || this.countView(), 150);
+    this.renew = debounce(() => this.gone || this.reload(), 500);
+    this.refilter = debounce(() => this.gone || this.view.update(), 120);
     this.context = { slide, state, changed: () => this.changed() };
     byId("viewer").hidden = false; // OpenSeadragon needs its place to have a size
     this.view = new SlideView(byId("picture"), slide, state, {
       moved: () => {
         this.remember();
         this.count();
+        this.sayHowDrawn();
       },
       picked: (point, radius) => void this.picked(point, radius),
       drawn: (polygon) => void this.drawn(polygon),
-      failed: toastError,
+      failed: (error) => this.failed(error),
     });
     this.types = new TypePanel(this.context);
     this.nucleus = new NucleusPanel(slide, {
@@ -82,6 +92,7 @@ export class SlidePage {
     parts.push(layerPanel(this.context));
     if (this.slide.nuclei && !isStatic) parts.push(this.labels.node);
     byId("side").replaceChildren(...parts.filter((part) => part !== null));
+    this.sayHowDrawn();
   }
 
   /** Make the buttons of the tools and of the view. */
@@ -155,6 +166,22 @@ export class SlidePage {
       command("a", "A", "Apply", () => void labels.apply()),
     ];
     return [...commands, ...tools, ...classes, ...work];
+  }
+
+  /** Say whether density, points or outlines are on the screen. */
+  sayHowDrawn() {
+    const place = document.getElementById("drawnas");
+    if (place) place.textContent = DRAWN_AS[this.view.nuclei.kind];
+  }
+
+  /**
+   * Tell of an error; of a table that was written anew the new state is shown instead.
+   *
+   * @param {unknown} error
+   */
+  failed(error) {
+    if (/** @type {{status?: number}} */ (error).status === 409) this.renew();
+    else toastError(error);
   }
 
   /** Show what the state now says, and keep it in the address. */
@@ -329,11 +356,13 @@ export class SlidePage {
     this.fillPanel();
     this.view.nuclei.refresh();
     this.changed();
+    if (this.nucleus.nucleus) void this.nucleus.showRow(this.nucleus.nucleus.row); // its type may be another one
     if (!isStatic && this.slide.nuclei) await this.labels.load();
   }
 
   /** Free everything. */
   destroy() {
+    this.gone = true;
     this.counting?.abort();
     this.view.destroy();
     byId("side").replaceChildren();

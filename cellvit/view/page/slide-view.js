@@ -88,14 +88,15 @@ export class SlideView {
     this.screen = { map: { a: 1, b: 0, c: 0, d: 1, e: 0, f: 0 }, width: 1, height: 1, ratio: 1 };
     this.nuclei = new NucleiView(this.canvas, slide, state, { changed: () => this.redraw(), failed: events.failed });
     this.waiting = false;
+    this.gone = false;
     this.planned = 0;
     /** @type {WebGLSync | null} signals that the last picture of the nuclei is done */
     this.fence = null;
     /** where the slide was in that picture */
     this.drawn = this.screen.map;
     this.drawAgain = 0;
-    this.plan = debounce(() => this.nuclei.plan(this.screen), 60);
-    this.rest = debounce(() => this.rested(), 250);
+    this.plan = debounce(() => this.gone || this.nuclei.plan(this.screen), 60);
+    this.rest = debounce(() => this.gone || this.rested(), 250);
     this.listen();
   }
 
@@ -116,6 +117,10 @@ export class SlideView {
       if (!event.quick) return;
       const [x, y] = toSlide(this.screen.map, event.position.x, event.position.y);
       this.events.picked([x, y], 6 / scaleOf(this.screen.map));
+    });
+    this.canvas.addEventListener("webglcontextlost", () => {
+      const lost = new Error("The graphics card was reset");
+      if (!this.gone) this.events.failed(Object.assign(lost, { hint: "Load the page again to see the nuclei" }));
     });
     this.overlay.addEventListener("pointerdown", (event) => this.beginPath(event));
     this.overlay.addEventListener("pointermove", (event) => this.extendPath(event));
@@ -158,7 +163,7 @@ export class SlideView {
     this.waiting = true;
     requestAnimationFrame(() => {
       this.waiting = false;
-      this.drawNuclei();
+      if (!this.gone) this.drawNuclei();
     });
   }
 
@@ -430,6 +435,7 @@ export class SlideView {
 
   /** Free everything. */
   destroy() {
+    this.gone = true;
     this.nuclei.destroy();
     this.viewer.destroy();
     this.place.replaceChildren();

@@ -238,6 +238,7 @@ class TestShare:
             window.on("pageerror", lambda error: told.append(str(error)))
             window.goto((page / "index.html").as_uri())
             window.get_by_text("40 of 40").wait_for(timeout=20_000)
+            assert re.search(r"#slide=\w{16}&x=120(\.0)?&y=240(\.0)?&scale=", window.url)  # the region is seen first
             load = "p => CELLVIT_STATIC.load(p).then(b => Array.from(new Uint32Array(b.slice(0, 8))))"
             outlines = "async p => { const b = await CELLVIT_STATIC.load(p); return [...new Float32Array(b, 140, 8)] }"
             assert window.evaluate(load, "api/slides/x/points/0/0_0")[0] == 40

@@ -6,6 +6,7 @@ last what came of it. It ends with the viewer that has started it, however that 
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
-from cellvit.errors import CellViTError, DataError, OutputError
+from cellvit.errors import CellViTError, DataError, ImageError, OutputError
 from cellvit.io.format import plain_data
 
 Say = Callable[[str], None]
@@ -91,7 +92,11 @@ def apply(say: Say, *, classifier: str, folders: list[str], slides: str | None, 
         def progress(done: int, total: int, name: str = f"{Path(folder).name} ({number} of {len(folders)})") -> None:
             say(f"{name}: {done:,} of {total:,} nuclei")
 
-        found = apply_types(classifier, folder, slides=slides, pictures=pictures, progress=progress)
+        try:
+            found = apply_types(classifier, folder, slides=slides, pictures=pictures, progress=progress)
+        except ImageError as error:
+            command = f"cellvit classify apply {shlex.quote(classifier)} {shlex.quote(folder)} --no-pictures"
+            raise ImageError(f"{error}; in a terminal: {command}") from error
         notes += found.notes
         counts = {name: counts.get(name, 0) + found.counts.get(name, 0) for name in {**counts, **found.counts}}
     update_cohorts([folder for folder in folders if Path(folder).is_dir()])

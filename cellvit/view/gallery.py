@@ -387,11 +387,15 @@ def _classes_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": visible(name),
-            "color": "#" + bytes(colors.get(name, plain if name == NO_TYPE else palette_color(i))).hex(),
+            "color": _hex(colors.get(name, plain if name == NO_TYPE else palette_color(i))),
             "count": count,
         }
         for i, (name, count) in enumerate(counted.items(), start=1)
     ]
+
+
+def _hex(color: Sequence[int]) -> str:
+    return "#" + bytes(min(max(part, 0), 255) for part in color).hex()
 
 
 def _finite(value: float | None) -> float | None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from cellvit.inference.verify import result_folders, slide_path
 from cellvit.io.atomic import is_store
 from cellvit.io.format import visible
 from cellvit.io.parquet import ParquetStream
+from cellvit.io.schema import checked
 from cellvit.labels.table import LABELS_FILE
 from cellvit.slide.naming import expand_inputs
 from cellvit.slide.open import is_slide
@@ -61,6 +62,62 @@ class Source:
     def id(self) -> str:
         """Return what it is called in addresses: the same in every run, and nothing of a path."""
         return hashlib.sha256(str(self.place.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _ShownSlide:
+    """What is shown of the slide in a summary."""
+
+    path: str
+    name: str
+    size_bytes: int
+    width: int
+    height: int
+    bounds: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class _ShownTypes:
+    """What is shown of a model or a classifier in a summary."""
+
+    classes: list[str] = field(default_factory=list)
+    colors: list[tuple[int, int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class _ShownCounts:
+    """What is shown of the nuclei in a summary."""
+
+    total: int
+    by_type: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _ShownResolution:
+    """What is shown of the resolution in a summary."""
+
+    mpp: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _ShownTissue:
+    """What is shown of the tissue in a summary."""
+
+    area_mm2: float | None = None
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What is shown of a summary; the rest may have any form."""
+
+    slide: _ShownSlide
+    nuclei: _ShownCounts
+    model: _ShownTypes
+    classification: _ShownTypes | None = None
+    resolution: _ShownResolution | None = None
+    tissue: _ShownTissue | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def find_sources(paths: Iterable[str | Path], *, slides: str | Path | None = None) -> list[Source]:
@@ -132,9 +189,10 @@ def _result(folder: Path, slides: Path | None) -> Source:
         summary = read_summary(folder)
         if summary is None:
             return replace(source, error="the slide is not finished; run `cellvit segment` to the end")
-        _check(summary)
-        known = summary["slide"]
-        size = (int(known["width"]), int(known["height"]))
+        shown = checked(dict(summary), _Shown, what=SUMMARY, advice="run `cellvit segment` again")
+        known = asdict(shown.slide)
+        summary = {**summary, **{name: value for name, value in asdict(shown).items() if value is not None}}
+        size = (shown.slide.width, shown.slide.height)
         source = replace(source, name=visible(known["name"]), summary=summary, size=size)
         table = folder / TABLE
         if not table.is_file():
@@ -147,32 +205,9 @@ def _result(folder: Path, slides: Path | None) -> Source:
         if path.is_file() and path.stat().st_size != known["size_bytes"]:
             note = f"the slide {str(path)!r} is another file than was segmented; say where that is with slides=DIR"
             return replace(source, image=None, image_note=note)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        why = f"{SUMMARY} is damaged ({visible(repr(error))}); run `cellvit segment` again"
-        return replace(source, summary={}, error=why)
-    except OSError as error:
+    except (CellViTError, OSError) as error:
         return replace(source, error=visible(error))
     return source
-
-
-def _check(summary: Mapping[str, Any]) -> None:
-    """Refuse a summary that lacks, or has in another form, what is shown of it.
-
-    Raises:
-        KeyError: If it lacks something.
-        TypeError: Or ValueError, AttributeError: if something has another form.
-    """
-    known = summary["slide"]
-    Path(known["path"]), str(known["name"]), int(known["size_bytes"])
-    left, top, width, height = map(int, known["bounds"])
-    if min(width, height, int(known["width"]), int(known["height"])) < 1:
-        raise ValueError(f"the slide has bounds {(left, top, width, height)}")
-    model = summary.get("classification") or summary.get("model") or {}
-    [bytes(color)[2] for color in model.get("colors") or ()], [str(name) for name in model.get("classes") or ()]
-    nuclei, tissue = summary.get("nuclei") or {}, summary.get("tissue") or {}
-    int(nuclei.get("total") or 0), [int(count) for count in (nuclei.get("by_type") or {}).values()]
-    float(tissue.get("area_mm2") or 0), [float(mpp) for mpp in (summary.get("resolution") or {}).get("mpp") or ()]
-    (summary.get("settings") or {}).get("roi"), [str(text) for text in summary.get("warnings") or ()]
 
 
 def _nuclei_source(path: Path, slides: Path | None) -> Source:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cellvit.classes import NucleiClasses, standard_colors
 from cellvit.errors import CellViTError, ConfigError, OutputError
 from cellvit.io.loaded import LoadedNuclei
 from cellvit.io.parquet import ParquetStream, write_parquet
@@ -200,10 +201,22 @@ def _nuclei_of(given: Any) -> Nuclei | None:
     if isinstance(given, NucleiPrediction):
         return given.nuclei
     if isinstance(given, LoadedNuclei):
-        if given.outlines is None:
-            raise ConfigError(f"{str(given.path)!r} holds a map of labels; turn it into outlines: cellvit.read_nuclei")
-        return given.outlines
+        return _outlined(given) if given.outlines is None else given.outlines
     return given if isinstance(given, Nuclei) else None
+
+
+def _outlined(given: LoadedNuclei) -> Nuclei:
+    """Return the outlines of a map of labels."""
+    from cellvit.evaluation.rasterize import nuclei_from_labels
+
+    assert given.instance_map is not None
+    nuclei = nuclei_from_labels(given.instance_map, given.types).nuclei
+    nuclei = replace(nuclei, type=np.maximum(nuclei.type, 0))  # -1 is a type that is not known
+    return (
+        nuclei
+        if given.names is None
+        else replace(nuclei, classes=NucleiClasses(given.names, standard_colors(given.names)))
+    )
 
 
 def _paths_of(given: Any) -> list[Path]:

@@ -14,6 +14,7 @@
    * @property {number} base  side of the largest square, level-0 pixels
    * @property {number} width  side of the squares of outlines
    * @property {string[]} squares  those that hold any, as "X_Y"
+   * @property {{slide: string, x: number, y: number, width: number, height: number} | null} start  what is seen first
    */
 
   /**
@@ -36,6 +37,11 @@
   /** @type {Map<string, (text: string) => void>} */
   const awaited = new Map();
   facts.points = "";
+  if (facts.start && !location.hash) {
+    const { slide, x, y, width, height } = facts.start;
+    const scale = 0.8 * Math.min(innerWidth / width, innerHeight / height);
+    history.replaceState(null, "", `#slide=${slide}&x=${x}&y=${y}&scale=${scale}`);
+  }
 
   /**
    * @param {string} text

@@ -111,6 +111,9 @@ def write_share(
     try:
         writer = _Writer(temporary, max_mb)
         facts = _write_nuclei(slide, about, box, writer)
+        middle = {"x": (box[0] + box[2]) / 2, "y": (box[1] + box[3]) / 2}
+        seen = {"slide": slide.id, **middle, "width": box[2] - box[0], "height": box[3] - box[1]}
+        facts["start"] = None if region is None else seen
         _write_page(slide, about, facts, writer)
         for done, (level, column, row) in enumerate(places, start=1):
             writer.write(

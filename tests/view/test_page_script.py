@@ -65,7 +65,8 @@ def test_types_hold(node, tmp_path):
         tar.extractall(tmp_path, filter="data")
     openseadragon = replace(vendor.PACKAGES[0], files={"package/types/index.d.ts": "openseadragon.d.ts"})
     vendor.unpack(openseadragon, archive(openseadragon), tmp_path)
-    settings = {"compilerOptions": OPTIONS, "files": ["openseadragon.d.ts", str(PAGE / "main.js")]}
+    scripts = [str(PAGE / "main.js"), str(PAGE.with_name("share.js"))]
+    settings = {"compilerOptions": OPTIONS, "files": ["openseadragon.d.ts", *scripts]}
     (tmp_path / "tsconfig.json").write_text(json.dumps(settings))
     command = [node, tmp_path / "package" / "lib" / "tsc.js", "-p", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

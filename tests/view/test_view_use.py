@@ -18,6 +18,7 @@ import cellvit
 from cellvit.cli import main
 from cellvit.cli import view as verb
 from cellvit.errors import ConfigError, DataError, OutputError
+from cellvit.inference.slide import SlideResult
 from cellvit.io.loaded import LoadedNuclei, from_outlines
 from cellvit.labels import read_labels
 from cellvit.types import NucleiPrediction
@@ -237,6 +238,7 @@ class TestShare:
             window.on("pageerror", lambda error: told.append(str(error)))
             window.goto((page / "index.html").as_uri())
             window.get_by_text("40 of 40").wait_for(timeout=20_000)
+            assert re.search(r"#slide=\w{16}&x=120(\.0)?&y=240(\.0)?&scale=", window.url)  # the region is seen first
             load = "p => CELLVIT_STATIC.load(p).then(b => Array.from(new Uint32Array(b.slice(0, 8))))"
             outlines = "async p => { const b = await CELLVIT_STATIC.load(p); return [...new Float32Array(b, 140, 8)] }"
             assert window.evaluate(load, "api/slides/x/points/0/0_0")[0] == 40
@@ -298,6 +300,13 @@ class TestNotebook:
         with pytest.raises(ConfigError, match="there are no labels: the viewer was closed"):
             _ = shown.labels
 
+    def test_maps_of_labels_and_results_of_slides_are_shown(self, table):
+        instances = np.kron([[1, 0], [0, 2]], np.ones((9, 9), int))
+        loaded = LoadedNuclei(table, instances, None, np.array([0, 1, -1]), ("Background", "Round"))
+        nuclei = next(iter(cellvit.view(loaded).gallery.slides.values())).table()
+        assert [(one["name"], one["count"]) for one in nuclei.classes] == [("No type", 1), ("Round", 1)]
+        assert cellvit.view(SlideResult(table, table.parent, {})) is cellvit.view(table.parent)
+
     def test_nuclei_in_memory_are_shown_on_their_image(self, table):
         image = np.asarray(Image.open(table.parent / "tissue.png"))
         nuclei = drawn_nuclei()
@@ -333,7 +342,5 @@ class TestNotebook:
                 cellvit.view(given)
         with pytest.raises(ConfigError, match="image= is for nuclei in memory"):
             cellvit.view(table, image=table)
-        with pytest.raises(ConfigError, match="holds a map of labels"):
-            cellvit.view(LoadedNuclei(table, np.zeros((2, 2)), None, None))
         with pytest.raises(DataError, match="does not exist"), warnings.catch_warnings():
             cellvit.view(tmp_path / "none")

@@ -4,7 +4,7 @@
 
 FROM python:3.12-slim AS wheel
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY cellvit cellvit
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 

@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # one install at a time, and output in order
-.PHONY: help demo test quick lint format typecheck unit docs bench soak clean
+.PHONY: help demo test quick lint format typecheck unit docs viewer bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -64,6 +64,10 @@ docs: $(DOCS_STAMP) ## Build the documentation into build/site
 	$(call say,mkdocs build --strict)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkdocs.yml -d ../build/site
 	@echo "documentation: build/site/index.html"
+
+viewer: $(BIN)/python ## Fetch the scripts of other projects that `cellvit view` needs, with npm
+	$(call say,scripts of the viewer)
+	$(BIN)/python cellvit/view/vendor.py
 
 bench: $(DEV_STAMP) ## Run every benchmark; each prints JSON
 	$(call say,benchmarks)

@@ -30,9 +30,8 @@ from cellvit.inference.cohort.sheet import REPORT_NAME, SUMMARY_NAME
 from cellvit.inference.cohort.summary import read_summary as read_cohort
 from cellvit.inference.cohort.summary import write_summary
 from cellvit.inference.outputs import OutputContext, write_formats
-from cellvit.inference.prepare import THUMBNAIL
 from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary
-from cellvit.inference.settings import FORMATS, PICTURES
+from cellvit.inference.settings import FORMATS, PICTURES, THUMBNAIL
 from cellvit.inference.statistics import slide_statistics
 from cellvit.inference.verify import DAMAGED, check_sizes, contents, result_folders, slide_path, types_differ
 from cellvit.io.formats.base import FORMATS as NUCLEI_FORMATS

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cellvit.classes import BACKGROUND_COLOR, NucleiClasses, standard_colors
+from cellvit.classes import BACKGROUND_COLOR, NucleiClasses, Rgb, standard_colors
 from cellvit.classification.base import ClassWeight, build_estimator
 from cellvit.classification.features import EMBEDDING, Floats, assemble, embedded_columns
 from cellvit.classification.folds import choose_folds, out_of_fold
@@ -56,6 +56,7 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         notes_: What the user should know of the fit.
         embedding_model_: What made the embeddings, see :func:`~cellvit.classification.samples.embedding_model`; None
             where that is not known.
+        colors_: Colours of types by name, where others are wanted than those of the palette.
 
     Example:
         >>> import numpy as np
@@ -67,6 +68,7 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     """
 
     embedding_model_: Mapping[str, Any] | None
+    colors_: Mapping[str, Rgb]
 
     def __init__(
         self,
@@ -124,6 +126,7 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         blank = self._blank(codes)
         self.temperature_, self.notes_ = 1.0, list[str]()
         self.embedding_model_ = None
+        self.colors_ = {}
         folds = choose_folds(codes, groups, seed=self.random_state) if self.calibration else []
         if self.calibration and not folds:
             self.notes_.append("too few labels to calibrate: probabilities are those of the estimator")
@@ -212,9 +215,9 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     @property
     def nuclei_classes(self) -> NucleiClasses:
-        """Names and colours of the types: PanNuke's by name, others by the palette; grey is not sure."""
+        """Names and colours of the types: stated ones, PanNuke's by name, others by the palette; grey is not sure."""
         names = ("Background", *map(str, self.classes_))
-        colors = standard_colors(names)
+        colors = tuple(self.colors_.get(name, color) for name, color in zip(names, standard_colors(names), strict=True))
         if self.unsure_below > 0:
             names, colors = (*names, UNSURE), (*colors, BACKGROUND_COLOR)
         return NucleiClasses(names, colors)
@@ -256,6 +259,7 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             "temperature": self.temperature_,
             "notes": self.notes_,
             "embedding_model": self.embedding_model_,
+            "colors": {name: list(color) for name, color in self.colors_.items()},
         }
         return write_estimator(folder, self.estimator_, facts)
 
@@ -283,6 +287,7 @@ class TypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             found.typical_ = np.array([np.nan if value is None else value for value in facts["typical"]], np.float32)
         found.estimator_, found.temperature_ = estimator, float(facts["temperature"])
         found.notes_, found.embedding_model_ = list(facts["notes"]), facts["embedding_model"]
+        found.colors_ = {name: (int(r), int(g), int(b)) for name, (r, g, b) in facts.get("colors", {}).items()}
         return found
 
     def _calibrated(self, x: Floats) -> NDArray[np.float64]:

@@ -87,10 +87,36 @@ def suggest_nuclei(
     References:
         [1] Arthur and Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007.
     """
+    given = Path(folder)
+    path = table_path(given)
+    result = choose_nuclei(path, count=count, classifier=classifier, trust=trust, seed=seed)
+    return replace(result, files=_write(result, given, Path(out) if out is not None else path.parent, slides))
+
+
+def choose_nuclei(
+    path: Path,
+    *,
+    count: int = 50,
+    classifier: TypeClassifier | str | Path | None = None,
+    trust: Sequence[str] = (),
+    seed: int = 0,
+) -> Suggestions:
+    """Choose nuclei as :func:`suggest_nuclei` does, and write nothing.
+
+    Args:
+        path: A table of nuclei.
+        count: How many, at most.
+        classifier: Fitted, or the folder of a saved one; None chooses by embeddings alone.
+        trust: Packages whose classes the classifier's file may name.
+        seed: Of the drawing.
+
+    Raises:
+        ConfigError: If the count is below 1.
+        DataError: If there are no features, or embeddings of another model.
+    """
     if count < 1:
         raise ConfigError(f"count={count} nuclei to label; ask for at least one")
-    given, rng = Path(folder), np.random.default_rng(seed)
-    path = table_path(given)
+    rng = np.random.default_rng(seed)
     chosen = None if classifier is None else as_classifier(classifier, trust=trust)
     features = (EMBEDDING,) if chosen is None else tuple(chosen.features)
     labelled = labels_of(path).current().nucleus if labels_path(path).exists() else np.zeros(0, np.int64)
@@ -118,8 +144,7 @@ def suggest_nuclei(
         best = found[nucleus]
         guess = np.asarray(chosen.classes_)[best.argmax(axis=1)].astype(object)
         probability = best.max(axis=1).astype(np.float64)
-    result = Suggestions(nucleus, plain, guess, probability, (), notes)
-    return replace(result, files=_write(result, given, Path(out) if out is not None else path.parent, slides))
+    return Suggestions(nucleus, plain, guess, probability, (), notes)
 
 
 def entropy(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

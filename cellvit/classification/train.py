@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cellvit.classes import Rgb
 from cellvit.classification.base import ClassWeight, takes_class_weight
 from cellvit.classification.classifier import Calibration, TypeClassifier
 from cellvit.classification.features import EMBEDDING, embedded_columns
@@ -50,6 +51,7 @@ def train_classifier(
     calibration: Calibration = "temperature",
     without: Sequence[str] = (),
     slides: str | Path | None = None,
+    colors: Mapping[str, Rgb] | None = None,
     seed: int = 0,
 ) -> TrainedClassifier:
     """Train a classifier on labelled nuclei, judge it on slides it has not seen, and write both into a folder.
@@ -67,6 +69,7 @@ def train_classifier(
         calibration: ``"temperature"``, ``"sigmoid"`` or None.
         without: Types to leave out.
         slides: Where the slides are, for pictures of nuclei, if not where they were.
+        colors: Colours of types by name; others have PanNuke's, or those of the palette.
         seed: Of what is drawn by chance.
 
     Raises:
@@ -93,6 +96,7 @@ def train_classifier(
         folds = choose_folds(codes, None, seed=seed)
     classifier.fit(x, sample.name.astype(str), groups=groups)
     classifier.embedding_model_ = sample.model
+    classifier.colors_ = {name: color for name, color in (colors or {}).items() if name in classifier.classes_}
     found = validate(classifier, x, codes, groups, folds, names=[str(name) for name in classifier.classes_])
     notes = [*sample.notes, *classifier.notes_, *_weights_note(classifier)]
     model = "" if sample.model is None else f", embeddings of {sample.model['model']}"

@@ -59,6 +59,7 @@ _ROWS = (
     Verb(
         "label", _RESULTS, "labels of nuclei from QuPath, tables and others: cellvit label import FILE... --nuclei DIR"
     ),
+    Verb("view", _RESULTS, "look at slides and nuclei in the browser, and label them: cellvit view INPUT..."),
     Verb("classify", _RESULTS, "types of your own: cellvit classify train|apply|suggest"),
     Verb("embed", _RESULTS, "give nuclei of other tools our embeddings: cellvit embed SLIDE --outlines FILE"),
     Verb("card", _RESULTS, "measure a model for its model card: scores with intervals, calibration, failures"),

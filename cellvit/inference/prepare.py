@@ -16,7 +16,7 @@ from cellvit.geometry.regions import Region
 from cellvit.inference.fingerprints import quick_hash
 from cellvit.inference.image import tile_grid
 from cellvit.inference.resume import TILES_PER_CHUNK
-from cellvit.inference.settings import SlideSettings
+from cellvit.inference.settings import THUMBNAIL, SlideSettings
 from cellvit.io.images import Rgb8
 from cellvit.io.regions import read_region
 from cellvit.io.remote import remote_remarks
@@ -27,9 +27,6 @@ from cellvit.slide.resolution import Resolution, slide_resolution
 from cellvit.slide.tiling import CroppedGrid, cropped_grid
 from cellvit.slide.tissue import TissueMask, find_tissue
 from cellvit.slide.view import SlideView
-
-THUMBNAIL = 2048
-"""Longest side of the picture of a slide, in pixels."""
 
 TISSUE_MPP = 8.0
 """Microns per pixel at which tissue is looked for; fat needs as much. Slides of more than 33 mm get less."""

@@ -18,6 +18,9 @@ PRECISIONS = (AUTO, "32-true", "bf16-mixed", "16-mixed")
 
 Origin = Literal["slide", "bounds"]
 
+THUMBNAIL = 2048
+"""Longest side of the picture of a slide, in pixels."""
+
 PICTURES: Mapping[str, str] = {"overlay": "overlay.png", "density": "density.png", "closeups": "closeups.png"}
 """Pictures of a slide, and the file of each."""
 

@@ -145,7 +145,7 @@ def import_labels(
     new, conflicts, outranked = _decided(given, found)
     before, rematched = _labels_before(path, stream, new.matched_to)
     stamp = np.datetime64(datetime.now(UTC).replace(tzinfo=None, microsecond=0), "s")
-    name = _user() if who is None else who
+    name = user_name() if who is None else who
     new = replace(new, who=np.full(len(new), name, object), when=np.full(len(new), stamp))
     kept, changed = _news(new, before)
     labels = replace(Labels.concatenate([before, new[kept]]), matched_to=new.matched_to)
@@ -178,7 +178,8 @@ def _radius(radius: float | None, radius_px: float | None, mpp: float | None) ->
     return RADIUS_PX if mpp is None else (RADIUS_UM if radius is None else radius) / mpp
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return the name of the user, empty where the system knows none."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # as in a container that knows no names

@@ -51,7 +51,7 @@ class Labels:
         y: ``(N,)`` float64, as ``x``.
         class_name: ``(N,)`` object, name of the class; the empty name withdraws what was said of the nucleus before.
         who: ``(N,)`` object, who gave the label.
-        when: ``(N,)`` datetime64[s], when it was taken in, UTC.
+        when: ``(N,)`` datetime64[ms], when it was taken in, UTC.
         source: ``(N,)`` object, name of the file it came from.
         matched_to: :func:`nuclei_digest` of the nuclei that ``nucleus`` counts; empty if unknown.
 
@@ -110,7 +110,7 @@ class Labels:
             y=np.array(y, np.float64),
             class_name=np.array(class_name, object),
             who=np.full(len(rows), who, object),
-            when=np.full(len(rows), np.datetime64(0, "s") if when is None else when, "datetime64[s]"),
+            when=np.full(len(rows), np.datetime64(0, "ms") if when is None else when, "datetime64[ms]"),
             source=np.full(len(rows), source, object),
             matched_to=matched_to,
         )
@@ -144,7 +144,7 @@ class Labels:
     def current(self) -> "Labels":
         """Return what holds: the last label of each nucleus, unless it withdraws, in the order of the nuclei.
 
-        A label that another one contradicts later is history. Of labels of the same second the later row is the last.
+        A label that another one contradicts later is history. Of labels of the same time the later row is the last.
         Labels that match no nucleus are left out.
         """
         order = np.lexsort((np.arange(len(self)), self.when, self.nucleus))
@@ -228,7 +228,7 @@ def read_labels(path: str | Path) -> Labels:
         ("class_name" if name == "class" else name): columns[name].to_numpy() for name in _SCHEMA.names
     }
     values |= {name: values[name].astype(object) for name in _TEXT}
-    values["when"] = values["when"].astype("datetime64[s]")
+    values["when"] = values["when"].astype("datetime64[ms]")
     return Labels(**values, matched_to=facts["nuclei"])
 
 

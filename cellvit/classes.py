@@ -17,10 +17,13 @@ class NucleiClasses:
     Attributes:
         names: One name per type id.
         colors: One RGB triple per type id, 0..255.
+        learnt_on: Tissue, and in brackets the data, that the types were learnt on, such as ``"colon (CoNSeP)"``: on
+            other tissue they are a guess. Empty where nobody stated it.
     """
 
     names: tuple[str, ...]
     colors: tuple[Rgb, ...]
+    learnt_on: str = ""
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors):
@@ -136,7 +139,11 @@ def standard_colors(names: Sequence[str]) -> tuple[Rgb, ...]:
 
 
 def default_classes(
-    count: int, *, names: Sequence[str] | None = None, colors: Sequence[Sequence[int]] | None = None
+    count: int,
+    *,
+    names: Sequence[str] | None = None,
+    colors: Sequence[Sequence[int]] | None = None,
+    learnt_on: str = "",
 ) -> NucleiClasses:
     """Return names and colours for a number of classes, filling in what is not given.
 
@@ -144,6 +151,7 @@ def default_classes(
         count: Number of nucleus types, background counted.
         names: One per type, background first; None takes PanNuke's names for six classes, else ``Type k``.
         colors: One RGB triple per type; None takes the colours of PanNuke's types by name, else a palette.
+        learnt_on: Tissue that the types were learnt on.
 
     Returns:
         The classes.
@@ -166,7 +174,7 @@ def default_classes(
             raise ConfigError(
                 f"{len(values)} {what} for num_nuclei_classes {count}; give one per class, background first"
             )
-    return NucleiClasses(tuple(names), tuple((int(r), int(g), int(b)) for r, g, b in colors))
+    return NucleiClasses(tuple(names), tuple((int(r), int(g), int(b)) for r, g, b in colors), learnt_on)
 
 
 def default_tissues(count: int, *, names: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -202,11 +210,17 @@ def classes_from_map(names: Mapping[int, str]) -> NucleiClasses | None:
 
 
 def classes_to_list(classes: NucleiClasses | None) -> list[dict[str, Any]] | None:
-    """Return classes as plain data for a file, ``[{"name": ..., "color": [r, g, b]}, ...]`` by id, or None."""
+    """Return classes as plain data for a file, ``[{"name": ..., "color": [r, g, b]}, ...]`` by id, or None.
+
+    Types also say what they were ``"learnt_on"``, where that is known.
+    """
     if classes is None:
         return None
     pairs = zip(classes.names, classes.colors, strict=True)
-    return [{"name": name, "color": [int(c) for c in color]} for name, color in pairs]
+    data: list[dict[str, Any]] = [{"name": name, "color": [int(c) for c in color]} for name, color in pairs]
+    if classes.learnt_on:
+        data[1:] = [{**entry, "learnt_on": classes.learnt_on} for entry in data[1:]]
+    return data
 
 
 def classes_from_list(data: Any, *, source: str) -> NucleiClasses | None:
@@ -227,7 +241,8 @@ def classes_from_list(data: Any, *, source: str) -> NucleiClasses | None:
         for entry in data:
             red, green, blue = entry["color"]
             colors.append((int(red), int(green), int(blue)))
-        return NucleiClasses(names, tuple(colors))
+        learnt_on = dict.fromkeys(str(entry["learnt_on"]) for entry in data if "learnt_on" in entry)
+        return NucleiClasses(names, tuple(colors), ", ".join(learnt_on))
     except (TypeError, KeyError, ValueError) as error:
         message = f"{source} has classes {data!r}; write a list of {{name, color: [r, g, b]}}"
         raise DataError(message) from error

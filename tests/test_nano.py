@@ -24,9 +24,11 @@ def test_the_demo_finds_and_draws_real_nuclei(tmp_path, capsys):
     assert demo(["--out", str(tmp_path / "demo")]) == 0
     shown = capsys.readouterr().out
     assert "Try next" in shown
+    assert "types learnt on colon (CoNSeP)" in shown
     found = read_parquet(tmp_path / "demo/tissue.parquet")
     assert 100 < len(found) < 1000  # by eye there are about 300
     assert found.embedding.shape[0] == len(found)
+    assert found.classes.learnt_on == "colon (CoNSeP)"
     # nuclei are blue on a brown and white background: under the centroids it is bluer than elsewhere
     image = data.immunohistochemistry().astype(int)
     blueness = image[..., 2] - image[..., 0]

@@ -185,7 +185,9 @@ def _print_table(job: Job) -> None:
     total: NDArray[np.int64] = np.sum([np.zeros(len(names), dtype=np.int64), *counts], axis=0)
     shown = [kind for kind in range(len(names)) if kind > 0 or total[kind]]
     repeated = Counter(outcome.path.name for outcome in job.outcomes)
-    table = Table(title=console_text(f"Nuclei in {str(job.options.out)!r}"))
+    learnt_on = job.model.classes.learnt_on
+    caption = console_text(f"types learnt on {learnt_on}: a guess on other tissue") if learnt_on else None
+    table = Table(title=console_text(f"Nuclei in {str(job.options.out)!r}"), caption=caption)
     table.add_column("image", overflow="fold")
     for heading in ("µm/px", "nuclei", *(names[kind] if kind else "no type" for kind in shown), "seconds"):
         table.add_column(console_text(heading), justify="right")

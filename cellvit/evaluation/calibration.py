@@ -112,6 +112,7 @@ class Calibration:
         folds: Groups of images in turn held out to measure ``after``.
         before: Fit of the mean probabilities as they are.
         after: Fit of the same nuclei at the temperature fitted on the images of the other folds.
+        confusion: Number of these nuclei by true type, 1..C-1, and by stated type, 0..C-1, 0 being none.
     """
 
     nuclei: int
@@ -122,6 +123,7 @@ class Calibration:
     folds: int
     before: Fit
     after: Fit | None
+    confusion: tuple[tuple[int, ...], ...]
 
 
 def sample_types(
@@ -272,6 +274,8 @@ def calibrate(sample: TypeSample, *, seed: int = 0) -> Calibration:
         temperature, after = fit_temperature(sample), _fit(held_out, sample.true)
     typed = sample.stated > 0
     right = (sample.stated == sample.true)[typed]
+    kinds = sample.log_pixels.shape[1]
+    confusion = np.bincount(sample.true * kinds + sample.stated, minlength=kinds**2).reshape(kinds, kinds)
     return Calibration(
         nuclei=len(sample),
         no_type=int(np.count_nonzero(~typed)),
@@ -281,6 +285,7 @@ def calibrate(sample: TypeSample, *, seed: int = 0) -> Calibration:
         folds=folds if folds > 1 else 0,
         before=_fit(plain, sample.true),
         after=after,
+        confusion=tuple(map(tuple, confusion[1:].tolist())),
     )
 
 

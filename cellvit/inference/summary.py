@@ -106,6 +106,7 @@ class SlideFacts:
                 "weights_hash": self.fingerprints["model"]["weights"],
                 "classes": list(names),
                 "colors": [list(color) for color in self.model.classes.colors],
+                "types_learnt_on": self.model.classes.learnt_on or None,
                 "licence": about_of(self.model).get("licence"),
             },
             "settings": settings,

@@ -41,7 +41,7 @@ class CellViT(CellViTNetwork, L.LightningModule):
         lr_scheduler: Schedule as ``{class_path, init_args}``; None is the published exponential decay.
         lr_interval: Whether the schedule steps each ``"epoch"`` or each optimiser ``"step"``.
         layer_decay: Learning rate of each layer group of the encoder over that of the next one; 1 trains all alike.
-        about: Free facts that travel with the weights: licence, data, origin, citation.
+        about: Free facts that travel with the weights: licence, data, origin, citation, ``types_learnt_on``.
 
     Raises:
         ConfigError: If parts do not fit each other; the message names them.

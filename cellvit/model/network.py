@@ -64,7 +64,8 @@ class CellViTNetwork(PretrainedMixin, nn.Module):
         mpp: Resolution the model is made for, in microns per pixel.
         mean: Mean of R, G, B in [0, 1] that is subtracted from the image; None takes the encoder's.
         std: Standard deviation of R, G, B that the image is divided by; None takes the encoder's.
-        about: Free facts that travel with the weights: licence, data, origin, citation.
+        about: Free facts that travel with the weights: licence, data, origin, citation, and the tissue that the types
+            were learnt on (``types_learnt_on``), which pictures, reports and tables then tell.
         **training: Settings of a training that are kept to be saved again: ``metrics``, ``optimizer``,
             ``lr_scheduler``, ``lr_interval`` and ``layer_decay`` of :class:`cellvit.model.cellvit.CellViT`.
 
@@ -104,7 +105,8 @@ class CellViTNetwork(PretrainedMixin, nn.Module):
         std = self.encoder.pixel_std if std is None else std
         if not mpp > 0 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ConfigError(f"mpp {mpp} and std {std} must be above 0, mean {mean} and std have three numbers")
-        self.classes = default_classes(num_nuclei_classes, names=class_names, colors=class_colors)
+        learnt_on = str((about or {}).get("types_learnt_on") or "")
+        self.classes = default_classes(num_nuclei_classes, names=class_names, colors=class_colors, learnt_on=learnt_on)
         self.tissue_names = default_tissues(num_tissue_classes, names=tissue_names)
         self.mpp = mpp
         self.about: dict[str, Any] = {**assembly.licence_of_weights(self.encoder), **(about or {})}

@@ -29,6 +29,8 @@ _SHORTEST_BAR = 8  # pixels
 def legend_entries(nuclei: Nuclei) -> Entries:
     """Return the lines of a legend: the total without a colour, then colour and ``"name: count"`` per type.
 
+    What the types were learnt on comes last, without a colour, where it is known.
+
     Args:
         nuclei: All named types are listed, also those that do not occur; unnamed types only if they occur.
     """
@@ -50,6 +52,8 @@ def count_entries(counts: Mapping[int, int], classes: NucleiClasses | None) -> E
     untyped = sum(n for kind, n in counts.items() if kind <= 0)
     if untyped and len(entries) > 1:
         entries.append((type_color(classes, 0), f"{NO_TYPE}: {untyped:,}"))
+    if classes is not None and classes.learnt_on:
+        entries.append((None, f"types learnt on {classes.learnt_on}"))
     return entries
 
 

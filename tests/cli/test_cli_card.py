@@ -88,6 +88,10 @@ def test_all_files_are_written_and_the_same_again_but_for_the_time(card, tiny_mo
     assert 0 <= detection["low"] <= detection["value"] <= detection["high"] <= 1
     assert stored["calibration"]["nuclei"] > 0
     assert stored["calibration"]["mpp"] == 0.25
+    confusion = np.array(stored["calibration"]["confusion"])
+    names = stored["model"]["class_names"]
+    assert confusion.shape == (len(names) - 1, len(names))
+    assert confusion.sum() == stored["calibration"]["nuclei"]
     pictures = sorted(path.name for path in (out / "failures").iterdir())
     assert [row["file"] for row in stored["failures"]] == [f"failures/{name}" for name in pictures]
     assert pictures[0].startswith("01_data_t")
@@ -106,6 +110,7 @@ def test_all_files_are_written_and_the_same_again_but_for_the_time(card, tiny_mo
     page = (out / "card.md").read_text()
     assert f"![data/{pictures[0][8:-4]}](failures/{pictures[0]})" in page
     assert "50 resamples" in page
+    assert f"| {names[1]} | {confusion[0].sum()} |" in page
 
     arguments, again = card(out="again")
     assert main(arguments) == 0

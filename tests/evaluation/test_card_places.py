@@ -53,7 +53,7 @@ def test_places_are_of_nuclei_that_the_border_does_not_cut():
 def test_the_card_says_it():
     found = probe_places([sample(seed, telling=[0]) for seed in range(3)])
     rows = {name: [{"a": 1}] for name in ("data", "scores")}
-    nothing = dict.fromkeys(("types", "calibration", "failures", "no_calibration"))
+    nothing = dict.fromkeys(("types", "confusion", "calibration", "failures", "no_calibration", "learnt_on"))
     page = render(
         "evaluation/model_card/card.md.jinja",
         model={"name": "drawn", "sha256": None},

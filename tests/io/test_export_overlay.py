@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from export_samples import PANNUKE, make_nuclei, many, nuclei, square
@@ -57,6 +59,12 @@ def test_legend_counts():
     ]
     assert names == [*expected, "No type: 1"]
     assert legend_entries(make_nuclei([square(0, 0)], type=[0], classes=None)) == [(None, "1 nucleus")]
+
+
+def test_the_legend_says_what_the_types_were_learnt_on():
+    classes = replace(PANNUKE, learnt_on="colon (CoNSeP)")
+    table = make_nuclei([square(0, 0)], type=[1], classes=classes)
+    assert legend_entries(table)[-1] == (None, "types learnt on colon (CoNSeP)")
 
 
 @given(st.lists(st.text(max_size=40), max_size=8), st.integers(1, 900))

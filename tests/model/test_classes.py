@@ -2,7 +2,7 @@ import colorsys
 
 import pytest
 
-from cellvit.classes import PANNUKE, PANNUKE_COLORS, default_classes
+from cellvit.classes import PANNUKE, PANNUKE_COLORS, classes_from_list, classes_to_list, default_classes
 from cellvit.errors import ConfigError
 
 
@@ -24,3 +24,11 @@ def test_known_names_keep_their_colour_in_any_order():
 def test_wrong_numbers_are_refused(settings):
     with pytest.raises(ConfigError, match="for num_nuclei_classes 3"):
         default_classes(3, **settings)
+
+
+def test_files_say_what_types_were_learnt_on():
+    classes = default_classes(3, learnt_on="colon (CoNSeP)")
+    stored = classes_to_list(classes)
+    assert "learnt_on" not in stored[0]
+    assert classes_from_list(stored, source="here") == classes
+    assert all("learnt_on" not in entry for entry in classes_to_list(default_classes(3)))

@@ -108,6 +108,22 @@ def type_table(groups: Sequence[GroupScores]) -> list[dict[str, Cell]]:
     return rows
 
 
+def confusion_table(found: Calibration, class_names: Sequence[str]) -> list[dict[str, Cell]]:
+    """Return one row per true type: how many of its found nuclei were given which type, and the right share.
+
+    Args:
+        found: Its nuclei were paired by their centroids; those that nobody found are not among them.
+        class_names: Names of the types, background first.
+    """
+    rows: list[dict[str, Cell]] = []
+    for true, (none, *counts) in enumerate(found.confusion):
+        row: dict[str, Cell] = {"true type": class_names[true + 1], "nuclei found": none + sum(counts)}
+        row |= {f"as {name}": count for name, count in zip(class_names[1:], counts, strict=True)}
+        row |= {"no type": none} if found.no_type else {}
+        rows.append(row | {"right": counts[true] / (none + sum(counts)) if none + sum(counts) else None})
+    return rows
+
+
 def image_table(images: Sequence[CardImage], class_names: Sequence[str]) -> list[dict[str, Cell]]:
     """Return one row per image and resolution: counts and scores."""
     rows: list[dict[str, Cell]] = []

@@ -40,6 +40,7 @@ EXTRAS = {
     "cluster": "spread slides over a Dask cluster: cellvit segment --cluster",
     "spatial": "write h5ad and SpatialData: cellvit segment --formats h5ad,spatialdata",
     "classify": "train types of your own: cellvit classify",
+    "export": "write models as ONNX: cellvit export --to onnx",
     "formats": "write ImageJ, COCO, DICOM and OME-Zarr, make frames of polars and geopandas, read MATLAB 7.3",
 }
 """What the optional packages of the project are for, by the name of the extra."""

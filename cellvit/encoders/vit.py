@@ -148,26 +148,33 @@ def interpolate_position(position: Tensor, grid: Sequence[int]) -> Tensor:
     """
     side = round((position.shape[1] - 1) ** 0.5)
     height, width = grid
-    exporting = torch.compiler.is_exporting()
-    if not exporting and (height, width) == (side, side):
+    if torch.compiler.is_exporting():
+        return _picked_position(position, side, grid)
+    if (height, width) == (side, side):
         return position
     stored = position[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
     # the 0.1 guards the output size against rounding, and because the factor is also the sampling scale it
     # shifts the samples a little: released weights were trained with exactly this
     factor = ((height + 0.1) / side, (width + 0.1) / side)
-    if exporting:  # which cannot tell that the result of the other way has as many rows and columns
-        down, across = (cubic_weights(n, side, f).to(stored) for n, f in zip(grid, factor, strict=True))
-        token = torch.arange(height * width, device=position.device)
-        row = token // width
-        rows = down.index_select(0, row) @ stored[0].permute(1, 2, 0).flatten(1)
-        columns = across.index_select(0, token - row * width)
-        scaled = (rows.unflatten(1, (side, -1)) * columns[..., None]).sum(1)
-        return torch.cat([position[:, :1], scaled[None]], dim=1)
     scaled = F.interpolate(stored, scale_factor=factor, mode="bicubic", align_corners=False)
     return torch.cat([position[:, :1], scaled.flatten(2).transpose(1, 2)], dim=1)
 
 
-def cubic_weights(size: int, side: int, factor: float) -> Tensor:
+def _picked_position(position: Tensor, side: int, grid: Sequence[int]) -> Tensor:
+    """Return :func:`interpolate_position` in terms that hold for any grid, also the stored one."""
+    height, width = grid
+    is_stored = (torch.scalar_tensor(height) == side) & (torch.scalar_tensor(width) == side)
+    more = torch.where(is_stored, 0.0, 0.1)
+    down, across = (cubic_weights(n, side, (n + more) / side).to(position) for n in grid)
+    token = torch.arange(height * width, device=position.device)
+    row = token // width
+    rows = down.index_select(0, row) @ position[0, 1:].reshape(side, -1)
+    columns = across.index_select(0, token - row * width)
+    scaled = (rows.unflatten(1, (side, -1)) * columns[..., None]).sum(1)
+    return torch.cat([position[:, :1], scaled[None]], dim=1)
+
+
+def cubic_weights(size: int, side: int, factor: float | Tensor) -> Tensor:
     """Return the matrix ``(size, side)`` that resamples a line of values as ``F.interpolate`` does, bicubically.
 
     Args:

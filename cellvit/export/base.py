@@ -3,24 +3,30 @@
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cellvit.errors import ConfigError, did_you_mean
-from cellvit.model.network import CellViTNetwork
 
-EXPORTS: dict[str, str] = {}
+if TYPE_CHECKING:  # the command line asks for the names of targets before it loads anything
+    from cellvit.model.network import CellViTNetwork
+
+EXPORTS: dict[str, str] = {
+    "onnx": "cellvit.export.programs.export_onnx",
+    "torch-export": "cellvit.export.programs.export_torch",
+}
 """Where the function of each target is; it is imported when the target is asked for."""
 
 
 class Exporter(Protocol):
     """Writes a model for another program; further arguments, if any, have defaults."""
 
-    def __call__(self, model: CellViTNetwork, out: str | Path) -> Sequence[str]:
+    def __call__(self, model: "CellViTNetwork", out: str | Path, **settings: Any) -> Sequence[str]:
         """Write a new folder.
 
         Args:
             model: What is exported; it stays as it is.
             out: The folder, which must not exist; it is there when all of it is.
+            **settings: Further arguments of this target.
 
         Returns:
             Remarks that the user should read: what the other program will do otherwise than this one.

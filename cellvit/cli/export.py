@@ -23,9 +23,7 @@ targets:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb's arguments."""
-    parser = verb_parser(
-        "export", "Turn a checkpoint into safetensors + JSON, or a model into other programs'.", EPILOG
-    )
+    parser = verb_parser("export", "Turn a checkpoint into safetensors + JSON, or into ONNX and others.", EPILOG)
     add = parser.add_argument
     add("checkpoint", help="a .ckpt file written by 'cellvit fit', or a model folder")
     add("--to", default=FOLDER, choices=(FOLDER, *EXPORTS), help="who is to open it (default: folder)")

@@ -14,7 +14,7 @@ from cellvit.types import EMBEDDING_MAP
 INPUT = "image"
 MIN_SIDE, MAX_SIDE, MAX_BATCH = 80, 16384, 1024
 TOLERANCE = 1e-4
-"""Largest difference between maps of a file and of its model, where they are larger than 1 as a share of the largest."""
+"""Largest difference between maps of a file and of its model; of values above 1, as a share of the largest."""
 
 _EXAMPLE = (2, 3, 264, 344)  # of no size that could be taken for a special case
 _TRIAL = (1, 3, 90, 135)

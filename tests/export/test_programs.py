@@ -2,7 +2,13 @@
 
 import builtins
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,7 +16,7 @@ import pytest
 import torch
 from support.tiny import HYBRID, SHARED_UNETR, spec, tiny_network
 
-from cellvit import CellViT
+from cellvit import CellViT, segment_image
 from cellvit.cli.export import main
 from cellvit.encoders.base import ENCODERS
 from cellvit.encoders.efficientnet import EfficientNetLiteEncoder
@@ -24,6 +30,26 @@ from cellvit.export.graph import MIN_SIDE, check, trace
 SIZES = [(1, 80, 80), (3, 81, 97), (1, 256, 256), (2, 96, 300), (1, 272, 259), (1, 133, 417)]
 SUBPIXEL = spec("subpixel", widths=[4, 4, 8, 8], embedding=True)
 LICENCE = "CC BY 4.0"
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "how-to" / "onnx.md"
+
+# A stand-in for an environment with numpy, OpenCV, scikit-image and ONNX Runtime only, and the package without what it
+# asks for; its metadata are hidden too.
+WITHOUT_TORCH = """
+import importlib.metadata, sys
+ALLOWED = {"numpy", "cv2", "scipy", "skimage", "lazy_loader", "onnxruntime", "packaging", "cellvit", "PIL"}
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in ALLOWED and top not in sys.stdlib_module_names and not path:
+            spec = next(filter(None, (f.find_spec(name, None) for f in sys.meta_path if f is not self)), None)
+            if spec and "site-packages" in str(spec.origin):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+def missing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+importlib.metadata.version = importlib.metadata.distribution = missing
+importlib.metadata.entry_points = lambda **_: importlib.metadata.EntryPoints()
+sys.meta_path.insert(0, Refuse())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +85,11 @@ def exported(model, graph):
 @pytest.fixture(scope="module")
 def onnx_folder(exported):
     return exported("onnx")
+
+
+@pytest.fixture(scope="module")
+def torch_folder(exported):
+    return exported("torch-export", "--no-verify")
 
 
 def noise(batch, height, width):
@@ -103,14 +134,14 @@ def test_the_file_says_all_that_who_runs_it_must_know(model, onnx_folder):
     assert facts["file"]["bytes"] == (onnx_folder / "model.onnx").stat().st_size
 
 
-def test_a_program_of_torch_gives_the_maps_of_the_model_at_any_size(model, exported):
-    folder, extra = exported("torch-export", "--no-verify"), {"cellvit": ""}
-    program = torch.export.load(folder / "model.pt2", extra_files=extra).module()
+def test_a_program_of_torch_gives_the_maps_of_the_model_at_any_size(model, torch_folder):
+    extra = {"cellvit": ""}
+    program = torch.export.load(torch_folder / "model.pt2", extra_files=extra).module()
     for size in SIZES:
         image = noise(*size)
         with torch.no_grad():
             assert_same_maps(program(torch.from_numpy(image)), model[0], image)
-    facts = json.loads((folder / "model.json").read_text())
+    facts = json.loads((torch_folder / "model.json").read_text())
     assert json.loads(extra["cellvit"])["classes"] == facts["classes"]
 
 
@@ -219,3 +250,25 @@ def test_what_cannot_be_traced_or_opened_is_said(model, graph, tmp_path, monkeyp
 def test_options_that_do_not_go_together(arguments, message, tmp_path, capsys):
     assert main(["nano", "--out", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_page_runs_without_torch(model, onnx_folder, torch_folder, tmp_path, monkeypatch):
+    example, with_torch = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (tmp_path / "nano-onnx").symlink_to(onnx_folder)
+    image = noise(1, 128, 160)[0].transpose(1, 2, 0)
+    cv2.imwrite(str(tmp_path / "tissue.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    at_mpp = example.replace('"tissue.png", 0.25', '"tissue.png", 0.5')
+    last = "\nfrom cellvit.postprocess import StarPostprocessor\nnp.save('found.npy', found.nuclei.centroid)\n"
+    run = [sys.executable, "-c", WITHOUT_TORCH + at_mpp + last + "assert 'torch' not in sys.modules\n"]
+    environment = {**os.environ, "PYTHONPATH": str(PAGE.parents[3])}
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = segment_image(image, model=model[0], mpp=0.5, measurements=False, precision="32-true")
+    assert done.stdout.endswith(f"{len(expected)} nuclei\n")
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected.centroid)
+    assert (tmp_path / "outlines.png").is_file()
+    (tmp_path / "nano-torch").symlink_to(torch_folder)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(with_torch, str(PAGE), "exec"), names)
+    assert names["maps"]["hv_map"].shape == (1, 2, 300, 500)

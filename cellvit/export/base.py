@@ -8,7 +8,9 @@ from typing import Protocol, cast
 from cellvit.errors import ConfigError, did_you_mean
 from cellvit.model.network import CellViTNetwork
 
-EXPORTS: dict[str, str] = {}
+EXPORTS = {
+    "qupath": "cellvit.export.qupath.export_qupath",
+}
 """Where the function of each target is; it is imported when the target is asked for."""
 
 

@@ -1,4 +1,4 @@
-"""A folder that QuPath's InstanSeg extension runs: network and post-processing in TorchScript, and what describes them."""
+"""A folder that QuPath's InstanSeg extension runs: a network with its post-processing in TorchScript, described."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -40,9 +40,9 @@ README = """# {name}
 
 Finds, outlines and types cell nuclei in images stained with H&E. Made by cellvit {version} with torch {torch}.
 
-1. QuPath 0.6 or newer with the extension InstanSeg 0.1.6 or newer.
-2. Copy this folder into the folder `local` of the extension's folder of models, or choose it there.
-3. Open an image whose pixel size is set, annotate a region, choose the model `{folder}`, run.
+1. Install QuPath 0.6 or newer with the extension InstanSeg 0.1.6 or newer.
+2. Move this folder into the folder of models that you have chosen in the extension's window.
+3. Open an image whose pixel size is set, annotate a region, choose the model `{folder}` and run it.
 
 | | |
 |---|---|
@@ -51,8 +51,8 @@ Finds, outlines and types cell nuclei in images stained with H&E. Made by cellvi
 | licence of the weights | {licence} |
 | licence of the code in the script | Apache-2.0 |
 
-QuPath stretches the colours of the region before the model sees them. The script brings them back by a guess, so that results
-differ a little from those of `cellvit segment`.
+QuPath stretches the colours of the region before the model sees them. The script brings them back by a guess, so that
+results differ a little from those of `cellvit segment`.
 
 For research use. This is no medical device and must not guide the care of a patient.
 """
@@ -61,8 +61,8 @@ For research use. This is no medical device and must not guide the care of a pat
 def export_qupath(model: CellViTNetwork, out: str | Path, *, class_names: Sequence[str] | None = None) -> list[str]:
     """Write a folder that QuPath's InstanSeg extension runs without Python.
 
-    It holds ``instanseg.pt``, ``rdf.yaml`` (a model description of bioimage.io, format 0.5), ``README.md``, ``LICENCE.txt``,
-    and an example of input and outputs for tests of others. The script takes tiles of any size.
+    It holds ``instanseg.pt``, ``rdf.yaml`` (a model description of bioimage.io, format 0.5), ``NAME_README.md``,
+    ``LICENCE.txt``, and, where the model finds nuclei in a drawn image, that as an example for tests. The script takes tiles of any size.
 
     Args:
         model: What is exported; it stays as it is. Heads ``binary``, ``hv`` and ``nuclei-type``, post-processor
@@ -82,11 +82,9 @@ def export_qupath(model: CellViTNetwork, out: str | Path, *, class_names: Sequen
     with atomic_folder(out) as folder:
         script = to_torchscript(model)
         script.save(str(folder / SCRIPT_NAME))
-        example = _example()
-        with torch.inference_mode():
-            labels, types = script(torch.from_numpy(example))
-        for name, values in (("image", example), ("labels", labels.numpy()), (CLASSES, types.byte().numpy())):
-            np.save(folder / _tensor_file(name), values)
+        examples = _examples(script)
+        for tensor, values in examples.items():
+            np.save(folder / _tensor_file(tensor), values)
         name = _model_name(model, Path(out))
         text = README.format(
             name=name,
@@ -97,9 +95,11 @@ def export_qupath(model: CellViTNetwork, out: str | Path, *, class_names: Sequen
             classes=", ".join(classes),
             licence=licence,
         )
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        (folder / _readme_file(name)).write_text(text, encoding="utf-8")
         (folder / "LICENCE.txt").write_text(_licences(model.about, licence), encoding="utf-8")
         description = _description(model, name=name, classes=classes, script=folder / SCRIPT_NAME)
+        for tensor in description["inputs"] + description["outputs"] if examples else []:
+            tensor["test_tensor"] = {"source": _tensor_file(tensor["id"])}
         stated = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
         (folder / DESCRIPTION_NAME).write_text(stated, encoding="utf-8")
     return _remarks(model)
@@ -135,8 +135,21 @@ def _remarks(model: CellViTNetwork) -> list[str]:
     return remarks
 
 
-def _example() -> NDArray[np.float32]:
-    """Return a drawn image of a few nuclei as QuPath gives it to a model, ``(1, 3, H, W)``."""
+def _examples(script: torch.jit.ScriptModule) -> dict[str, NDArray[Any]]:
+    """Return an image and what a script finds in it, by the names of tensors; nothing if that would prove nothing.
+
+    The format takes no outputs that are all 0: no nuclei, or all of the first type.
+    """
+    image = _drawn_image()
+    with torch.inference_mode():
+        labels, types = script(torch.from_numpy(image))
+    if not (labels.any() and types.any()):
+        return {}
+    return {"image": image, "labels": labels.numpy(), CLASSES: types.byte().numpy()}
+
+
+def _drawn_image() -> NDArray[np.float32]:
+    """Return a few nuclei as QuPath gives them to a model, ``(1, 3, H, W)``."""
     image = np.full((128, 192, 3), (232, 205, 224), np.uint8)
     image[:, 176:] = 244  # glass
     for number in range(24):
@@ -149,9 +162,9 @@ def _example() -> NDArray[np.float32]:
 
 
 def _model_name(model: CellViTNetwork, out: Path) -> str:
-    """Return the name of the model in the letters that the format allows."""
-    name = re.sub(r"[^\w ()-]+", " ", str(model.about.get("name") or out.name)).strip()
-    return f"{name or 'cellvit'} for QuPath"
+    """Return the name of the model in letters that the format and file systems allow."""
+    name = re.sub(r"[^\w-]+", "-", str(model.about.get("name") or out.name)).strip("-")
+    return f"{name or 'cellvit'}-nuclei"
 
 
 def _licences(about: Mapping[str, Any], licence: str) -> str:
@@ -159,6 +172,11 @@ def _licences(about: Mapping[str, Any], licence: str) -> str:
     return (
         f"Weights: {licence}\n\nWhat the model states of itself:\n\n{facts}\nCode inside of {SCRIPT_NAME}: Apache-2.0\n"
     )
+
+
+def _readme_file(name: str) -> str:
+    """Return what the extension calls the page that it shows about a model."""
+    return f"{name}_README.md"
 
 
 def _tensor_file(name: str) -> str:
@@ -178,7 +196,7 @@ def _description(model: CellViTNetwork, *, name: str, classes: Sequence[str], sc
         "authors": [{"name": "cellvit"}],
         "cite": [PAPER],
         **({"license": spdx} if spdx else {}),
-        "documentation": {"source": "README.md"},
+        "documentation": {"source": _readme_file(name)},
         "attachments": [{"source": "LICENCE.txt"}],
         "tags": ["histology", "nuclei", "instance-segmentation", "pytorch"],
         "inputs": [
@@ -191,7 +209,6 @@ def _description(model: CellViTNetwork, *, name: str, classes: Sequence[str], sc
                     {"type": "index", "id": "index", "size": 3},
                     *(_space(axis, {"min": 64, "step": 1}, model.mpp) for axis in "yx"),
                 ],
-                "test_tensor": {"source": _tensor_file("image")},
                 "data": {"type": "float32", "range": [-0.5, 1.5]},
             }
         ],
@@ -204,7 +221,6 @@ def _description(model: CellViTNetwork, *, name: str, classes: Sequence[str], sc
                     {"type": "channel", "channel_names": ["nuclei"]},
                     *(_space(axis, {"tensor_id": "image", "axis_id": axis}, model.mpp) for axis in "yx"),
                 ],
-                "test_tensor": {"source": _tensor_file("labels")},
                 "data": {"type": "float32", "range": [0, None]},
             },
             {
@@ -214,7 +230,6 @@ def _description(model: CellViTNetwork, *, name: str, classes: Sequence[str], sc
                     {"type": "index", "id": "index", "size": {"min": 1}},
                     {"type": "channel", "channel_names": ["class"]},
                 ],
-                "test_tensor": {"source": _tensor_file(CLASSES)},
                 "data": {"type": "uint8", "values": list(classes)},  # the format has no floats for names
             },
         ],

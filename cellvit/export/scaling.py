@@ -14,8 +14,8 @@ GUESS = (
 )
 """Black and white of R, G and B (columns) by 1, mean and standard deviation of R, G and B of a scaled tile (rows).
 
-``tests/benchmarks/fit_scaling.py`` finds them from images of the ``train`` splits of nano's data. Nothing about a model is
-in them: they say how dark the darkest and how bright the brightest pixels of tissue stained with H&E are.
+``tests/benchmarks/fit_scaling.py`` finds them from images of the ``train`` splits of nano's data. Nothing about a model
+is in them: they say how dark the darkest and how bright the brightest pixels of tissue stained with H&E are.
 """
 
 BLACK, WHITE = (0.0, 0.6), (0.6, 1.0)

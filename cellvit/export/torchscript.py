@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from packaging.version import Version
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -43,11 +44,12 @@ class NucleiScript(nn.Module):
         self.by_majority = settings.type_rule == "majority"
         self.stride = STRIDE
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, channels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the nuclei of a tile.
 
         Args:
             image: ``(1, 3, H, W)`` floats, each channel stretched between its percentiles.
+            channels: Not used: QuPath may say here which of nuclei and cells it wants of a model that has both.
 
         Returns:
             Labels ``(1, 1, H, W)`` float32, 1..N without gaps, 0 is background; and the place of the type of each
@@ -88,32 +90,32 @@ def to_torchscript(model: CellViTNetwork) -> torch.jit.ScriptModule:
         ConfigError: If torch is too old, the model lacks a head or has another post-processor, or a part of it cannot
             do without the size of the image.
     """
-    check_exportable(model)
+    settings = check_exportable(model)
     plain = deepcopy(getattr(model, "network", model)).cpu().float().eval().requires_grad_(False)  # not Lightning's
     maps = _Maps(plain)
     _fuse(maps)
     with torch.no_grad(), _quiet():
         network = _traced(maps, model)
-        script: torch.jit.ScriptModule = torch.jit.script(NucleiScript(network, plain.postprocessor).eval())
+        script: torch.jit.ScriptModule = torch.jit.script(NucleiScript(network, settings).eval())
     return script
 
 
-def check_exportable(model: CellViTNetwork) -> None:
-    """Refuse what cannot be exported, before any work.
+def check_exportable(model: CellViTNetwork) -> HVPostprocessor:
+    """Return the post-processor of a model that can be exported.
 
     Raises:
         ConfigError: If torch is too old, or the model lacks a head or has another post-processor.
     """
     if Version(torch.__version__) < OLDEST_TORCH:
         raise ConfigError(f"torch {torch.__version__} is too old to export a script; install {OLDEST_TORCH} or newer")
-    missing = sorted(set(NEEDS) - set(model.heads))
-    if missing or not isinstance(model.postprocessor, HVPostprocessor):
-        rule = type(model.postprocessor).__name__
-        what = f"lacks the heads {', '.join(missing)}" if missing else f"has the post-processor {rule}"
+    missing, found = sorted(set(NEEDS) - set(model.heads)), model.postprocessor
+    if missing or not isinstance(found, HVPostprocessor):
+        what = f"lacks the heads {', '.join(missing)}" if missing else f"has the post-processor {type(found).__name__}"
         raise ConfigError(
             f"the model {what}; nuclei are separated and typed in a script by 'hv-watershed' or 'hv-torch' from "
             f"{', '.join(NEEDS)}: export a model that has these, such as 'nano'"
         )
+    return found
 
 
 def _traced(maps: _Maps, model: CellViTNetwork) -> nn.Module:
@@ -121,7 +123,8 @@ def _traced(maps: _Maps, model: CellViTNetwork) -> nn.Module:
     encoder = model.settings["encoder"]["class_path"]
     advice = "export a model whose encoder takes any, such as 'nano' with encoder 'hybrid'"
     try:
-        traced = cast(nn.Module, torch.jit.trace(maps, torch.rand(1, 3, *TRACED_AT), check_trace=False))
+        trace = cast(Any, torch.jit.trace)
+        traced: nn.Module = trace(maps, torch.rand(1, 3, *TRACED_AT), check_trace=False)
     except Exception as error:  # what a part does that cannot be traced fails in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(f"the network with encoder {encoder!r} cannot be traced ({reason}); {advice}") from error
@@ -134,8 +137,8 @@ def _traced(maps: _Maps, model: CellViTNetwork) -> nn.Module:
             worst = float("inf")
         if not worst <= TOLERANCE:
             raise ConfigError(
-                f"the network with encoder {encoder!r} works at {TRACED_AT[0]}x{TRACED_AT[1]} px, where it was traced, and "
-                f"not at {height}x{width} px, but QuPath's tiles are of any size; {advice}"
+                f"the network with encoder {encoder!r} works at {TRACED_AT[0]}x{TRACED_AT[1]} px, where it was traced, "
+                f"and not at {height}x{width} px, but QuPath's tiles are of any size; {advice}"
             )
     return traced
 
@@ -154,8 +157,11 @@ def _fuse(network: nn.Module) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let torch not say that scripts are of the past, which QuPath is not, nor that a trace has constants, which is checked."""
+    """Let torch not say that scripts are of the past, which QuPath is not, nor that a trace holds constants.
+
+    What comes of those is checked at other sizes.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit")
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=TracerWarning)
         yield

@@ -9,7 +9,7 @@ from cellvit.cli.verb import UsageError, command, verb_parser
 from cellvit.export.base import EXPORTS, exporter
 from cellvit.weights.locate import model_path
 
-FOLDER = "folder"
+FOLDER, QUPATH = "folder", "qupath"
 GRAPHS = ("onnx", "torch-export")
 
 EPILOG = """\
@@ -34,6 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
         type=_size,
         metavar="PX",
         help="one size of all images, 512 or 384x640 (height x width), for onnx and torch-export (default: any)",
+    )
+    add(
+        "--class-names",
+        metavar="NAME,...",
+        help="names of the types in QuPath, without background (default: the model's)",
     )
     add("--no-verify", action="store_true", help="do not open the file again to compare its maps with the model's")
     add_trust(parser)
@@ -71,12 +76,14 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """
     if options.dtype and options.to != FOLDER:
         raise UsageError(f"--dtype is for --to folder; what goes to {options.to} is float32")
+    if options.class_names is not None and options.to != QUPATH:
+        raise UsageError(f"--class-names is for --to {QUPATH}, not for {options.to}")
     if options.to in GRAPHS:
         return {"size": options.size, "verify": not options.no_verify}
     if options.size or options.no_verify:
         given = "--size" if options.size else "--no-verify"
         raise UsageError(f"{given} is for --to {' and '.join(GRAPHS)}, not for {options.to}")
-    return {}
+    return {"class_names": options.class_names.split(",")} if options.class_names is not None else {}
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -10,9 +10,10 @@ from cellvit.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:  # the command line asks for the names of targets before it loads anything
     from cellvit.model.network import CellViTNetwork
 
-EXPORTS: dict[str, str] = {
+EXPORTS = {
     "onnx": "cellvit.export.programs.export_onnx",
     "torch-export": "cellvit.export.programs.export_torch",
+    "qupath": "cellvit.export.qupath.export_qupath",
 }
 """Where the function of each target is; it is imported when the target is asked for."""
 

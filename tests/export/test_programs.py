@@ -244,6 +244,7 @@ def test_what_cannot_be_traced_or_opened_is_said(model, graph, tmp_path, monkeyp
         (["--to", "onnx", "--dtype", "float16"], "--dtype is for --to folder"),
         (["--size", "512"], "--size is for --to onnx and torch-export, not for folder"),
         (["--to", "onnx", "--size", "5x5x5"], "'5x5x5' is no size; give 512, or 384x640"),
+        (["--to", "onnx", "--class-names", "a,b"], "--class-names is for --to qupath, not for onnx"),
         (["--to", "tflite"], "invalid choice: 'tflite'"),
     ],
 )

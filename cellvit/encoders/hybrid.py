@@ -193,8 +193,9 @@ class _Attention(nn.Module):
 
     def forward(self, tokens: Tensor, is_key: Tensor | None = None) -> Tensor:
         heads = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)
         mixed: Tensor = self.proj(
-            F.scaled_dot_product_attention(*heads.unbind(0), attn_mask=is_key).transpose(1, 2).flatten(2)
+            F.scaled_dot_product_attention(query, key, value, attn_mask=is_key).transpose(1, 2).flatten(2)
         )
         return mixed
 

@@ -131,7 +131,7 @@ def _as_tokens(patches: Tensor) -> Tensor:
 def _as_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
     """Return tokens ``(B, D, h * w)`` as ``(B, D, h, w)``."""
     if not torch.compiler.is_exporting():
-        return tokens.unflatten(2, grid)
+        return tokens.reshape(*tokens.shape[:2], *grid)
     y, x = (torch.arange(side, device=tokens.device) for side in grid)
     return tokens[:, :, y[:, None] * grid[1] + x]
 
@@ -170,7 +170,7 @@ def _picked_position(position: Tensor, side: int, grid: Sequence[int]) -> Tensor
     row = token // width
     rows = down.index_select(0, row) @ position[0, 1:].reshape(side, -1)
     columns = across.index_select(0, token - row * width)
-    scaled = (rows.unflatten(1, (side, -1)) * columns[..., None]).sum(1)
+    scaled = (rows.reshape(height * width, side, -1) * columns[..., None]).sum(1)
     return torch.cat([position[:, :1], scaled[None]], dim=1)
 
 

@@ -144,7 +144,9 @@ _CHANGES_NOTHING = ("bfloat16", "hub")
 def _settings_of(model: Any) -> Any:
     """Return the settings of a model without what it states of itself that changes no nucleus; None without any."""
     settings = getattr(model, "settings", None)
-    about = settings.get("about") or {} if isinstance(settings, Mapping) else {}
+    if not isinstance(settings, Mapping):
+        return settings
+    about = settings.get("about") or {}
     if not any(name in about for name in _CHANGES_NOTHING):
         return settings
     return {**settings, "about": {name: fact for name, fact in about.items() if name not in _CHANGES_NOTHING}}

@@ -10,9 +10,9 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from cellvit.errors import ConfigError, WeightsError
+from cellvit.weights.catalogue import BUNDLED
 from cellvit.weights.hub import Access, fetch, hub_name
 from cellvit.weights.licences import LICENCES, model_licence
-from cellvit.weights.locate import BUNDLED
 
 LIBRARY, TASK = "cellvit", "image-segmentation"
 TAGS = ("cellvit", "pathology", "histology", "nuclei", "instance-segmentation", "H&E")

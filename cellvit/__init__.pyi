@@ -9,6 +9,7 @@ from . import doctor as doctor
 from . import encoders as encoders
 from . import errors as errors
 from . import evaluation as evaluation
+from . import export as export
 from . import geometry as geometry
 from . import heads as heads
 from . import inference as inference

@@ -52,6 +52,7 @@ PLACES = {
     "cellvit.training": (6, "training"),
     "cellvit.callbacks": (6, "training"),  # under the names that YAML uses
     "cellvit.inference": (6, "inference"),
+    "cellvit.export": (6, "export"),
     "cellvit.evaluation": (7, "evaluation"),
     "cellvit.testing": (7, "testing"),  # for the tests of plug-ins
     "cellvit.classification": (8, "classification"),  # judged with the scores of evaluation

@@ -48,7 +48,7 @@ _ROWS = (
     Verb("test", _MODELS, "score a model on the test data"),
     Verb("predict", _MODELS, "run a model on a data module's prediction data"),
     Verb("cross-validate", _MODELS, "train and test on every fold, and report the tables of the paper"),
-    Verb("export", _MODELS, "turn a training checkpoint into safetensors + JSON"),
+    Verb("export", _MODELS, "turn a checkpoint into safetensors + JSON, or a model into ONNX and others: --to"),
     Verb("convert", _MODELS, "turn a checkpoint of the published implementation into safetensors + JSON"),
     Verb("models", _MODELS, "list models and weights: size, cost, licence, whether they are here"),
     Verb("plugins", _MODELS, "list parts of models, readers of slides and formats of nuclei, and who brings them"),

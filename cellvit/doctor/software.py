@@ -42,6 +42,7 @@ EXTRAS = {
     "classify": "train types of your own: cellvit classify",
     "view": "look at slides and nuclei in a browser: cellvit view",
     "remote": "read slides at addresses: s3://, gs://, https://",
+    "export": "write models as ONNX: cellvit export --to onnx",
     "formats": "read DICOM, OME-Zarr and CZI, write ImageJ, COCO, DICOM and others, make frames, read .mat of MATLAB",
 }
 """What the optional packages of the project are for, by the name of the extra."""

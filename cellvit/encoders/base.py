@@ -26,6 +26,8 @@ class Encoder(Configurable, nn.Module, ABC):
             takes it.
         pixel_std: Standard deviation, likewise.
         weights_licence: Licence of the weights of others that it was built with, if any; a model's ``about`` states it.
+        exports_any_size: Whether an exported graph of it takes images of all sizes: under ``torch.export`` nothing may
+            then branch, split or slice by the size of the image. Others are exported for one size.
         has_published_files: Whether it was made for the files that
             :func:`cellvit.weights.catalogue.published_files` lists, and errors name them.
     """
@@ -35,6 +37,7 @@ class Encoder(Configurable, nn.Module, ABC):
     pixel_mean: Sequence[float] = (0.5, 0.5, 0.5)
     pixel_std: Sequence[float] = (0.5, 0.5, 0.5)
     weights_licence: str = ""
+    exports_any_size: bool = False
     has_published_files: ClassVar[bool] = False
 
     @abstractmethod

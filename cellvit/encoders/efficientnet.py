@@ -81,6 +81,7 @@ class EfficientNetLiteEncoder(Encoder):
     """
 
     weight_sources: ClassVar[Mapping[str, Any]] = MappingProxyType({"weights": None})
+    exports_any_size = True
 
     def __init__(
         self,
@@ -177,6 +178,10 @@ class _Residual(nn.Module):
 
 def _enlarged(x: Tensor, factor: int, size: Sequence[int]) -> Tensor:
     """Return a map enlarged by a whole factor and cut to a size ``(h, w)``."""
+    if factor > 1 and torch.compiler.is_exporting():  # which would have to prove that what is cut is there
+        for axis in (-2, -1):
+            x = x.index_select(axis, torch.arange(size[axis], device=x.device) // factor)
+        return x
     return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="nearest")[..., : size[0], : size[1]]
 
 

@@ -42,6 +42,8 @@ class HybridEncoder(Encoder):
         [3] He et al., Deep residual learning for image recognition, CVPR 2016.
     """
 
+    exports_any_size = True
+
     def __init__(
         self,
         *,
@@ -109,15 +111,48 @@ def attend_in_windows(tokens: Tensor, block: nn.Module, *, window: int) -> Tenso
     Returns:
         ``(B, D, h, w)``.
     """
+    if torch.compiler.is_exporting():
+        return _attend_in_square_windows(tokens, block, window)
     batch, channels, height, width = tokens.shape
     rows, cols = (-(-side // -(-side // window)) for side in (height, width))
     missing = (0, -width % cols, 0, -height % rows)
-    padded = F.pad(tokens, missing, mode="replicate") if any(missing) else tokens
+    # a traced network pads always, by nothing where nothing is missing, and so does for every size
+    padded = F.pad(tokens, missing, mode="replicate") if torch.jit.is_tracing() or any(missing) else tokens
     down, across = padded.shape[2] // rows, padded.shape[3] // cols
     split = padded.reshape(batch, channels, down, rows, across, cols).permute(0, 2, 4, 3, 5, 1)
     done: Tensor = block(split.reshape(-1, rows * cols, channels))
     joined = done.reshape(batch, down, across, rows, cols, channels).permute(0, 5, 1, 3, 2, 4)
     return joined.reshape(padded.shape)[:, :, :height, :width]
+
+
+def _attend_in_square_windows(tokens: Tensor, block: nn.Module, window: int) -> Tensor:
+    """Return what :func:`attend_in_windows` does, for graphs whose sizes are not known yet.
+
+    Sides of windows depend on the image, and no exporter can divide by such. Here every window has ``window``
+    places each way, and those beyond its rows and columns are no keys.
+    """
+    batch, channels, height, width = tokens.shape
+    down, across = ((side + window - 1) // window for side in (height, width))
+    rows, cols = (height + down - 1) // down, (width + across - 1) // across
+    places = window * window
+    windows = down * across + 1  # one more than there are: an exporter treats a size of 1 as another case
+    which, place = _divided(torch.arange(windows * places, device=tokens.device), places)
+    (i, j), (top, left) = _divided(which, across), _divided(place, window)
+    y, x = (i * rows + top).clamp(max=height - 1), (j * cols + left).clamp(max=width - 1)
+    split = tokens[:, :, y, x].transpose(1, 2)
+    top, left = _divided(torch.arange(places, device=tokens.device), window)
+    is_key = ((top < rows) & (left < cols))[None]
+    done: Tensor = block(split.reshape(batch * windows, places, channels), is_key)
+    y, x = (torch.arange(side, device=tokens.device) for side in (height, width))
+    (i, top), (j, left) = _divided(y, rows), _divided(x, cols)
+    at = (i * across * places + top * window)[:, None] + (j * places + left)
+    return done.reshape(batch, windows * places, channels).transpose(1, 2)[:, :, at]
+
+
+def _divided(numbers: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """Return quotient and remainder; ``%`` by a size that is not known yet cannot be written as ONNX."""
+    whole = numbers // by
+    return whole, numbers - whole * by
 
 
 class _Block(nn.Module):
@@ -135,8 +170,8 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(layers))
         self.drop_path = drop_path
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self._dropped(self.attn(self.norm1(tokens)))
+    def forward(self, tokens: Tensor, is_key: Tensor | None = None) -> Tensor:
+        tokens = tokens + self._dropped(self.attn(self.norm1(tokens), is_key))
         return tokens + self._dropped(self.mlp(self.norm2(tokens)))
 
     def _dropped(self, branch: Tensor) -> Tensor:
@@ -156,9 +191,12 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, is_key: Tensor | None = None) -> Tensor:
         heads = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed: Tensor = self.proj(F.scaled_dot_product_attention(*heads.unbind(0)).transpose(1, 2).flatten(2))
+        query, key, value = heads.unbind(0)
+        mixed: Tensor = self.proj(
+            F.scaled_dot_product_attention(query, key, value, attn_mask=is_key).transpose(1, 2).flatten(2)
+        )
         return mixed
 
 

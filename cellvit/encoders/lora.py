@@ -65,6 +65,7 @@ class LoRAEncoder(Encoder):
         self.pooled_channels = self.encoder.pooled_channels
         self.pixel_mean, self.pixel_std = self.encoder.pixel_mean, self.encoder.pixel_std
         self.weights_licence = self.encoder.weights_licence
+        self.exports_any_size = self.encoder.exports_any_size
 
     def forward(self, image: Tensor) -> EncoderOutput:
         """Encode a batch; see :class:`Encoder`."""

@@ -49,6 +49,7 @@ class ViTEncoder(Encoder):
     """
 
     has_published_files: ClassVar[bool] = True
+    exports_any_size = True
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class ViTEncoder(Encoder):
         """Encode a batch; see :class:`Encoder`."""
         patches = self.vit.patch_embed.proj(image)
         grid = patches.shape[-2:]
-        tokens = torch.cat([self.vit.cls_token.expand(len(image), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens = torch.cat([self.vit.cls_token.expand(image.shape[0], -1, -1), _as_tokens(patches)], dim=1)
         tokens = self.vit.pos_drop(tokens + interpolate_position(self.vit.pos_embed, grid))
         maps = []
         for number, block in enumerate(self.vit.blocks, start=1):
@@ -96,7 +97,7 @@ class ViTEncoder(Encoder):
             else:
                 tokens = block(tokens)
             if number in self.taps:
-                maps.append(tokens[:, 1:].transpose(1, 2).unflatten(2, grid))
+                maps.append(_as_map(tokens[:, 1:].transpose(1, 2), grid))
         return EncoderOutput(maps, self.vit.norm(tokens[:, :1])[:, 0])
 
     def pooled_parameters(self) -> list[nn.Parameter]:
@@ -117,6 +118,24 @@ class ViTEncoder(Encoder):
         return rename(teacher, _own_name)
 
 
+def _as_tokens(patches: Tensor) -> Tensor:
+    """Return a map ``(B, D, h, w)`` as tokens ``(B, h * w, D)``."""
+    height, width = patches.shape[-2:]
+    if torch.compiler.is_exporting():  # picked, as a view would ask how the sides lie in memory
+        token = torch.arange(height * width, device=patches.device)
+        row = token // width
+        return patches[:, :, row, token - row * width].transpose(1, 2)
+    return patches.flatten(2).transpose(1, 2)
+
+
+def _as_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
+    """Return tokens ``(B, D, h * w)`` as ``(B, D, h, w)``."""
+    if not torch.compiler.is_exporting():
+        return tokens.reshape(*tokens.shape[:2], *grid)
+    y, x = (torch.arange(side, device=tokens.device) for side in grid)
+    return tokens[:, :, y[:, None] * grid[1] + x]
+
+
 def interpolate_position(position: Tensor, grid: Sequence[int]) -> Tensor:
     """Return a position embedding for another grid, by DINO's rule.
 
@@ -129,6 +148,8 @@ def interpolate_position(position: Tensor, grid: Sequence[int]) -> Tensor:
     """
     side = round((position.shape[1] - 1) ** 0.5)
     height, width = grid
+    if torch.compiler.is_exporting():
+        return _picked_position(position, side, grid)
     if (height, width) == (side, side):
         return position
     stored = position[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
@@ -137,6 +158,43 @@ def interpolate_position(position: Tensor, grid: Sequence[int]) -> Tensor:
     factor = ((height + 0.1) / side, (width + 0.1) / side)
     scaled = F.interpolate(stored, scale_factor=factor, mode="bicubic", align_corners=False)
     return torch.cat([position[:, :1], scaled.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _picked_position(position: Tensor, side: int, grid: Sequence[int]) -> Tensor:
+    """Return :func:`interpolate_position` in terms that hold for any grid, also the stored one."""
+    height, width = grid
+    is_stored = (torch.scalar_tensor(height) == side) & (torch.scalar_tensor(width) == side)
+    more = torch.where(is_stored, 0.0, 0.1)
+    down, across = (cubic_weights(n, side, (n + more) / side).to(position) for n in grid)
+    token = torch.arange(height * width, device=position.device)
+    row = token // width
+    rows = down.index_select(0, row) @ position[0, 1:].reshape(side, -1)
+    columns = across.index_select(0, token - row * width)
+    scaled = (rows.reshape(height * width, side, -1) * columns[..., None]).sum(1)
+    return torch.cat([position[:, :1], scaled[None]], dim=1)
+
+
+def cubic_weights(size: int, side: int, factor: float | Tensor) -> Tensor:
+    """Return the matrix ``(size, side)`` that resamples a line of values as ``F.interpolate`` does, bicubically.
+
+    Args:
+        size: Values of the result.
+        side: Values of the line; beyond its ends it goes on with the last one.
+        factor: By which it is enlarged.
+
+    Example:
+        >>> cubic_weights(4, 2, 2.0) @ torch.tensor([0.0, 1.0])
+        tensor([-0.1055,  0.2266,  0.7734,  1.1055])
+    """
+    at = (torch.arange(size) + 0.5) / factor - 0.5
+    taps = at.floor()[:, None] + torch.arange(-1, 3)
+    far = (at[:, None] - taps).abs()
+    a = -0.75  # as torch has it
+    near = ((a + 2) * far - (a + 3)) * far * far + 1
+    outer = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a
+    weights = torch.where(far <= 1, near, outer)
+    columns = taps.clamp(0, side - 1)[..., None] == torch.arange(side)
+    return (weights[..., None] * columns).sum(1)
 
 
 def _own_name(name: str) -> str | None:

@@ -187,12 +187,19 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
+_CHANGES_NOTHING = ("bfloat16", "hub")
+"""Free facts of a model on which no nucleus depends: how it may run, and where it was fetched."""
+
+
 def _settings_of(model: Any) -> Any:
-    """Return the settings of a model without what it states of bfloat16, which changes no nucleus; None without any."""
+    """Return the settings of a model without what it states of itself that changes no nucleus; None without any."""
     settings = getattr(model, "settings", None)
-    if not isinstance(settings, Mapping) or "bfloat16" not in (about := settings.get("about") or {}):
+    if not isinstance(settings, Mapping):
         return settings
-    return {**settings, "about": {name: fact for name, fact in about.items() if name != "bfloat16"}}
+    about = settings.get("about") or {}
+    if not any(name in about for name in _CHANGES_NOTHING):
+        return settings
+    return {**settings, "about": {name: fact for name, fact in about.items() if name not in _CHANGES_NOTHING}}
 
 
 def _qualified(thing: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cellvit.errors import ConfigError
+from cellvit.inference.instanseg import fitted
 from cellvit.inference.precision import choose_precision
 from cellvit.inference.protocol import (
     NucleiModel,
@@ -95,6 +96,7 @@ def segment_image(
     if len(axes) != 2 or not all(np.isfinite(axis) and axis > 0 for axis in axes):
         raise ConfigError(f"mpp {mpp} is not a resolution; give microns per pixel, such as 0.25")
     network, views = unwrap_tta(load_model(model, device=device, trust=trust), tta)
+    network = fitted(network, pixels)
     predictor = with_tta(network, views)
     chosen = choose_precision(precision, network)
     for note in chosen.notes:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cellvit.errors import ConfigError
 from cellvit.heads.base import Head
 from cellvit.inference.acceleration import accelerated_inference, one_thread_after_fork
+from cellvit.inference.instanseg import InstanSegModel, is_instanseg
 from cellvit.inference.settings import AUTO, DEVICES, PRECISIONS
 from cellvit.model.network import CellViTNetwork
 from cellvit.postprocess.base import Postprocessor
@@ -85,7 +86,9 @@ def load_model(model: str | Path | NucleiModel, *, device: str = "auto", trust: 
     """Return a model on a device; one that is loaded is a plain network in evaluation mode.
 
     Args:
-        model: Name, path, or a model; a model that is passed in stays where it is if ``device`` is ``"auto"``.
+        model: Name, path, or a model; a folder with ``instanseg.pt`` is an
+            :class:`cellvit.inference.instanseg.InstanSegModel`. A model that is passed in stays where it is if
+            ``device`` is ``"auto"``.
         device: ``"auto"`` (CUDA, else MPS, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
         trust: Packages whose classes the model's file may name, see :func:`cellvit.model.checkpoint.load`.
 
@@ -97,6 +100,9 @@ def load_model(model: str | Path | NucleiModel, *, device: str = "auto", trust: 
     one_thread_after_fork()
     if isinstance(model, str | Path):
         target = choose_device(device)
+        if is_instanseg(model):
+            script: NucleiModel = InstanSegModel(model, trust=trust).to(target)
+            return script
         loaded: FullModel = CellViTNetwork.from_pretrained(model, trust=trust).to(target)
         return loaded
     if not isinstance(model, NucleiModel):

@@ -16,6 +16,7 @@ from cellvit import io
 from cellvit.errors import ImageError, OutputError
 from cellvit.inference.assemble import TABLE, TISSUE, SlideTable
 from cellvit.inference.fingerprints import BackgroundDigest, weights_hash
+from cellvit.inference.instanseg import fitted
 from cellvit.inference.outputs import OutputContext, context_of, import_writers, write_formats
 from cellvit.inference.pipeline import TileStream
 from cellvit.inference.precision import PrecisionChoice
@@ -161,7 +162,7 @@ class SlideRun:
         self._write_tissue()
         stream = TileStream(
             prepared=self.prepared,
-            model=with_tta(self.model, settings.tta),
+            model=with_tta(fitted(self.model, self.prepared.thumbnail), settings.tta),
             batch_size=begun["batch_size"],
             autocast=lambda: autocast_context(settings.precision, self.model.device),
             embeddings=settings.embeddings,

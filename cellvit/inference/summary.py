@@ -110,6 +110,7 @@ class SlideFacts:
                 "colors": [list(color) for color in self.model.classes.colors],
                 "types_learnt_on": self.model.classes.learnt_on or None,
                 "licence": about_of(self.model).get("licence"),
+                **{name: fact for name, fact in about_of(self.model).items() if name == "hub"},
             },
             "settings": settings,
             **self._stains(),

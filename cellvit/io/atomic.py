@@ -131,6 +131,37 @@ def atomic_store(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Return a context that yields an empty folder, which is called ``path`` at the end.
+
+    Args:
+        path: What must not exist; the folders above it are made. If the block raises, nothing is there.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        OutputError: If something of that name exists, or the folder cannot be written.
+    """
+    target = Path(path)
+    if os.path.lexists(target):
+        raise OutputError(f"cannot write the folder {str(path)!r}: it exists; choose another name, or remove it first")
+    make_folder(target.parent)
+    temporary = temporary_path(target)
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(target)
+    except CellViTError:
+        raise
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "check the folder and the disk")
+        raise OutputError(f"cannot write the folder {str(path)!r}: {error.strerror or error}; {advice}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, where they are missing.
 

@@ -95,6 +95,7 @@ def start_transfer(
     dense = {name: value for name, value in maps.items() if value.ndim == 4}
     if postprocessor is not None:
         dense = {name: dense[name] for name in dense if name in postprocessor.needs | postprocessor.takes}
+        dense = dict(postprocessor.on_device(dense))
     if postprocessor is not None and NUCLEI_TYPE_MAP in dense:
         dense |= {name: most_probable(dense[name]) for name in postprocessor.takes_labels & set(dense)}
     halves = frozenset() if postprocessor is None else postprocessor.takes_half

@@ -150,8 +150,9 @@ class CellViT(CellViTNetwork, L.LightningModule):
         self._evaluate(batch, "test")
 
     def on_fit_start(self) -> None:
-        """Take back what the model states of bfloat16: it was measured with the weights that are trained now."""
-        self.about.pop("bfloat16", None)
+        """Take back what the model states of its weights, which are trained now: bfloat16, and a commit on the hub."""
+        for name in ("bfloat16", "hub"):
+            self.about.pop(name, None)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the epoch."""

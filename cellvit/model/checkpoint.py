@@ -3,7 +3,7 @@
 Weights are read without running anything. Parts are named in the configuration. A name leads to what cellvit or an
 installed plug-in registers, to a class of cellvit, or to a module that is imported already; any other module is
 imported only if the user trusts its package. So a configuration can choose among the code that is there, and add none.
-Nothing is fetched from a network.
+Nothing is fetched from a network but the two files of a model that is asked for by its name on the hub.
 """
 
 import hashlib
@@ -21,11 +21,13 @@ from safetensors.torch import save as serialise
 
 from cellvit.errors import ConfigError, OutputError, PluginError, WeightsError
 from cellvit.io.schema import checked
+from cellvit.model.hub import fetch_model, push, repository_of
 from cellvit.model.released import describe_other, is_released, read_released
 from cellvit.model.requirements import required_packages
 from cellvit.model.stated import check_numbers, no_larger_than
 from cellvit.plugins.trust import loading_file
 from cellvit.weights.catalogue import BUNDLED, file_inside
+from cellvit.weights.hub import Access
 from cellvit.weights.licences import announce_model
 from cellvit.weights.locate import model_path
 from cellvit.weights.safe_loading import open_safely
@@ -65,9 +67,87 @@ class PretrainedMixin:
     """Gives a module that its ``settings`` build again ways to be loaded and saved."""
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, trust: Sequence[str] = ()) -> Self:
-        """Load a model for inference; see :func:`cellvit.model.checkpoint.load`."""
-        return load(cls, name_or_path, trust=trust)  # type: ignore[type-var]  # what the mix-in is mixed into is Storable
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        trust: Sequence[str] = (),
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load a model for inference: one of the package, a path, or ``owner/name`` on the Hugging Face hub.
+
+        The names of the arguments are those of ``huggingface_hub``'s mix-ins. A repository's configuration may name
+        what a folder's may, see :func:`cellvit.model.checkpoint.load`. The commit is kept in ``about["hub"]`` and
+        stands in the summary of every result.
+
+        Args:
+            name_or_path: The model; ``hf-hub:owner/name@revision`` always means the hub.
+            trust: Packages whose classes the configuration may name.
+            revision: Commit, tag or branch; a commit is always the same model.
+            token: Of the hub; None takes the one of ``hf auth login``.
+            cache_dir: Folder of the hub's cache.
+            force_download: Fetch files that are in the cache, too.
+            local_files_only: Ask the cache alone, as ``HF_HUB_OFFLINE=1`` does.
+
+        Raises:
+            UnknownPluginError: If there is neither such a model nor such a path.
+            WeightsError: If the files cannot be had or used, or name a class of a package that is not trusted.
+            ConfigError: If ``trust`` is no list of names, or ``revision`` is not for this model.
+        """
+        repository = repository_of(name_or_path, revision)
+        if repository is None:
+            return load(cls, name_or_path, trust=trust)  # type: ignore[type-var]  # what it is mixed into is Storable
+        access = Access(token, cache_dir, force_download, local_files_only)
+        found = fetch_model(repository[0], (CONFIG_NAME, WEIGHTS_NAME), revision=repository[1], access=access)
+        model: Any = load(cls, found.folder, trust=trust)  # type: ignore[type-var]
+        model.about["hub"] = found.name
+        return model  # type: ignore[no-any-return]
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Push model using huggingface_hub.",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> str:
+        """Upload the model to the Hugging Face hub, with a card of what it states of itself.
+
+        The names of the arguments are those of ``huggingface_hub``'s mix-ins.
+
+        Args:
+            repo_id: ``owner/name``; made if it does not exist.
+            commit_message: What was done.
+            private: Whether a new repository is private; None is what the hub does.
+            token: Of the hub; None takes the one of ``hf auth login``.
+            branch: Where to; None is the main branch.
+            create_pr: Open a pull request in place of a commit.
+            dtype: Floating-point type of the stored weights.
+
+        Returns:
+            The commit, for ``from_pretrained(repo_id, revision=...)``.
+
+        Raises:
+            ConfigError: If ``repo_id`` is no name of a repository, or the model cannot be saved.
+            WeightsError: If the hub cannot be reached or refuses.
+        """
+        return push(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            branch=branch,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            dtype=dtype,
+        )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write weights and settings; see :func:`cellvit.model.checkpoint.save`."""

@@ -243,7 +243,9 @@ def pad_to_stride(image: Tensor) -> Tensor:
     """
     refuse_integers(image)
     height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+    # written with //, for torch.export knows then that the sides are multiples, and asks no more of them
+    down, across = ((side + STRIDE - 1) // STRIDE * STRIDE - side for side in (height, width))
+    return F.pad(image, (0, across, 0, down), mode="replicate")
 
 
 def _training_settings(given: Mapping[str, Any]) -> dict[str, Any]:

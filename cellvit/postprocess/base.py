@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -10,6 +10,9 @@ from cellvit.errors import DataError
 from cellvit.plugins.components import Configurable
 from cellvit.plugins.registry import Registry
 from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, NucleiPrediction
+
+if TYPE_CHECKING:  # who has the maps as arrays needs no torch
+    from torch import Tensor
 
 
 class Postprocessor(Configurable, ABC):
@@ -43,6 +46,16 @@ class Postprocessor(Configurable, ABC):
             The instance map and the table of nuclei.
         """
 
+    def on_device(self, maps: Mapping[str, "Tensor"]) -> Mapping[str, "Tensor"]:
+        """Return what is to leave the device of a batch: here all maps, as they are.
+
+        A post-processor that works on the device overrides it; its call then gets what this returns.
+
+        Args:
+            maps: Activated maps ``(B, C, H, W)`` by name, those it needs and takes.
+        """
+        return maps
+
     def check_maps(self, maps: Mapping[str, NDArray[Any]]) -> None:
         """Raise where a map that is needed is missing.
 
@@ -65,6 +78,7 @@ def postprocessor_of(model: object) -> Postprocessor | None:
 
 
 OWN = {
+    "hv-torch": "hv_torch",
     "hv-watershed": "hv",
     "star-nms": "star",
 }

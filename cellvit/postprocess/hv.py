@@ -42,7 +42,8 @@ class _Scale(NamedTuple):
     min_marker_size: int
 
 
-_SCALES = {40: _Scale(sobel_size=21, min_marker_size=10), 20: _Scale(sobel_size=11, min_marker_size=3)}
+SCALES = {40: _Scale(sobel_size=21, min_marker_size=10), 20: _Scale(sobel_size=11, min_marker_size=3)}
+"""Sizes of the filter and of the smallest marker in pixels, by magnification."""
 
 
 @POSTPROCESSORS.register("hv-watershed")
@@ -94,7 +95,7 @@ class HVPostprocessor(Postprocessor):
         if not (0 < threshold < 1 and min_size >= 0 and 0 <= min_prob < 1):
             message = f"threshold {threshold}, min_size {min_size} and min_prob {min_prob} cannot work"
             raise ConfigError(f"{message}; give a threshold in (0, 1), pixels from 0 and a probability in [0, 1)")
-        if magnification not in _SCALES:
+        if magnification not in SCALES:
             message = (
                 f"magnification {magnification!r} has no published settings; use 40 or 20 "
                 "and resample the image to 0.25 or 0.5 microns per pixel"
@@ -171,7 +172,7 @@ class HVPostprocessor(Postprocessor):
         Returns:
             ``(H, W)`` int32; ids may have gaps where a marker lay in a hole of the foreground.
         """
-        scale = _SCALES[self.magnification]
+        scale = SCALES[self.magnification]
         foreground, components = _drop_small(foreground, MIN_COMPONENT_SIZE)
         if not foreground.any():
             return np.zeros(foreground.shape, np.int32)

@@ -35,6 +35,25 @@ class HubFile(NamedTuple):
     revision: str
 
 
+class Access(NamedTuple):
+    """How a repository is asked.
+
+    Attributes:
+        token: Of the user; None takes the one of ``hf auth login``.
+        cache: Folder of the cache; None is the usual one.
+        force: Whether files are fetched although they are in the cache.
+        offline: Whether the cache alone is asked, as ``HF_HUB_OFFLINE`` also says.
+    """
+
+    token: str | bool | None = None
+    cache: str | Path | None = None
+    force: bool = False
+    offline: bool = False
+
+
+_USUAL = Access()
+
+
 class HubConfig(NamedTuple):
     """What the ``config.json`` of a timm model on the hub says, and the commit it belongs to."""
 
@@ -70,7 +89,7 @@ def hub_name(model: str, *, revision: str | None) -> tuple[str, str | None] | No
     return repo, stated or revision
 
 
-def fetch(repo: str, names: Sequence[str], *, revision: str | None) -> HubFile:
+def fetch(repo: str, names: Sequence[str], *, revision: str | None, access: Access = _USUAL) -> HubFile:
     """Return the first of some files that a hub repository has, from the cache or the network.
 
     ``HF_HUB_OFFLINE``, ``HF_HUB_CACHE`` and ``HF_HOME`` mean what they mean everywhere, and are read at each call.
@@ -80,15 +99,16 @@ def fetch(repo: str, names: Sequence[str], *, revision: str | None) -> HubFile:
         repo: ``owner/name``.
         names: Files, the preferred one first.
         revision: Commit, tag or branch; None is the main branch.
+        access: Who asks, and where files are kept.
 
     Raises:
         WeightsError: If the file cannot be had; the message says what to do.
         ConfigError: If ``repo`` is no name of a repository.
     """
-    unreachable = is_loading()
+    unreachable = is_loading() or access.offline
     for name in names:
         try:
-            path = Path(_download(repo, name, revision=revision, offline=unreachable or _is_offline()))
+            path = Path(_download(repo, name, revision=revision, offline=unreachable or _is_offline(), access=access))
         except LocalEntryNotFoundError:  # derives from the next one
             unreachable = True  # then the other names are looked for in the cache alone
         except EntryNotFoundError:
@@ -168,10 +188,18 @@ def checked_digest(path: Path, *, expected: str | None) -> str:
     return digest
 
 
-def _download(repo: str, name: str, *, revision: str | None, offline: bool) -> str:
+def _download(repo: str, name: str, *, revision: str | None, offline: bool, access: Access) -> str:
     where = _where(repo, revision)
     try:
-        return hf_hub_download(repo, name, revision=revision, cache_dir=hub_cache(), local_files_only=offline)
+        return hf_hub_download(
+            repo,
+            name,
+            revision=revision,
+            cache_dir=access.cache or hub_cache(),
+            token=access.token,
+            force_download=access.force and not offline,
+            local_files_only=offline,
+        )
     except EntryNotFoundError:  # the caller may know another name
         raise
     except GatedRepoError as error:

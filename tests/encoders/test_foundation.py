@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import yaml
-from fake_hub import digest, pickled, safetensors, write_repository
+from support.fake_hub import digest, pickled, safetensors, write_repository
 from support.tiny import THIN_UNETR
 from timm.layers import SwiGLUPacked
 from torch import nn

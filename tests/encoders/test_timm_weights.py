@@ -7,7 +7,7 @@ import huggingface_hub.errors
 import pytest
 import timm
 import torch
-from fake_hub import configuration, digest, pickled, safetensors, write_repository
+from support.fake_hub import configuration, digest, pickled, safetensors, write_repository
 from support.tiny import TIMM_UNETR, spec
 
 from cellvit import CellViT

@@ -67,7 +67,7 @@ docs: $(DOCS_STAMP) ## Build the documentation into build/site
 
 viewer: $(BIN)/python ## Fetch the scripts of other projects that `cellvit view` needs, with npm
 	$(call say,scripts of the viewer)
-	$(BIN)/python cellvit/view/vendor.py
+	$(BIN)/python cellvit/viewer/vendor.py
 
 bench: $(DEV_STAMP) ## Run every benchmark; each prints JSON
 	$(call say,benchmarks)

@@ -35,9 +35,9 @@ WITHOUT_VIEWER = "CELLVIT_BUILD_WITHOUT_VIEWER"
 
 
 def load_vendor() -> ModuleType:
-    """Return `cellvit.view.vendor` without importing the package, whose libraries a build does not have."""
-    path = Path(__file__).parent / "cellvit" / "view" / "vendor.py"
-    spec = importlib.util.spec_from_file_location("cellvit_view_vendor", path)
+    """Return `cellvit.viewer.vendor` without importing the package, whose libraries a build does not have."""
+    path = Path(__file__).parent / "cellvit" / "viewer" / "vendor.py"
+    spec = importlib.util.spec_from_file_location("cellvit_viewer_vendor", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -26,7 +26,7 @@ from . import slide as slide
 from . import testing as testing
 from . import training as training
 from . import types as types
-from . import view as view
+from . import viewer as viewer
 from . import weights as weights
 from .classes import NucleiClasses as NucleiClasses
 from .data import FolderDataModule as FolderDataModule
@@ -62,6 +62,7 @@ from .types import EncoderOutput as EncoderOutput
 from .types import FeatureInfo as FeatureInfo
 from .types import Nuclei as Nuclei
 from .types import NucleiPrediction as NucleiPrediction
+from .viewer.notebook import view as view
 from .weights.locate import list_models as list_models
 
 __version__: str

@@ -57,7 +57,7 @@ PLACES = {
     "cellvit.testing": (7, "testing"),  # for the tests of plug-ins
     "cellvit.classification": (8, "classification"),  # judged with the scores of evaluation
     "cellvit.doctor": (8, "doctor"),
-    "cellvit.view": (9, "view"),  # shows results, and trains classifiers from labels
+    "cellvit.viewer": (9, "viewer"),  # shows results, and trains classifiers from labels
     "cellvit.cli": (10, "cli"),
 }
 

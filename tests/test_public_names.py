@@ -46,6 +46,7 @@ PUBLIC = [
     "read_nuclei",
     "segment_image",
     "segment_slide",
+    "view",
 ]
 MODULES = sorted(
     path.stem

@@ -13,7 +13,7 @@ from cellvit.cli.options import positive
 from cellvit.cli.verb import Terminated, UsageError, add_output_options, command, verb_parser
 
 if TYPE_CHECKING:
-    from cellvit.view.serve import ServedView
+    from cellvit.viewer.serve import ServedView
 
 EPILOG = """\
 INPUT is a result folder of 'cellvit segment', a folder of these, a table of nuclei, a slide, an image, or a folder of
@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
 
 
 def _export(options: argparse.Namespace, output: Output) -> int:
-    from cellvit.view.share import write_share
+    from cellvit.viewer.share import write_share
 
     with output.progress("tiles") as advance:
         found = write_share(
@@ -70,7 +70,7 @@ def _export(options: argparse.Namespace, output: Output) -> int:
 
 
 def _view(options: argparse.Namespace, output: Output) -> int:
-    from cellvit.view.serve import ViewServer, check_page
+    from cellvit.viewer.serve import ViewServer, check_page
 
     check_page()
     with ViewServer(options.port) as server:

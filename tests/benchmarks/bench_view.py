@@ -25,7 +25,7 @@ from view_slide import write_results
 TOKEN = "bench"
 SERVE = """
 import sys, uvicorn
-from cellvit.view.app import create_app
+from cellvit.viewer.app import create_app
 uvicorn.run(create_app([sys.argv[1]], token=sys.argv[2]), host="127.0.0.1", port=int(sys.argv[3]), log_level="error")
 """
 REPEATS = 5

@@ -21,7 +21,7 @@ import psutil
 from playwright.sync_api import sync_playwright
 from view_slide import write_results
 
-from cellvit.view.serve import ViewServer
+from cellvit.viewer.serve import ViewServer
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--enable-unsafe-swiftshader"]
 SETTLED = "() => globalThis.cellvitPage?.()?.view.settled"

@@ -204,7 +204,7 @@ def _result(folder: Path, slides: Path | None) -> Source:
         if path is None:
             note = f"the slide {known['path']!r} is not there; say where it is with slides=DIR"
             return replace(source, image_note=note)
-        if path.is_file() and None not in (size := size_of(path), known["size_bytes"]) and size != known["size_bytes"]:
+        if path.is_file() and known["size_bytes"] not in (None, size_of(path)):
             note = f"the slide {str(path)!r} is another file than was segmented; say where that is with slides=DIR"
             return replace(source, image=None, image_note=note)
     except (CellViTError, OSError) as error:

@@ -31,7 +31,7 @@ maps = {
     "nuclei_type_map": np.stack([1 - disc, disc]), "object_probability": disc[None] * 0.9,
     "radial_distances": np.full((8, 32, 32), 5, np.float32) * disc,
 }
-for name in POSTPROCESSORS.names():
+for name in set(POSTPROCESSORS.names()) - {"hv-torch"}:
     found = POSTPROCESSORS.get(name)()(maps)
     assert isinstance(found, NucleiPrediction) and isinstance(found.nuclei, Nuclei) and len(found.nuclei) >= 1, name
 """

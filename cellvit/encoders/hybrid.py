@@ -117,7 +117,8 @@ def attend_in_windows(tokens: Tensor, block: nn.Module, *, window: int) -> Tenso
     rows, cols = (-(-side // -(-side // window)) for side in (height, width))
     missing = (0, -width % cols, 0, -height % rows)
     # a traced network pads always, by nothing where nothing is missing, and so does for every size
-    padded = F.pad(tokens, missing, mode="replicate") if torch.jit.is_tracing() or any(missing) else tokens
+    always = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    padded = F.pad(tokens, missing, mode="replicate") if always or any(missing) else tokens
     down, across = padded.shape[2] // rows, padded.shape[3] // cols
     split = padded.reshape(batch, channels, down, rows, across, cols).permute(0, 2, 4, 3, 5, 1)
     done: Tensor = block(split.reshape(-1, rows * cols, channels))

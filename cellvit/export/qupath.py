@@ -62,7 +62,8 @@ def export_qupath(model: CellViTNetwork, out: str | Path, *, class_names: Sequen
     """Write a folder that QuPath's InstanSeg extension runs without Python.
 
     It holds ``instanseg.pt``, ``rdf.yaml`` (a model description of bioimage.io, format 0.5), ``NAME_README.md``,
-    ``LICENCE.txt``, and, where the model finds nuclei in a drawn image, that as an example for tests. The script takes tiles of any size.
+    ``LICENCE.txt`` and, where the model finds nuclei in a drawn image, that as an example for tests. The script takes
+    tiles of any size.
 
     Args:
         model: What is exported; it stays as it is. Heads ``binary``, ``hv`` and ``nuclei-type``, post-processor

@@ -1,13 +1,13 @@
 """Run an exported model as QuPath does, without cellvit, and compare what it finds with ``cellvit segment``.
 
-``python tests/benchmarks/agreement_qupath.py DATA [--model nano] [--python OTHER ...]`` exports the model and prints tables in
-Markdown: scores of the ``val`` images, agreement by tile size, processor seconds. With ``--python`` the script also runs in
-the interpreters named, such as one with torch 2.7 and numpy and nothing else. Measured with one thread.
+``python tests/benchmarks/agreement_qupath.py DATA [--model nano] [--python OTHER ...]`` exports the model and prints
+tables in Markdown: agreement by tile size, scores of the ``val`` images, processor seconds of one thread. With
+``--python`` the script also runs in the interpreters named, such as one with torch 2.7 and numpy and nothing else.
 
-``python agreement_qupath.py --run MODEL_FOLDER IN.npz OUT.npz [--tile 512] [--raw]`` is the part that needs numpy and torch
-only. Each image of IN is a region that a user has chosen: it is stretched by its percentiles, cut into overlapping tiles,
-and a nucleus counts in the tile in whose inner part its centre lies. ``--raw`` tells the model the percentiles, which
-QuPath does not, to show what guessing them costs.
+``python agreement_qupath.py --run MODEL_FOLDER IN.npz OUT.npz [--tile 512] [--raw]`` is the part that needs numpy and
+torch only. Each image of IN is a region that a user has chosen: it is stretched by its percentiles, cut into
+overlapping tiles, and a nucleus counts in the tile in whose inner part its centre lies. ``--raw`` tells the model the
+percentiles, which QuPath does not, to show what guessing them costs.
 """
 
 import argparse
@@ -117,10 +117,6 @@ def header(*cells):
 
 def compare(options):
     """Print the tables."""
-    from cellvit.evaluation.image_scores import ScoreSettings, pooled_scores, score_nuclei
-    from cellvit.evaluation.model_card.images import predict_image, read_labelled
-    from cellvit.evaluation.model_card.measure import RADIUS, CardSettings, find_images
-    from cellvit.evaluation.rasterize import nuclei_from_labels
     from cellvit.export import export_qupath
     from cellvit.inference.protocol import evaluation_mode
     from cellvit.model.network import CellViTNetwork
@@ -130,21 +126,56 @@ def compare(options):
     folder = str(Path(tempfile.mkdtemp()) / "exported")
     for remark in export_qupath(model, folder):
         print(remark)
-    images = [read_labelled(record) for record in find_images(CardSettings(Path(options.data), mpp=(0.25,)), model)]
+    with evaluation_mode(model):
+        size_table(model, folder, options)
+        val_table(model, folder, options)
+
+
+def segmented(model, images):
+    """Return what the model finds in images, by name: labels and types; and processor seconds."""
+    from cellvit.evaluation.model_card.images import predict_image
+
+    start = time.process_time()
+    found = {name: predict_image(model, image).nuclei for name, image in images.items()}
+    return {n: (f.instance_map, f.nuclei.type) for n, f in found.items()}, time.process_time() - start
+
+
+def labelled(model, options):
+    """Return the images of ``val`` with their truth."""
+    from cellvit.evaluation.model_card.images import read_labelled
+    from cellvit.evaluation.model_card.measure import CardSettings, find_images
+
+    return [read_labelled(record) for record in find_images(CardSettings(Path(options.data), mpp=(0.25,)), model)]
+
+
+def size_table(model, folder, options):
+    """Print how the script agrees with the model on one image of each size, with the percentiles told."""
+    names = "tile", "torch", "nuclei of segment", "of the script", "matched", "types equal", "CPU s of segment"
+    header(*names, "of the script")
+    typed = next(image.pixels for image in labelled(model, options) if image.types is not None)
+    for height, width in SIZES:
+        crop = {"typed": fitted(typed, height, width)}
+        here, took_here = segmented(model, crop)
+        for python in (sys.executable, *options.python):
+            found, torch_version, took = elsewhere(python, folder, crop, raw=True)
+            total = agreement(here["typed"], found["typed"])
+            cells = *total[:2], f"{total[2] / max(*total[:2], 1):.4f}", f"{total[3] / max(total[2], 1):.4f}"
+            row(f"{height}x{width}", torch_version, *cells, f"{took_here:.2f}", f"{took:.2f}")
+
+
+def val_table(model, folder, options):
+    """Print scores and agreement on the images of ``val``."""
+    from cellvit.evaluation.image_scores import ScoreSettings, pooled_scores, score_nuclei
+    from cellvit.evaluation.model_card.measure import RADIUS
+    from cellvit.evaluation.rasterize import nuclei_from_labels
+
+    images = labelled(model, options)
     pixels = {image.record.name: image.pixels for image in images}
     scoring = ScoreSettings(class_names=model.classes.names, radius=RADIUS / model.mpp)
-
-    def ours(image):
-        found = predict_image(model, image).nuclei
-        return found.instance_map, found.nuclei.type
-
-    with evaluation_mode(model):
-        start = time.process_time()
-        expected = {name: ours(image) for name, image in pixels.items()}
-        seconds = time.process_time() - start
+    expected, seconds = segmented(model, pixels)
 
     def scores(found):
-        """Return F1_d and bPQ by data set and for all, and mPQ."""
+        """Return all scores by data set and for all."""
         parts = defaultdict(list)
         for image in images:
             labels, types = found[image.record.name]
@@ -155,55 +186,25 @@ def compare(options):
         return {group: pooled_scores(part) for group, part in parts.items()}
 
     base = scores(expected)
-    groups = list(base)
-    header("run", *(f"F1_d {group}" for group in groups), "bPQ all", "mPQ", "matched", "types equal", "CPU s")
+    shown = "F1_d_within", "bPQ", "mPQ"
+    header("run", *(f"F1_d {group}" for group in base), *shown, "matched", "types equal", "CPU s")
 
     def report(name, found, took):
         got = scores(found)
         total = sum(agreement(expected[name], found[name]) for name in pixels)
-        cells = (f"{got[group]['F1_d']:.4f} ({got[group]['F1_d'] - base[group]['F1_d']:+.4f})" for group in groups)
-        matched, same = total[2] / max(total[:2]), total[3] / total[2]
-        row(
-            name,
-            *cells,
-            *(f"{got['all'][k]:.3f}" for k in ("bPQ", "mPQ")),
-            f"{matched:.4f}",
-            f"{same:.4f}",
-            f"{took:.1f}",
-        )
+        cells = [f"{got[group]['F1_d']:.4f} ({got[group]['F1_d'] - base[group]['F1_d']:+.4f})" for group in base]
+        cells += [*(f"{got['all'][k]:.4f}" for k in shown), f"{total[2] / max(total[:2]):.4f}"]
+        row(name, *cells, f"{total[3] / total[2]:.4f}", f"{took:.1f}")
 
     report("cellvit segment, one tile", expected, seconds)
-    for python in (sys.executable, *options.python):
-        for name, settings in (
-            ("percentiles told, one tile", {"raw": True}),
-            ("as QuPath, one tile", {}),
-            ("as QuPath, tiles of 512 px", {"tile": 512}),
-        ):
-            found, torch_version, took = elsewhere(python, folder, pixels, **settings)
-            report(f"{name}, torch {torch_version}", found, took)
-
-    header(
-        "tile",
-        "torch",
-        "nuclei of segment",
-        "of the script",
-        "matched",
-        "types equal",
-        "CPU s of segment",
-        "of the script",
-    )
-    chosen = [image.pixels for image in images if image.types is not None][:2]
-    for height, width in SIZES:
-        crops = {str(n): fitted(image, height, width) for n, image in enumerate(chosen)}
-        with evaluation_mode(model):
-            start = time.process_time()
-            here = {name: ours(image) for name, image in crops.items()}
-            took_here = time.process_time() - start
-        for python in (sys.executable, *options.python):
-            found, torch_version, took = elsewhere(python, folder, crops, raw=True)
-            total = sum(agreement(here[name], found[name]) for name in crops)
-            cells = *total[:2], f"{total[2] / max(*total[:2], 1):.4f}", f"{total[3] / max(total[2], 1):.4f}"
-            row(f"{height}x{width}", torch_version, *cells, f"{took_here:.2f}", f"{took:.2f}")
+    runs = [
+        *((python, "as QuPath, one tile", {}) for python in (*options.python, sys.executable)),
+        (sys.executable, "as QuPath, tiles of 512 px", {"tile": 512}),
+        (sys.executable, "percentiles told, one tile", {"raw": True}),
+    ]
+    for python, name, settings in runs:
+        found, torch_version, took = elsewhere(python, folder, pixels, **settings)
+        report(f"{name}, torch {torch_version}", found, took)
 
 
 def fitted(image, height, width):

@@ -8,6 +8,7 @@ import torch
 import yaml
 from support.tiny import UNETR, VIT, tiny_network
 
+from cellvit import load_model, segment_image
 from cellvit.errors import ConfigError, OutputError
 from cellvit.export import export_qupath, exporter, torchscript
 from cellvit.export.qupath import _drawn_image
@@ -151,3 +152,17 @@ def test_models_that_cannot_leave_nothing_behind(model, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"torch 2\.6\.0 is too old"):
         export_qupath(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_a_model_of_ours_that_finds_what_the_model_finds(model, folder):
+    raw = PercentileUndo()(torch.from_numpy(_drawn_image()))[0].permute(1, 2, 0)
+    pixels = (raw.clamp(0, 1) * 255).round().byte().numpy()
+    script = load_model(folder, device="cpu", trust=["torchscript"])
+    assert (script.mpp, script.classes.names[1:]) == (model.mpp, model.classes.names[1:])
+    settings = {"mpp": model.mpp, "measurements": False, "precision": "32-true"}
+    expected, found = (segment_image(pixels, model=one, **settings) for one in (model, script))
+    far = np.linalg.norm(expected.centroid[:, None] - found.centroid[None], axis=2)
+    same = far.min(axis=1) < 3
+    assert len(expected) > 10
+    assert same.mean() > 0.9  # colours are scaled by percentiles, and brought back by a guess
+    assert (expected.type[same] == found.type[far.argmin(axis=1)[same]]).mean() > 0.9

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cellvit.errors import ImageError
-from cellvit.io.ngff import is_zarr
 from cellvit.io.remote import RemotePath, as_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"})
@@ -78,7 +77,11 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _is_store(path: Path) -> bool:
     """Tell whether a folder is a slide in itself, and not one of several files."""
-    return path.is_dir() and is_zarr(path)
+    if not path.is_dir():
+        return False
+    from cellvit.io.ngff import is_zarr  # not before there is a folder: it brings numpy
+
+    return is_zarr(path)
 
 
 def _each_slide_once(files: Sequence[Path]) -> list[Path]:

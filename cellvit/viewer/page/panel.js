@@ -92,6 +92,8 @@ export class TypePanel {
       const label = el("label", { title: `${formatCount(count)} in all` }, box, swatch(color), el("span", { class: "name" }, name), number);
       return el("li", {}, label, only);
     });
+    const learntOn = slide.nuclei.types_learnt_on;
+    if (learntOn) rows.push(el("li", { class: "soft" }, `Types learnt on ${learntOn}: a guess on other tissue.`));
     this.list.replaceChildren(...rows);
   }
 

@@ -27,6 +27,7 @@
  * @property {boolean} outlines
  * @property {string | null} outlines_note
  * @property {NucleusType[]} classes
+ * @property {string | null} [types_learnt_on]  on other tissue they are a guess
  * @property {Column[]} columns
  *
  * @typedef {object} LabelInfo

@@ -111,8 +111,7 @@ class Scene:
 
     def __str__(self) -> str:
         """Return number, name and size."""
-        name = f" {self.name!r}" if self.name else ""
-        return f"{self.index}{name} ({self.size[0]} x {self.size[1]} px)"
+        return scene_text(self.index, self.name, self.size)
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,22 @@ class PlainScene:
 
     def __str__(self) -> str:
         """Return number, name and size."""
-        name = f" {self.name!r}" if self.name else ""
-        return f"{self.index}{name} ({self.size[0]} x {self.size[1]} px)"
+        return scene_text(self.index, self.name, self.size)
+
+
+def scene_text(index: int, name: str, size: tuple[int, int]) -> str:
+    """Return how a message calls an image of a file: number, name if it has one, and size.
+
+    Args:
+        index: Its number.
+        name: Its name, or nothing.
+        size: ``(width, height)`` in pixels.
+
+    Example:
+        >>> scene_text(1, "Slide 7", (512, 256))
+        "1 'Slide 7' (512 x 256 px)"
+    """
+    return f"{index}{f' {name!r}' if name else ''} ({size[0]} x {size[1]} px)"
 
 
 def is_companion(name: str) -> bool:

@@ -23,7 +23,7 @@ from cellvit.io.dicom import (
 )
 from cellvit.io.images import DAMAGE, Rgb8, one_line
 from cellvit.io.resolution import StatedResolution, Statement, settle
-from cellvit.io.scenes import SceneName, choose_scene, is_smaller
+from cellvit.io.scenes import SceneName, choose_scene, is_smaller, scene_text
 from cellvit.io.spatial import require
 from cellvit.slide.readers.base import READERS, OtherReaderError, Size, SlideReader, cache_bytes
 from cellvit.slide.readers.chunks import ChunkCache, assemble, chunks_of
@@ -81,7 +81,7 @@ class _Scan:
         return self.levels[0].head.area
 
     def __str__(self) -> str:
-        return f"{self.index} {self.name!r} ({self.size[0]} x {self.size[1]} px)"
+        return scene_text(self.index, self.name, self.size)
 
     def takes(self, level: _Level) -> bool:
         """Tell whether an image is a further level: the same place in the same light, and only smaller."""

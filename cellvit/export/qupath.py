@@ -48,6 +48,7 @@ Finds, outlines and types cell nuclei in images stained with H&E. Made by cellvi
 |---|---|
 | input | RGB, H&E, {mpp:g} µm per pixel; QuPath resamples |
 | result | one detection per nucleus with one of the classes {classes} |
+| types learnt on | {learnt_on}; on other tissue they are a guess |
 | licence of the weights | {licence} |
 | licence of the code in the script | Apache-2.0 |
 
@@ -94,6 +95,7 @@ def export_qupath(model: CellViTNetwork, out: str | Path, *, class_names: Sequen
             torch=torch.__version__,
             mpp=model.mpp,
             classes=", ".join(classes),
+            learnt_on=model.classes.learnt_on or "not stated",
             licence=licence,
         )
         (folder / _readme_file(name)).write_text(text, encoding="utf-8")

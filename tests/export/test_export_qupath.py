@@ -98,6 +98,7 @@ def test_the_folder_says_what_it_is(folder, script):
     assert "0.25 µm per pixel" in text
     assert "Other, Inflammatory" in text
     assert "CC BY 4.0" in text
+    assert "| types learnt on | colon (CoNSeP); on other tissue" in text
     assert "Weights: CC BY 4.0" in (folder / "LICENCE.txt").read_text()
     labels, classes = script(torch.from_numpy(np.load(folder / "example_image.npy")))
     np.testing.assert_array_equal(np.load(folder / "example_labels.npy"), labels)

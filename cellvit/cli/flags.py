@@ -47,10 +47,10 @@ def as_flags(text: str, flags: Mapping[str, str]) -> str:
         return " ".join([flag, *values])
 
     def bare(found: re.Match[str]) -> str:
-        return flags.get(found[1], found[0])
+        return found[0] if found[1] == "to" else flags.get(found[1], found[0])  # a word of nearly every sentence
 
     text = re.sub(name + r"=(\[[^\]]*\]|\([^)]*\)|'[^']*'|[\w.:-]*\w)", assigned, text)
-    text = re.sub(rf"(?<!\bno )(?<!\ba )(?<!\bthe ){name}(?= (?:-?\d|'))", bare, text)
+    text = re.sub(rf"(?<!\bno )(?<!\ba )(?<!\bthe )(?<!\bsuch ){name}(?= (?:-?\d|'))", bare, text)
     return re.sub(rf"{name}(?![\w=])", lambda found: bare(found) if "_" in found[1] else found[0], text)
 
 

@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,9 @@ def export_torch(model: CellViTNetwork, out: str | Path, *, size: Size = None, v
         graph = trace(model, size)
         facts = facts_of(graph)
         path = folder / PROGRAM
-        torch.export.save(graph.program, path, extra_files={PROPERTY: json.dumps(facts)})
+        written = BytesIO()  # torch itself ends the process on a full disk
+        torch.export.save(graph.program, written, extra_files={PROPERTY: json.dumps(facts)})
+        path.write_bytes(written.getvalue())
         if verify:
             with torch.no_grad():
                 check(graph, torch.export.load(path).module()(graph.trial()[0]), PROGRAM)

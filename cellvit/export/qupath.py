@@ -83,7 +83,7 @@ def export_qupath(model: CellViTNetwork, out: str | Path, *, class_names: Sequen
     licence = str(model.about.get("licence") or UNSTATED)
     with atomic_folder(out) as folder:
         script = to_torchscript(model)
-        script.save(str(folder / SCRIPT_NAME))
+        (folder / SCRIPT_NAME).write_bytes(script.save_to_buffer())  # torch itself ends the process on a full disk
         examples = _examples(script)
         for tensor, values in examples.items():
             np.save(folder / _tensor_file(tensor), values)

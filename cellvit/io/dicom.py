@@ -105,7 +105,7 @@ class Instance:
     @property
     def is_colour(self) -> bool:
         """Whether it is an RGB image of 8 bits in brightfield."""
-        return self.samples == 3 and self.bits == 8 and any(path.bright for path in self.paths)
+        return self.samples == 3 and self.bits == 8 and (not self.paths or any(path.bright for path in self.paths))
 
     def near(self, other: "Instance") -> bool:
         """Tell whether another image begins at the same place of the glass, as far as both say so."""

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from cellvit.errors import ConfigError, ImageError, SourceLostError
-from cellvit.io.remote_requests import MissingSourceError, gone, patiently, stated_number, timeout
+from cellvit.io.remote_requests import DeniedSourceError, MissingSourceError, gone, patiently, stated_number, timeout
 
 CACHE_VARIABLE = "CELLVIT_REMOTE_CACHE_MB"
 """Environment variable with the memory for blocks of one remote file, in megabytes; processes inherit it."""
@@ -271,11 +271,16 @@ class RemotePath(_LocalPath):
             return False
 
     def _is_store(self) -> bool:
+        denied: DeniedSourceError | None = None
         for marker in MARKERS:
             try:
                 return (self / marker).read_range().lstrip()[:1] == b"{"
             except MissingSourceError:
                 continue
+            except DeniedSourceError as error:  # another may be there, and be read
+                denied = denied or error
+        if denied is not None:
+            raise denied
         return False
 
 

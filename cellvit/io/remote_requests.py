@@ -39,6 +39,10 @@ class MissingSourceError(SourceLostError, FileNotFoundError):
     """Nothing is, or is any longer, where a slide should be."""
 
 
+class DeniedSourceError(SourceLostError):
+    """A place does not let itself be read; some servers say so of what is not there, too."""
+
+
 def gone(path: Path) -> SourceLostError:
     """Return the error for what is not, or no longer, where it should be."""
     return MissingSourceError(f"{str(path)!r} is not there, or no longer there; check the spelling{_AGAIN}")
@@ -77,7 +81,7 @@ def _refusal(path: Path, error: Exception) -> ImageError | None:
         return None
     scheme = urlsplit(str(path)).scheme.lower()
     how = _ENVIRONMENT.get({"https": "http", "s3a": "s3", "gcs": "gs"}.get(scheme, scheme), "its variables")
-    return SourceLostError(
+    return DeniedSourceError(
         f"{str(path)!r} may not be read ({_said(error)}); credentials are taken from the environment: set {how}{_AGAIN}"
     )
 

@@ -9,6 +9,7 @@ Nothing is fetched from a network but the two files of a model that is asked for
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -175,6 +176,7 @@ def save(model: "Storable", folder: str | Path, *, dtype: torch.dtype = torch.fl
         OutputError: If the folder cannot be written.
     """
     target = Path(folder)
+    is_new = not target.exists()
     state = _stored_as(dtype, model.state_dict())
     try:
         json.dumps(model.settings)
@@ -201,6 +203,12 @@ def save(model: "Storable", folder: str | Path, *, dtype: torch.dtype = torch.fl
         raise OutputError(
             f"model cannot be written to {str(target)!r} ({error}); choose a folder you may write to"
         ) from error
+    finally:
+        with suppress(OSError):
+            for name in (WEIGHTS_NAME, CONFIG_NAME):
+                (target / f"{name}.part").unlink(missing_ok=True)
+            if is_new and not any(target.iterdir()):
+                target.rmdir()
 
 
 def _stored_as(dtype: torch.dtype, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

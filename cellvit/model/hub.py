@@ -55,7 +55,7 @@ def repository_of(name: str | Path, revision: str | None) -> tuple[str, str | No
     """Return the repository and the revision that a name stands for; None for a path or a model of the package.
 
     Args:
-        name: ``owner/name`` where no such path exists, or ``hf-hub:owner/name@revision``.
+        name: ``owner/name`` where neither such a path nor a folder ``owner`` exists, or ``hf-hub:owner/name@revision``.
         revision: Commit, tag or branch, if the name states none.
 
     Raises:
@@ -65,7 +65,8 @@ def repository_of(name: str | Path, revision: str | None) -> tuple[str, str | No
     stated = hub_name(text, revision=revision)
     if stated is not None:
         return stated
-    is_repository = isinstance(name, str) and _REPOSITORY.fullmatch(text) and not Path(text).exists()
+    is_here = Path(text).exists() or Path(text).parent.is_dir()  # the second is a mistyped path
+    is_repository = isinstance(name, str) and _REPOSITORY.fullmatch(text) and not is_here
     if is_repository and not text.endswith((".ckpt", ".pth", ".pt", ".safetensors")):
         return text, revision
     if revision is not None:

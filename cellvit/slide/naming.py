@@ -51,6 +51,7 @@ def expand_inputs(texts: Iterable[str]) -> tuple[list[Path], list[tuple[str, str
         elif not path.exists() and glob.has_magic(text):
             matches = glob.glob(text, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
             found = sorted(p for p in map(Path, matches) if p.is_file() or _is_store(p))
+            found = found or [p for folder in sorted(map(Path, matches)) if folder.is_dir() for p in _in_folder(folder)]
             reason = f"nothing matches {text!r}; check the pattern"
         else:
             found, reason = [path], ""
@@ -170,7 +171,8 @@ def _with_suffix(place: Path, name: str) -> str:
 
 
 def _with_digest(place: Path, name: str) -> str:
-    return f"{name}_{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+    known = getattr(place, "address", str(place))  # of a remote place also what follows "?", which is not shown
+    return f"{name}_{hashlib.sha256(known.encode()).hexdigest()[:8]}"
 
 
 def _with_nuclei(place: Path, name: str) -> str:

@@ -22,7 +22,7 @@ from cellvit.viewer.formats import as_table
 from cellvit.viewer.image import TILE, DeepZoom
 from cellvit.viewer.layers import layers_of
 from cellvit.viewer.outlines import OutlineFile, has_outlines, open_outlines
-from cellvit.viewer.sources import Source, find_sources
+from cellvit.viewer.sources import Source, find_sources, shown_summary
 from cellvit.viewer.table import Column, Floats, NucleiTable, Stamp, count_classes, stamp_of
 
 # what is kept is small beside what the server itself needs, so that all of it stays well below 500 MB
@@ -219,6 +219,9 @@ class ViewedSlide:
     def listed(self) -> dict[str, Any]:
         """Return what a list of slides says of it; nothing is opened for it but a small table."""
         source, summary = self.source, self.source.summary
+        if source.folder is not None:
+            with suppress(CellViTError):  # types may have been applied since
+                summary = shown_summary(source.folder) or summary
         classes, nuclei, error = _classes_of(summary), (summary.get("nuclei") or {}).get("total"), source.error
         if source.nuclei is not None and not summary and source.nuclei.suffix == ".parquet" and not error:
             try:

@@ -190,7 +190,7 @@ class LabelSession:
 
     def _refresh(self) -> None:
         """Read the table if its bytes are others than when it was read or written."""
-        content = _content(self.path)
+        content = self._state()
         if content == self._content:
             return
         self._content, self._fault, self._note = content, None, ""
@@ -205,8 +205,14 @@ class LabelSession:
 
     def _write(self, labels: Labels) -> None:
         write_labels(self.path, labels)
-        self._content = _content(self.path)
+        self._content = self._state()
         self._set(labels)
+
+    def _state(self) -> Any:
+        content = _content(self.path)
+        with suppress(CellViTError):  # what is wrong with the nuclei is told where they are read
+            return content and (content, self._places.digest())
+        return content
 
     def _set(self, labels: Labels) -> None:
         self._labels, self._current = labels, labels.current()

@@ -184,17 +184,34 @@ def _bare(path: Path) -> Source:
     return Source(visible(path.name), "slide" if path.is_dir() or is_slide(path) else "image", image=path)
 
 
+def shown_summary(folder: Path) -> dict[str, Any] | None:
+    """Return what ``summary.json`` of a result folder holds, what is shown of it in the form it should have.
+
+    Args:
+        folder: Of the results of a slide.
+
+    Returns:
+        The summary; None where the slide is not finished.
+
+    Raises:
+        CellViTError: If it cannot be read, or what is shown has another form.
+    """
+    summary = read_summary(folder)
+    if summary is None:
+        return None
+    shown = asdict(checked(dict(summary), _Shown, what=SUMMARY, advice="run `cellvit segment` again"))
+    return {**summary, **{name: value for name, value in shown.items() if value is not None}}
+
+
 def _result(folder: Path, slides: Path | None) -> Source:
     """Return the source of the result folder of a slide."""
     source = Source(visible(folder.name), "slide", folder=folder)
     try:
-        summary = read_summary(folder)
+        summary = shown_summary(folder)
         if summary is None:
             return replace(source, error="the slide is not finished; run `cellvit segment` to the end")
-        shown = checked(dict(summary), _Shown, what=SUMMARY, advice="run `cellvit segment` again")
-        known = asdict(shown.slide)
-        summary = {**summary, **{name: value for name, value in asdict(shown).items() if value is not None}}
-        size = (shown.slide.width, shown.slide.height)
+        known = summary["slide"]
+        size = (known["width"], known["height"])
         source = replace(source, name=visible(known["name"]), summary=summary, size=size)
         table = folder / TABLE
         if not table.is_file():

@@ -355,6 +355,8 @@ def count_classes(path: Path) -> list[dict[str, Any]]:
 
 def inside(area: Any, x: Floats, y: Floats) -> NDArray[np.bool_]:
     """Return which points lie in a polygon ``(N,)``."""
+    if area.is_empty:
+        return np.zeros(len(x), bool)
     left, top, right, bottom = area.bounds
     near: NDArray[np.bool_] = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
     if shapely.box(left, top, right, bottom).equals(area):

@@ -94,6 +94,7 @@ def test_messages_speak_of_options():
             "pass --overwrite to start anew, or choose another --out FOLDER"
         ),
         "search everything with tissue_filter=False": "search everything with --no-tissue-filter",
+        "give pixels from 80 to 16384": None,
         "device 'tpu' is unknown": "--device 'tpu' is unknown",
         "fewer workers, or smaller batch_size": "fewer workers, or smaller --batch-size",
         "no model 'nanno': the model 'x' states a magnification of 20": None,
@@ -104,6 +105,7 @@ def test_messages_speak_of_options():
         assert as_flags(text, flags) == (words or text)
     lists = flags_of(argparse.ArgumentParser()) | {"accept": "--accept", "folds": "--folds"}
     assert as_flags("(accept=['empty-masks'] allows it)", lists) == "(--accept empty-masks allows it)"
+    assert as_flags("several, such as 'a'", {"as": "--as"}) == "several, such as 'a'"
     assert as_flags("name them, as in folds=[1, 2]", lists) == "name them, as in --folds 1 2"
 
 

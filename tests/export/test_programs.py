@@ -205,7 +205,7 @@ def test_a_file_that_differs_is_not_written(model, graph, tmp_path, monkeypatch)
         check(graph, {**maps, "hv_map": torch.full_like(maps["hv_map"], torch.nan)}, "model.pt2")
     wrong = {**maps, "hv_map": maps["hv_map"] + 1}
     monkeypatch.setattr(programs_module, "trace", lambda *_: graph)
-    monkeypatch.setattr(torch.export, "save", lambda program, path, extra_files: path.write_bytes(b"a program"))
+    monkeypatch.setattr(torch.export, "save", lambda program, path, extra_files: path.write(b"a program"))
     monkeypatch.setattr(torch.export, "load", lambda path: SimpleNamespace(module=lambda: lambda image: wrong))
     with pytest.raises(ConfigError, match="differs"):
         export_torch(model[0], tmp_path / "out")

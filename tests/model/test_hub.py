@@ -137,7 +137,7 @@ def test_what_is_not_in_the_cache_of_an_offline_machine_is_said(cache):
 def test_names_that_are_no_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs/mine").mkdir(parents=True)
-    for name in ("nano", "runs/mine", "runs/best.ckpt", "./a/b", "a/b/c", Path("a/b")):
+    for name in ("nano", "runs/mine", "runs/mistyped", "runs/best.ckpt", "./a/b", "a/b/c", Path("a/b")):
         assert repository_of(name, None) is None
     assert repository_of("lab/model", "v1") == ("lab/model", "v1")
     with pytest.raises(ConfigError, match="'nano' is a model of the package; leave revision out"):

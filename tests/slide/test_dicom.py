@@ -103,6 +103,7 @@ def test_any_file_or_the_folder_means_the_slide(tmp_path, monkeypatch):
         with open_slide(path) as slide:
             assert slide.level_sizes[0] == (256, 192)
     assert expand_inputs(["a"])[0] == expand_inputs(["a/*"])[0] == [files[0].relative_to(tmp_path)]
+    assert expand_inputs(["[a]"])[0] == [files[0].relative_to(tmp_path)]  # a pattern of folders
     assert expand_inputs(["a/label"])[0] == [files[0].with_name("label").relative_to(tmp_path)]
 
 
@@ -391,3 +392,12 @@ def test_annotations_come_back_where_the_nuclei_lie_on_the_glass(tmp_path, orien
         centres.append(tuple((ring.min(axis=0) + ring.max(axis=0)) / 2))
     expected = [(x + w / 2, y + h / 2) for x, y, w, h in boxes(256, 192).values()]
     assert sorted(centres) == sorted(expected)
+
+
+def test_a_file_that_says_nothing_of_its_light_is_taken_for_what_its_pixels_are(tmp_path):
+    (path,) = write_dicom(tmp_path, LEVELS[:1])
+    head = pydicom.dcmread(path)
+    del head.OpticalPathSequence
+    head.save_as(path)
+    with open_slide(path) as slide:
+        assert (slide.reader, slide.level_sizes) == ("wsidicom", ((256, 192),))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cellvit.io.remote import as_path
 from cellvit.slide.naming import expand_inputs, output_names
 
 SUFFIXES = [".geojson", ".png"]
@@ -83,3 +84,10 @@ def test_names_are_text_and_no_folder_above(tmp_path):
     odd = tmp_path / os.fsdecode(b"\xe4x.tif")
     names = output_names([tmp_path / "...tif", odd], tmp_path / "out", suffixes=[""])
     assert names == {tmp_path / "...tif": "slide..", odd: "_x"}
+
+
+def test_addresses_that_differ_in_what_they_ask_for_have_names_of_their_own():
+    places = [as_path(f"https://host/get?id={number}&key=secret") for number in (1, 2)]
+    names = output_names(places, Path("results"), suffixes=[""])
+    assert len(set(names.values())) == 2
+    assert not any("secret" in str(name) for name in names.values())

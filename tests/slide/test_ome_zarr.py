@@ -10,6 +10,7 @@ from PIL import Image
 from cellvit.errors import ImageError, SourceLostError
 from cellvit.inference.fingerprints import BackgroundDigest, quick_hash
 from cellvit.io.provenance import content_of
+from cellvit.io.remote import as_path
 from cellvit.slide.info import slide_info
 from cellvit.slide.naming import expand_inputs
 from cellvit.slide.open import is_slide, open_slide
@@ -28,6 +29,7 @@ from support.drawn_zarr import (  # noqa: E402
     write_ome_zarr,
     write_zipped,
 )
+from support.http_files import served  # noqa: E402
 
 IMAGE, CENTRES = drawn.draw(301, 223)
 LEVELS = [IMAGE, drawn.shrunk(IMAGE, 2), drawn.shrunk(IMAGE, 4)]
@@ -345,3 +347,14 @@ def test_big_endian_samples_and_a_fill_value_that_is_no_number(tmp_path):
         np.testing.assert_array_equal(slide.read_region(0, 0, 64, 64), IMAGE[:64, :64])
         with pytest.raises(ImageError, match="is damaged"):
             slide.read_region(60, 60, 64, 64)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_server_that_denies_what_is_not_there(tmp_path, version):
+    write_ome_zarr(tmp_path / "a.zarr", LEVELS, version=version)
+    with served(tmp_path) as server:
+        server.missing = 403
+        with open_slide(as_path(f"{server.address}/a.zarr")) as slide:
+            np.testing.assert_array_equal(slide.read_region(60, 50, 90, 70), IMAGE[50:120, 60:150])
+        with pytest.raises(SourceLostError, match="may not be read"):
+            open_slide(as_path(f"{server.address}/b.zarr"))

@@ -20,6 +20,7 @@ class ServedFolder:
         requests: Method and path of every request so far.
         fail_after: Number of requests after which all fail; None for never.
         status: What they fail with.
+        missing: Answer to what is not there; some servers deny it.
         wait: Seconds before each answer.
         ranges: Whether parts of files are given.
         stated: Whether ETag and Last-Modified are.
@@ -27,7 +28,7 @@ class ServedFolder:
 
     def __init__(self, folder):
         self.folder, self.address, self.requests = Path(folder), "", []
-        self.fail_after, self.status, self.wait = None, 404, 0.0
+        self.fail_after, self.status, self.missing, self.wait = None, 404, 404, 0.0
         self.ranges = self.stated = True
 
     def answer(self, request):
@@ -36,7 +37,7 @@ class ServedFolder:
         path = self.folder / request.path.partition("?")[0].lstrip("/")
         failed = self.fail_after is not None and len(self.requests) > self.fail_after
         if failed or not path.is_file():
-            request.send_response(self.status if failed else 404)
+            request.send_response(self.status if failed else self.missing)
             request.send_header("Content-Length", "0")
             request.end_headers()
             return

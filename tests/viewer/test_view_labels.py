@@ -8,6 +8,7 @@ from view_samples import drawn_nuclei, write_table
 
 from cellvit.classes import PALETTE
 from cellvit.errors import ConfigError, DataError
+from cellvit.io import read_parquet, write_parquet
 from cellvit.labels import Labels, import_labels, nuclei_digest, read_labels, write_labels
 from cellvit.viewer.gallery import Gallery
 from cellvit.viewer.labeling import Labeling
@@ -94,6 +95,15 @@ def test_a_table_that_another_program_changed_is_read_again_and_not_overwritten(
     assert not session.can_undo  # the last label is not of this viewer
     assert give(session, [1], "B") == 1
     assert on_disk(table) == {1: "B", 2: "C"}
+
+
+def test_labels_stay_on_their_nuclei_where_these_are_found_anew_in_another_order(table):
+    session = session_of(table)
+    give(session, [10], "A")
+    write_parquet(read_parquet(table)[::-1], table)
+    assert session.label_of(245) == "A"
+    assert give(session, [10], "A") == 1
+    assert on_disk(table) == {10: "A", 245: "A"}
 
 
 def test_a_second_viewer_sees_labels_and_cannot_change_them(table):

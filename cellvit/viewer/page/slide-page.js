@@ -43,6 +43,8 @@ export class SlidePage {
     /** @type {AbortController | null} */
     this.counting = null;
     this.gone = false;
+    /** @type {Promise<Nucleus | null> | null} */
+    this.picking = null;
     this.remember = debounce(() => this.gone || this.keepAddress(), 200);
     this.count = debounce(() => this.gone || this.countView(), 150);
     this.renew = debounce(() => this.gone || this.reload(), 500);
@@ -65,11 +67,11 @@ export class SlidePage {
       go: (x, y) => this.view.goTo(x, y),
     });
     this.labels = new LabelsPanel(this.context, {
-      shown: (labels, classes) => this.view.nuclei.setLabels(labels, classes),
+      shown: (labels, classes) => this.gone || this.view.nuclei.setLabels(labels, classes),
       reloaded: () => this.reload(),
       suggested: ({ row, x, y }) => {
         this.view.goTo(x, y);
-        void this.nucleus.showRow(row);
+        this.picking = this.nucleus.showRow(row);
       },
       lasso: () => this.setTool("lasso"),
     });
@@ -234,9 +236,11 @@ export class SlidePage {
   async picked(point, radius) {
     if (!this.slide.nuclei) return;
     const nearest = this.view.nuclei.nearest(point[0], point[1], Math.max(radius, 4 / (this.slide.mpp?.[0] ?? 0.25)));
-    const nucleus = await this.nucleus.pick(point, radius, nearest);
+    const name = this.labels.current; // at the click, not when the answer comes
+    this.picking = this.nucleus.pick(point, radius, nearest);
+    const nucleus = await this.picking;
     if (this.tool !== "label") return;
-    if (nucleus) await this.giveSelected(this.labels.current);
+    if (nucleus) await this.giveSelected(name, nucleus);
     else this.labels.status.textContent = "There is no nucleus at that place";
   }
 
@@ -249,9 +253,11 @@ export class SlidePage {
    * Give the picked nucleus a class.
    *
    * @param {string | null} name  null takes its label away
+   * @param {Nucleus | null} [picked]  another one than that which is shown
    */
-  async giveSelected(name) {
-    const { nucleus } = this.nucleus;
+  async giveSelected(name, picked = null) {
+    if (!picked) await this.picking; // the one clicked last, not the one shown until its facts come
+    const nucleus = picked ?? this.nucleus.nucleus;
     if (!nucleus) return;
     await this.labels.give([nucleus.row], name);
     if (this.nucleus.nucleus?.row === nucleus.row) this.nucleus.show({ ...nucleus, label: this.labels.labels.get(nucleus.row) ?? null });
@@ -266,7 +272,7 @@ export class SlidePage {
     const entry = this.labels.classes[index];
     if (!entry) return;
     this.labels.choose(entry.name);
-    void this.giveSelected(entry.name);
+    if (this.tool !== "label") void this.giveSelected(entry.name); // there it is for the next click
   }
 
   /**
@@ -344,7 +350,9 @@ export class SlidePage {
   /** Take over what the server now says of the slide; nothing is loaded anew but what changed. */
   async reload() {
     try {
-      Object.assign(this.slide, await getJson(slidePath(this.slide.id)));
+      const facts = await getJson(slidePath(this.slide.id));
+      if (this.gone) return; // the panel is another slide's by now
+      Object.assign(this.slide, facts);
     } catch (error) {
       toastError(error);
       return;

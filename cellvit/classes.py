@@ -132,6 +132,19 @@ def palette_color(type_id: int) -> Rgb:
     return PALETTE[(type_id - 1) % len(PALETTE)]
 
 
+def hex_color(color: Rgb) -> str:
+    """Return a colour as HTML writes it.
+
+    Args:
+        color: Red, green and blue, 0 to 255.
+
+    Example:
+        >>> hex_color((200, 30, 30))
+        '#c81e1e'
+    """
+    return f"#{bytes(color).hex()}"
+
+
 def standard_colors(names: Sequence[str]) -> tuple[Rgb, ...]:
     """Return a colour per class name, background first: PanNuke's by name, others by id."""
     types = enumerate(names[1:], start=1)

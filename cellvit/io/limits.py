@@ -37,20 +37,36 @@ _BLOCK = 1 << 20
 _SHOWN = 200
 
 
+def stated_number(variable: str, default: float, unit: str, *, example: float | None = None) -> float:
+    """Return the number that an environment variable states.
+
+    Args:
+        variable: Its name.
+        default: Without it.
+        unit: Of the number, for the message.
+        example: A number that the message gives; None gives the default.
+
+    Raises:
+        ConfigError: If it is no number greater than 0.
+    """
+    stated = os.environ.get(variable) or str(default)
+    try:
+        value = float(stated)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        shown = default if example is None else example
+        raise ConfigError(f"{variable}={stated!r} is no number of {unit} greater than 0; set for example {shown:g}")
+    return value
+
+
 def expanded_limit() -> int:
     """Return how many bytes a file may have after it was expanded.
 
     Raises:
         ConfigError: If the environment variable is no number of gigabytes greater than 0.
     """
-    stated = os.environ.get(VARIABLE) or str(DEFAULT_GB)
-    try:
-        gigabytes = float(stated)
-    except ValueError:
-        gigabytes = math.nan
-    if not 0 < gigabytes < math.inf:
-        raise ConfigError(f"{VARIABLE}={stated!r} is no number of gigabytes greater than 0; set for example 8")
-    return int(gigabytes * 1e9)
+    return int(stated_number(VARIABLE, DEFAULT_GB, "gigabytes", example=8) * 1e9)
 
 
 @contextmanager

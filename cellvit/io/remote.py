@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from cellvit.errors import ConfigError, ImageError, SourceLostError
-from cellvit.io.remote_requests import DeniedSourceError, MissingSourceError, gone, patiently, stated_number, timeout
+from cellvit.io.limits import stated_number
+from cellvit.io.remote_requests import DeniedSourceError, MissingSourceError, gone, patiently, timeout
 
 CACHE_VARIABLE = "CELLVIT_REMOTE_CACHE_MB"
 """Environment variable with the memory for blocks of one remote file, in megabytes; processes inherit it."""

@@ -1,7 +1,5 @@
 """Requests to places elsewhere: asked again where they fail, given up after a time, and what their failures mean."""
 
-import math
-import os
 import re
 import time
 from collections.abc import Callable
@@ -9,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from cellvit.errors import ConfigError, ImageError, SourceLostError
+from cellvit.errors import ImageError, SourceLostError
+from cellvit.io.limits import stated_number
 
 TIMEOUT_VARIABLE = "CELLVIT_REMOTE_TIMEOUT"
 """Environment variable with the seconds that an answer may take; processes inherit it."""
@@ -108,24 +107,3 @@ def timeout() -> float:
         ConfigError: If the environment variable is no number of seconds greater than 0.
     """
     return stated_number(TIMEOUT_VARIABLE, TIMEOUT, "seconds")
-
-
-def stated_number(variable: str, default: float, unit: str) -> float:
-    """Return the number that an environment variable states.
-
-    Args:
-        variable: Its name.
-        default: Without it.
-        unit: Of the number, for the message.
-
-    Raises:
-        ConfigError: If it is no number greater than 0.
-    """
-    stated = os.environ.get(variable) or str(default)
-    try:
-        value = float(stated)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{variable}={stated!r} is no number of {unit} greater than 0; set for example {default:g}")
-    return value

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellvit.classes import classes_to_list, type_color, type_label, type_name
+from cellvit.classes import classes_to_list, hex_color, type_color, type_label, type_name
 from cellvit.errors import ConfigError, DataError
 from cellvit.geometry.polygons import Floats, Offsets, polygon_area
 from cellvit.io.provenance import mpp_of
@@ -131,8 +131,7 @@ class Annotations:
 
     def colors(self, classes: NucleiClasses | None) -> Any:
         """Return the colours of the categories as scanpy holds them, ``(C,)`` strings like ``"#ff0000"``."""
-        colors = [type_color(classes, kind) for kind in self.categories(classes)]
-        return np.array([f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colors], dtype=object)
+        return np.array([hex_color(type_color(classes, kind)) for kind in self.categories(classes)], dtype=object)
 
     def facts(self, classes: NucleiClasses | None, metadata_text: str) -> dict[str, Any]:
         """Return what ``uns`` holds: version, frame and unit, classes, metadata, and the colours of the categories."""

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from cellvit.classes import NO_TYPE, palette_color, standard_colors
+from cellvit.classes import NO_TYPE, hex_color, palette_color, standard_colors
 from cellvit.errors import CellViTError, ConfigError
 from cellvit.inference.resources import release_memory
+from cellvit.inference.resume import SUMMARY
 from cellvit.io.format import visible
 from cellvit.slide.open import open_slide
 from cellvit.slide.readers.base import small_caches
@@ -123,6 +124,7 @@ class ViewedSlide:
         self._notes: list[str] = []
         self._known_table: tuple[Stamp, Path] | None = None
         self._classes: tuple[Stamp, list[dict[str, Any]]] | None = None
+        self._summary: tuple[Stamp | None, Mapping[str, Any]] = (None, source.summary)
         self._outlines: tuple[Stamp, Future[OutlineFile | None]] | None = None
 
     @property
@@ -206,7 +208,7 @@ class ViewedSlide:
     @property
     def mpp(self) -> tuple[float, float] | None:
         """Return the ``(x, y)`` micrometres per pixel: those of the run, of the table, else of the file."""
-        stated = (self.source.summary.get("resolution") or {}).get("mpp")
+        stated = (self.summary.get("resolution") or {}).get("mpp")
         if stated:
             return float(stated[0]), float(stated[-1])
         if self.source.nuclei is not None:
@@ -216,12 +218,20 @@ class ViewedSlide:
         image = self.image()
         return None if image is None else image.mpp
 
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """Return what ``summary.json`` of the results holds now, read again where it was written anew."""
+        folder = self.source.folder
+        if folder is not None and not self.source.error:
+            with suppress(CellViTError):
+                stamp = stamp_of(folder / SUMMARY)
+                if stamp != self._summary[0]:
+                    self._summary = (stamp, shown_summary(folder) or self.source.summary)
+        return self._summary[1]
+
     def listed(self) -> dict[str, Any]:
         """Return what a list of slides says of it; nothing is opened for it but a small table."""
-        source, summary = self.source, self.source.summary
-        if source.folder is not None:
-            with suppress(CellViTError):  # types may have been applied since
-                summary = shown_summary(source.folder) or summary
+        source, summary = self.source, self.summary
         classes, nuclei, error = _classes_of(summary), (summary.get("nuclei") or {}).get("total"), source.error
         if source.nuclei is not None and not summary and source.nuclei.suffix == ".parquet" and not error:
             try:
@@ -278,7 +288,7 @@ class ViewedSlide:
 
     @cached_property
     def _layers(self) -> tuple[list[dict[str, Any]], list[str]]:
-        return layers_of(self.source.folder, self.source.summary)
+        return layers_of(self.source.folder, self.summary)
 
     def _outline_facts(self, table: NucleiTable) -> dict[str, Any]:
         """Return whether there are outlines; those that were never read are prepared from now on."""
@@ -296,7 +306,7 @@ class ViewedSlide:
     @property
     def warnings(self) -> Sequence[str]:
         """Return what the run warned of."""
-        return [visible(text) for text in self.source.summary.get("warnings") or ()]
+        return [visible(text) for text in self.summary.get("warnings") or ()]
 
     def _counted(self, path: Path) -> list[dict[str, Any]]:
         """Return the classes of a table that no summary counts, counted once."""
@@ -348,7 +358,7 @@ class ViewedSlide:
         Raises:
             ConfigError: If it is another image than the one that was segmented.
         """
-        scene = (self.source.summary.get("settings") or {}).get("scene")
+        scene = (self.summary.get("settings") or {}).get("scene")
         with small_caches(_PIXEL_BYTES):
             image = DeepZoom(open_slide(path, scene=scene), kept=self._gallery.tiles, name=self.id)
         known = self.source.size
@@ -398,7 +408,8 @@ def _classes_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _hex(color: Sequence[int]) -> str:
-    return "#" + bytes(min(max(part, 0), 255) for part in color).hex()
+    red, green, blue = (min(max(part, 0), 255) for part in color)
+    return hex_color((red, green, blue))
 
 
 def _finite(value: float | None) -> float | None:

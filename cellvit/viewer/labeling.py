@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from cellvit.classes import PALETTE, Rgb
+from cellvit.classes import PALETTE, Rgb, hex_color
 from cellvit.errors import CellViTError, ConfigError, DataError
 from cellvit.io.format import visible
 from cellvit.io.provenance import file_state
@@ -17,7 +17,7 @@ from cellvit.labels.match import labels_path
 from cellvit.labels.table import read_labels
 from cellvit.viewer.gallery import ViewedSlide
 from cellvit.viewer.jobs import Job, Jobs
-from cellvit.viewer.labels import LabelClasses, LabelConflictError, LabelSession, class_name, color_of, hex_of
+from cellvit.viewer.labels import LabelClasses, LabelConflictError, LabelSession, class_name, color_of
 from cellvit.viewer.tasks import Say, run_apart
 
 FOLDER = "viewer"
@@ -89,7 +89,7 @@ class Labeling:
         """Return name, colour and number of labels of the classes: those of the viewer first, then others in use."""
         counts = self.session(slide).counts()
         colors = self.colors(slide, counts)
-        return [{"name": name, "color": hex_of(rgb), "count": counts.get(name, 0)} for name, rgb in colors.items()]
+        return [{"name": name, "color": hex_color(rgb), "count": counts.get(name, 0)} for name, rgb in colors.items()]
 
     def colors(self, slide: ViewedSlide, names: Iterable[str]) -> dict[str, Rgb]:
         """Return the colours of the classes of the viewer, and of further names: of types of that name, else others."""
@@ -107,7 +107,7 @@ class Labeling:
             return {**facts, "classes": [], "palette": []}
         reason = session.reason
         facts = {"editable": reason is None, "reason": reason, "note": session.note, "count": len(session.current)}
-        palette = [hex_of(color) for color in PALETTE]
+        palette = [hex_color(color) for color in PALETTE]
         return {**facts, "classes": classes, "palette": palette}
 
     def count(self, slide: ViewedSlide) -> int:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from cellvit.classes import Rgb
+from cellvit.classes import Rgb, hex_color
 from cellvit.errors import CellViTError, ConfigError, DataError, OutputError
 from cellvit.io.arrow import matrix_of
 from cellvit.io.atomic import make_folder
@@ -300,7 +300,7 @@ class LabelClasses:
             OutputError: If the file cannot be written.
         """
         make_folder(self.path.parent)
-        write_record(self.path, {"classes": [{"name": name, "color": hex_of(rgb)} for name, rgb in classes.items()]})
+        write_record(self.path, {"classes": [{"name": name, "color": hex_color(rgb)} for name, rgb in classes.items()]})
 
 
 def class_name(text: Any) -> str:
@@ -328,13 +328,3 @@ def color_of(text: Any) -> Rgb:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"colour {text!r:.200}; give one as '#c81e1e'") from error
     return red, green, blue
-
-
-def hex_of(color: Rgb) -> str:
-    """Return a colour as HTML writes it.
-
-    Example:
-        >>> hex_of((200, 30, 30))
-        '#c81e1e'
-    """
-    return f"#{bytes(color).hex()}"

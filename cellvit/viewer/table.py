@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
-from cellvit.classes import NucleiClasses, type_color, type_label
+from cellvit.classes import NucleiClasses, hex_color, type_color, type_label
 from cellvit.errors import ConfigError, DataError
 from cellvit.io.format import visible
 from cellvit.io.measurement_names import readable_name
@@ -336,7 +336,7 @@ def class_facts(kind: NDArray[np.uint8], named: NucleiClasses | None) -> list[di
         {
             "id": i,
             "name": visible(type_label(named, i)),
-            "color": "#" + bytes(type_color(named, i)).hex(),
+            "color": hex_color(type_color(named, i)),
             "count": int(counts[i]),
         }
         for i in ids

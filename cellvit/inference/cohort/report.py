@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from cellvit.classes import hex_color
 from cellvit.inference.cohort.job import SlideOutcome
 from cellvit.inference.cohort.summary import SlideNumbers, numbers_of, relative, type_colors
 from cellvit.io.format import readable_duration
@@ -117,8 +118,7 @@ def _types(by_type: Mapping[str, int], colors: Mapping[str, Rgb]) -> list[dict[s
     types: list[dict[str, Any]] = []
     for name, color in colors.items():
         count = by_type.get(name, 0)
-        color_text = "#" + bytes(color).hex()
-        types.append({"name": name, "color": color_text, "count": count, "share": count / total, "left": left})
+        types.append({"name": name, "color": hex_color(color), "count": count, "share": count / total, "left": left})
         left += 100 * count / total
     return types
 

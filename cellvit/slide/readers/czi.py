@@ -29,8 +29,8 @@ from cellvit.errors import ImageError
 from cellvit.io.images import DAMAGE, Rgb8, one_line
 from cellvit.io.pixels import Samples
 from cellvit.io.resolution import StatedResolution, axes_statement, length, positive, settle
-from cellvit.io.scenes import SceneName, listed, named_scene
-from cellvit.slide.readers.base import READERS, Box, OtherReaderError, Size, SlideReader
+from cellvit.io.scenes import SceneName, listed, named_scene, scene_text
+from cellvit.slide.readers.base import READERS, Box, OtherReaderError, Size, SlideReader, cache_bytes
 
 CACHE_BYTES = 2**28
 """Memory of the library for decoded tiles of one slide."""
@@ -78,8 +78,7 @@ class CziScene:
 
     def __str__(self) -> str:
         """Return number, name and size."""
-        name = f" {self.name!r}" if self.name else ""
-        return f"{self.index}{name} ({self.box[2]} x {self.box[3]} px)"
+        return scene_text(self.index, self.name, self.box[2:])
 
 
 @READERS.register("czi")
@@ -293,7 +292,7 @@ def _library_reader(path: Path) -> Any:
         ) from error
     return czi.open_czi(
         str(path),
-        cache_options=czi.CacheOptions(type=czi.CacheType.Standard, max_memory_usage=CACHE_BYTES),
+        cache_options=czi.CacheOptions(type=czi.CacheType.Standard, max_memory_usage=cache_bytes(CACHE_BYTES)),
         # pixels that a tile holds and that are said to be none, as at its turned edges
         reader_options=czi.ReaderOptions(enable_mask_awareness=True),
     )

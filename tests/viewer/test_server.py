@@ -27,6 +27,7 @@ from cellvit.slide.open import open_slide
 from cellvit.types import Nuclei
 from cellvit.viewer import api as api_module
 from cellvit.viewer import app as app_module
+from cellvit.viewer import gallery as gallery_module
 from cellvit.viewer import image as image_module
 from cellvit.viewer.app import create_app
 from cellvit.viewer.gallery import Gallery
@@ -331,6 +332,20 @@ def test_a_summary_of_another_form_is_told(copied, damage):
     site = Site([copied])
     assert site.slides[0]["error"].startswith("summary.json: ")
     assert site.facts["error"].endswith("; run `cellvit segment` again")
+
+
+def test_the_list_shows_types_that_were_given_since_it_was_opened(copied, monkeypatch):
+    site = Site([copied])
+    before = {one["name"]: one["count"] for one in site.slides[0]["classes"]}
+    summary = json.loads((copied / "summary.json").read_text())
+    counts = {"Mine": sum(before.values())}
+    summary |= {"classification": {"classes": ["Background", "Mine"], "colors": [[0, 0, 0], [200, 30, 30]]}}
+    summary["nuclei"]["by_type"] = counts
+    (copied / "summary.json").write_text(json.dumps(summary))
+    answer = site.get("api/slides").json()["slides"][0]
+    assert answer["classes"] == [{"name": "Mine", "color": "#c81e1e", "count": counts["Mine"]}]
+    monkeypatch.setattr(gallery_module, "shown_summary", None)  # it is read once only
+    assert site.get("api/slides").json()["slides"][0] == answer
 
 
 def test_a_table_damaged_inside_is_told(copied):

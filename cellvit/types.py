@@ -29,6 +29,8 @@ HV_MAP = "hv_map"
 NUCLEI_TYPE_MAP = "nuclei_type_map"
 TISSUE_TYPES = "tissue_types"
 EMBEDDING_MAP = "embedding_map"
+INSTANCE_MAP = "instance_map"
+"""Ids of nuclei, ``(1, H, W)`` int32, where they are separated on the device; in place of the maps they come from."""
 OBJECT_PROBABILITY = "object_probability"
 RADIAL_DISTANCES = "radial_distances"
 

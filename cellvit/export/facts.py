@@ -39,7 +39,7 @@ def facts_of(graph: Graph) -> dict[str, Any]:
     """
     net = graph.module.net
     about = {name: fact for name, fact in net.about.items() if fact is not None}
-    maps = graph.trial()[1]
+    maps = graph.trial[1]
     return {
         "format": FORMAT,
         "schema": SCHEMA,

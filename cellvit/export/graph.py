@@ -2,7 +2,9 @@
 
 import math
 from copy import deepcopy
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +25,26 @@ Size = int | tuple[int, int] | None
 """Height and width of all images, one number for both; None leaves them and the batch open."""
 
 
+def plain_copy(model: Any) -> CellViTNetwork:
+    """Return a copy of a network on the CPU, in float32 and out of training mode, without what Lightning adds.
+
+    Args:
+        model: It stays as it is.
+    """
+    copied: CellViTNetwork = deepcopy(getattr(model, "network", model)).cpu().float().eval().requires_grad_(False)
+    return copied
+
+
 class ExportedNetwork(nn.Module):
     """A network with all that stands around it: scaling, padding, normalisation, activations and cropping.
 
     Args:
-        network: It is copied to the CPU, in float32 and out of training mode.
+        network: It is copied, see :func:`plain_copy`.
     """
 
     def __init__(self, network: CellViTNetwork) -> None:
         super().__init__()
-        plain = getattr(network, "network", network)  # what Lightning adds is not for others
-        self.net = deepcopy(plain).cpu().float().eval().requires_grad_(False)
+        self.net = plain_copy(network)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Return the maps by name.
@@ -55,7 +66,8 @@ class ExportedNetwork(nn.Module):
         return {**maps, EMBEDDING_MAP: outputs[EMBEDDING_MAP]}
 
 
-class Graph(NamedTuple):
+@dataclass(frozen=True)
+class Graph:
     """A traced network.
 
     Attributes:
@@ -70,8 +82,9 @@ class Graph(NamedTuple):
     size: tuple[int, int] | None
     outputs: tuple[str, ...]
 
+    @cached_property
     def trial(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return an image of noise, of another size than the traced one where that is open, and the model's maps."""
+        """An image of noise, of another size than the traced one where that is open, and the model's maps."""
         shape = _TRIAL if self.size is None else (1, 3, *self.size)
         image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         return image, self.module.net.predict_maps(image.float() / 255)
@@ -101,14 +114,13 @@ def trace(network: CellViTNetwork, size: Size = None) -> Graph:
             program = torch.export.export(
                 module, (image,), dynamic_shapes={INPUT: open_dimensions() if sides is None else None}, strict=False
             )
-            names = tuple(module(image))
     except Exception as error:  # what a part does that cannot be traced fails in any way
         reason = (str(error).splitlines() or [""])[0][:300]
         raise ConfigError(
             f"torch.export cannot trace the network ({type(error).__name__}: {reason}); a part of it decides by values "
             "or sizes of an image: give size=512, or another encoder or decoder"
         ) from error
-    return Graph(module, program, sides, names)
+    return Graph(module, program, sides, (*module.net.heads, EMBEDDING_MAP))
 
 
 def open_dimensions() -> dict[int, Any]:
@@ -125,13 +137,13 @@ def check(graph: Graph, found: dict[str, Tensor], file: str) -> None:
 
     Args:
         graph: What was exported.
-        found: What the file makes of the image of :meth:`Graph.trial`, by name.
+        found: What the file makes of the image of :attr:`Graph.trial`, by name.
         file: Name of the file, for the message.
 
     Raises:
         ConfigError: With the map that differs most, and by how much.
     """
-    expected = graph.trial()[1]
+    expected = graph.trial[1]
     off = {name: _difference(found[name], maps) for name, maps in expected.items()}
     worst = max(off, key=lambda name: off[name])
     if off[worst] > TOLERANCE:

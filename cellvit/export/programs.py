@@ -85,7 +85,7 @@ def export_torch(model: CellViTNetwork, out: str | Path, *, size: Size = None, v
         path.write_bytes(written.getvalue())
         if verify:
             with torch.no_grad():
-                check(graph, torch.export.load(path).module()(graph.trial()[0]), PROGRAM)
+                check(graph, torch.export.load(path).module()(graph.trial[0]), PROGRAM)
         made = {"torch": torch.__version__}
         write_record(folder / FACTS, {**facts, "file": {"name": PROGRAM, **content_of(path)}, "made_with": made})
     return []
@@ -145,7 +145,7 @@ def _verify_onnx(graph: Graph, path: Path) -> list[str]:
     except ImportError:
         return [f"{ONNX} was not compared with the model: onnxruntime is not installed; pip install onnxruntime"]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    maps = session.run(list(graph.outputs), {INPUT: graph.trial()[0].numpy()})
+    maps = session.run(list(graph.outputs), {INPUT: graph.trial[0].numpy()})
     check(graph, {name: torch.from_numpy(m) for name, m in zip(graph.outputs, maps, strict=True)}, ONNX)
     return []
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from cellvit.errors import ConfigError
 from cellvit.export.torchscript import to_torchscript
 from cellvit.io.atomic import atomic_folder
-from cellvit.model.checkpoint import sha256
+from cellvit.io.provenance import sha256
 from cellvit.model.network import CellViTNetwork
-from cellvit.weights.licences import model_licence
+from cellvit.weights.licences import SPDX, model_licence
 
 SCRIPT_NAME = "instanseg.pt"
 DESCRIPTION_NAME = "rdf.yaml"
@@ -25,10 +25,6 @@ FORMAT_VERSION = "0.5.4"
 CLASSES = "detection_classes"
 """QuPath gives every object the class that a matrix of this name states."""
 
-SPDX = {
-    *("Apache-2.0", "BSD-3-Clause", "MIT", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0"),
-    *("CC-BY-NC-4.0", "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0"),
-}
 UNSTATED = "not stated; ask who made the model before you use it"
 PAPER = {
     "text": "Hörst et al., CellViT: Vision Transformers for precise cell segmentation and classification, Medical "

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cellvit.errors import ConfigError
+from cellvit.export.graph import plain_copy
 from cellvit.export.scaling import PercentileUndo
 from cellvit.model.network import STRIDE, CellViTNetwork
 from cellvit.postprocess.hv import HVPostprocessor
@@ -91,8 +91,7 @@ def to_torchscript(model: CellViTNetwork) -> torch.jit.ScriptModule:
             do without the size of the image.
     """
     settings = check_exportable(model)
-    plain = deepcopy(getattr(model, "network", model)).cpu().float().eval().requires_grad_(False)  # not Lightning's
-    maps = _Maps(plain)
+    maps = _Maps(plain_copy(model))
     _fuse(maps)
     with torch.no_grad(), _quiet():
         network = _traced(maps, model)

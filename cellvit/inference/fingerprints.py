@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cellvit.errors import ImageError, SourceLostError
 from cellvit.inference.tta import TestTimeAugmentation
 from cellvit.io.atomic import atomic_text
-from cellvit.io.provenance import files_in
+from cellvit.io.provenance import digest_of, files_in
 from cellvit.io.remote import RemotePath, identity_of
 from cellvit.slide.open import Slide
 
@@ -143,12 +143,7 @@ class BackgroundDigest:
         """Return the digest of all bytes; of a folder, that of :func:`cellvit.io.provenance.content_of`."""
         if isinstance(self._path, RemotePath):
             return _remote_digest(self._path)
-        if not self._path.is_dir():
-            return self._digest_of(self._path)
-        names = (
-            f"{file.relative_to(self._path).as_posix()}\0{self._digest_of(file)}\n" for file in files_in(self._path)
-        )
-        return hashlib.sha256("".join(names).encode()).hexdigest()
+        return digest_of(self._path, self._digest_of)
 
     def _digest_of(self, path: Path) -> str:
         digest = hashlib.sha256()

@@ -18,17 +18,16 @@ from torch import Tensor
 
 from cellvit.classes import default_classes
 from cellvit.errors import WeightsError
-from cellvit.model.checkpoint import sha256
+from cellvit.io.provenance import sha256
 from cellvit.plugins.trust import TRUST_VARIABLE, trusted_packages
 from cellvit.postprocess.measure import nuclei_from_instances
-from cellvit.types import NUCLEI_TYPE_MAP, NucleiClasses, NucleiPrediction
+from cellvit.types import INSTANCE_MAP, NUCLEI_TYPE_MAP, NucleiClasses, NucleiPrediction
 from cellvit.weights.licences import announce_model
 
 SCRIPT, DESCRIPTION = "instanseg.pt", "rdf.yaml"
 TRUST = "torchscript"
 """What the user trusts to let a file of TorchScript run."""
 
-INSTANCE_MAP = "instance_map"
 CLASSES, LOGITS = "detection_classes", "detection_logits"
 PERCENTILES = (0.1, 99.9)
 CLIPPED = (-0.5, 1.5)

@@ -57,7 +57,6 @@ class Instance:
         imaged: ``(width, height)`` in millimetres, or None.
         origin: ``(x, y)`` of the first pixel on the glass in millimetres, or None.
         paths: How it was lit.
-        planes: Focal planes that it states.
         frames: Tiles in this file.
         image: Identifier of the image: its own, or that which all parts of a concatenation share.
         part: Number of the part, from 1.
@@ -82,7 +81,6 @@ class Instance:
     imaged: tuple[float, float] | None
     origin: tuple[float, float] | None
     paths: tuple[OpticalPath, ...]
-    planes: int
     frames: int
     image: str
     part: int
@@ -162,6 +160,8 @@ def instance_of(path: Path) -> Instance | None:
 
 @lru_cache(2**14)  # every slide of a folder looks at all of its files
 def _instance(path: Path, changed: int, size: int) -> Instance | None:
+    if not is_dicom(path):
+        return None
     head = head_of(path)
     if head.get("SOPClassUID") != _WHOLE_SLIDE:
         if "SOPClassUID" not in head:
@@ -215,7 +215,6 @@ def _facts(path: Path, head: Any) -> Instance:
         imaged=_pair(imaged),
         origin=_pair(origin),
         paths=tuple(_optical_path(item) for item in head.get("OpticalPathSequence") or ()),
-        planes=int(head.get("TotalPixelMatrixFocalPlanes") or 1),
         frames=int(head.get("NumberOfFrames") or 1),
         image=str(head.get("ConcatenationUID") or head.SOPInstanceUID),
         part=int(head.get("InConcatenationNumber") or 1),
@@ -260,7 +259,7 @@ def instances_in(folder: Path, series: str | None = None) -> tuple[list[Instance
     found: dict[str, Instance] = {}
     damaged = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file() or not is_dicom(path):
+        if path.name.startswith(".") or not path.is_file():
             continue
         try:
             instance = instance_of(path)

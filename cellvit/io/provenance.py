@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,30 @@ def content_of(path: Path) -> dict[str, Any]:
     Args:
         path: What exists.
     """
+    return {"bytes": size_of(path), "sha256": digest_of(path, sha256)}
+
+
+def digest_of(path: Path, of_file: Callable[[Path], str]) -> str:
+    """Return the digest of a file; that of a folder covers the names and the digests of all files in it.
+
+    Args:
+        path: What exists.
+        of_file: Returns the digest of a file.
+    """
     if not path.is_dir():
-        return {"bytes": size_of(path), "sha256": _sha256(path)}
-    names = [f"{item.relative_to(path).as_posix()}\0{_sha256(item)}\n" for item in files_in(path)]
-    return {"bytes": size_of(path), "sha256": hashlib.sha256("".join(names).encode()).hexdigest()}
+        return of_file(path)
+    names = [f"{item.relative_to(path).as_posix()}\0{of_file(item)}\n" for item in files_in(path)]
+    return hashlib.sha256("".join(names).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits.
+
+    Args:
+        path: The file.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -115,11 +135,6 @@ def files_in(path: Path) -> list[Path]:
         path: A local file or folder.
     """
     return sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:

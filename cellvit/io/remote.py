@@ -20,7 +20,7 @@ from urllib.request import url2pathname
 
 from cellvit.errors import ConfigError, ImageError, SourceLostError
 from cellvit.io.limits import stated_number
-from cellvit.io.remote_requests import DeniedSourceError, MissingSourceError, gone, patiently, timeout
+from cellvit.io.remote_requests import DeniedSourceError, MissingSourceError, patiently, timeout
 
 CACHE_VARIABLE = "CELLVIT_REMOTE_CACHE_MB"
 """Environment variable with the memory for blocks of one remote file, in megabytes; processes inherit it."""
@@ -122,6 +122,7 @@ class RemotePath(_LocalPath):
         _refuse_secrets(address)
         self.address = address
         self._kind: str | None = None
+        self._document: RemotePath | None = None  # of a store, the file at its root that describes it
 
     def __reduce__(self) -> tuple[type["RemotePath"], tuple[str]]:
         return RemotePath, (self.address,)
@@ -211,6 +212,10 @@ class RemotePath(_LocalPath):
         modified = moment.isoformat() if isinstance(moment, datetime) else moment
         return RemoteFacts(info.get("size"), etag, None if modified is None else str(modified))
 
+    def described_by(self) -> "RemotePath":
+        """Return the file that stands for all that lies here: of a store that at its root, else the file itself."""
+        return (self._document if self.is_dir() else None) or self
+
     def read_range(self, start: int | None = None, end: int | None = None) -> bytes:
         """Return some of its bytes, or all of them.
 
@@ -274,12 +279,16 @@ class RemotePath(_LocalPath):
     def _is_store(self) -> bool:
         denied: DeniedSourceError | None = None
         for marker in MARKERS:
+            document = self / marker
             try:
-                return (self / marker).read_range().lstrip()[:1] == b"{"
+                found = document.read_range().lstrip()[:1] == b"{"
             except MissingSourceError:
                 continue
             except DeniedSourceError as error:  # another may be there, and be read
                 denied = denied or error
+            else:
+                self._document = document if found else None
+                return found
         if denied is not None:
             raise denied
         return False
@@ -385,7 +394,7 @@ def identity_of(path: RemotePath) -> dict[str, Any]:
     Raises:
         ImageError: If it is not there, or does not answer.
     """
-    file = _document(path) if path.is_dir() else path
+    file = path.described_by()
     facts = file.facts()
     known = asdict(facts) | ({"of": file.name} if file is not path else {})
     if facts.certain:
@@ -401,20 +410,12 @@ def remote_remarks(path: Path) -> list[str]:
     Args:
         path: The slide; of a local one there is nothing to say.
     """
-    if not isinstance(path, RemotePath) or (_document(path) if path.is_dir() else path).facts().certain:
+    if not isinstance(path, RemotePath) or path.described_by().facts().certain:
         return []
     return [
         "its server states neither an ETag nor a time of change: if the slide is replaced by one of the same size "
         "before a stopped run goes on, that may not be noticed"
     ]
-
-
-def _document(store: RemotePath) -> RemotePath:
-    """Return the file at the root of a store that describes it."""
-    found = next((store / marker for marker in MARKERS if (store / marker).is_file()), None)
-    if found is None:
-        raise gone(store)
-    return found
 
 
 def _plain_parts(address: str) -> str:

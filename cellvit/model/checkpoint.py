@@ -6,7 +6,6 @@ imported only if the user trusts its package. So a configuration can choose amon
 Nothing is fetched from a network but the two files of a model that is asked for by its name on the hub.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
 from cellvit.errors import ConfigError, OutputError, PluginError, WeightsError
+from cellvit.io.provenance import sha256
 from cellvit.io.schema import checked
 from cellvit.model.hub import fetch_model, push, repository_of
 from cellvit.model.released import describe_other, is_released, read_released
@@ -291,12 +291,6 @@ def _read(name_or_path: str | Path) -> _Stored:
     about = stored.settings.get("about")
     announce_model(about if isinstance(about, Mapping) else None, path.name)
     return stored
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from cellvit.errors import ConfigError, WeightsError
 from cellvit.weights.catalogue import BUNDLED
 from cellvit.weights.hub import Access, fetch, hub_name
-from cellvit.weights.licences import LICENCES, model_licence
+from cellvit.weights.licences import SPDX, model_licence
 
 LIBRARY, TASK = "cellvit", "image-segmentation"
 TAGS = ("cellvit", "pathology", "histology", "nuclei", "instance-segmentation", "H&E")
@@ -20,7 +20,6 @@ DATASETS = ("PanNuke", "CoNSeP", "MoNuSeg", "NuCLS", "Lizard", "TNBC", "CryoNuSe
 """Names of data sets that a card lists where a model's ``data`` mentions them."""
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_LICENCES = {"Apache-2.0", "MIT", "BSD-3-Clause", *(name for name in LICENCES if name.startswith("CC"))}
 
 _CARD = """\
 # {name}
@@ -140,7 +139,7 @@ def card_of(settings: Mapping[str, Any], repo: str) -> str:
     """
     about = {name: fact for name, fact in (settings.get("about") or {}).items() if fact is not None}
     licence = model_licence(about)
-    known = licence is not None and licence.id in _HUB_LICENCES
+    known = licence is not None and licence.id in SPDX
     data = str(about.get("data", ""))
     card = ModelCardData(
         license=licence.id.lower() if licence and known else "other",

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,13 @@ from cellvit.postprocess.torch_regions import fill_holes, flooded, label_regions
 from cellvit.types import (
     EMBEDDING_MAP,
     HV_MAP,
+    INSTANCE_MAP,
     NUCLEI_BINARY_MAP,
     NUCLEI_TYPE_MAP,
     FloatMap,
     IntMap,
     NucleiPrediction,
 )
-
-INSTANCE_MAP = "instance_map"
-"""Name of the map of ids, ``(1, H, W)`` int32, that leaves the device in place of the maps it was made of."""
 
 
 @POSTPROCESSORS.register("hv-torch")
@@ -45,9 +42,9 @@ class HVTorchPostprocessor(HVPostprocessor):
     :class:`cellvit.postprocess.hv.HVPostprocessor`.
     """
 
-    @cached_property
+    @property
     def separation(self) -> "HVSeparation":
-        """What separates the nuclei."""
+        """What separates the nuclei; made anew, as what a post-processor holds is part of its fingerprint."""
         return HVSeparation(self)
 
     def __call__(self, maps: Mapping[str, NDArray[Any]]) -> NucleiPrediction:
@@ -84,8 +81,8 @@ class HVTorchPostprocessor(HVPostprocessor):
         for name in self.needs:
             if not bool(maps[name].isfinite().all()):
                 check_finite(name, maps[name].cpu().numpy())
-        pairs = zip(maps[NUCLEI_BINARY_MAP], maps[HV_MAP], strict=True)
-        found = torch.stack([self.separation(binary.float(), hv.float())[None] for binary, hv in pairs])
+        separation, pairs = self.separation, zip(maps[NUCLEI_BINARY_MAP], maps[HV_MAP], strict=True)
+        found = torch.stack([separation(binary.float(), hv.float())[None] for binary, hv in pairs])
         left = self.needs if NUCLEI_TYPE_MAP in maps else self.needs - {NUCLEI_BINARY_MAP}
         return {name: value for name, value in maps.items() if name not in left} | {INSTANCE_MAP: found}
 

@@ -108,8 +108,6 @@ class ReaderView:
 
 @dataclass
 class _Opened:
-    name: str
-    version: str
     slide: Any
     mpp: tuple[float, float] | None
     pyramids: bool
@@ -148,12 +146,12 @@ def _others(path: Path, first: type) -> Iterator[tuple[str, str, Callable[[], _O
 
 def _open_own(reader: Any, path: Path) -> _Opened:
     slide: SlideReader = reader(path)
-    return _Opened(reader.reader, "", slide, slide.stated_mpp, True, slide.read_region)
+    return _Opened(slide, slide.stated_mpp, True, slide.read_region)
 
 
 def _open_referee(referee: type[Referee], path: Path) -> _Opened:
     slide = referee(path)
-    return _Opened(referee.name, "", slide, slide.mpp, slide.pyramids, slide.read)
+    return _Opened(slide, slide.mpp, slide.pyramids, slide.read)
 
 
 def _view(

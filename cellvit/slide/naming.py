@@ -18,6 +18,9 @@ SLIDE_SUFFIXES = frozenset(
 )
 """What counts as a slide in a folder, beside images; DICOM is known by its content, a series of files is one slide."""
 
+SCANNER_SUFFIXES = SLIDE_SUFFIXES - {".btf", ".tf8"}
+"""Those of scanners alone, which are slides whatever is in the file."""
+
 
 def known_suffixes() -> frozenset[str]:
     """Return what counts as an image or a slide in a folder, formats of other packages' readers included."""
@@ -72,7 +75,8 @@ def _in_folder(folder: Path) -> list[Path]:
     stores = [p for p in entries if _is_store(p)]
     files = sorted(p for p in entries if p.is_file())
     found = [p for p in files if p.name.lower().endswith(tuple(known))] + stores
-    slides, damaged, _ = _dicom([p for p in files if p not in set(found)])
+    known_files = set(found)
+    slides, damaged, _ = _dicom([p for p in files if p not in known_files])
     return sorted([*found, *(slides or damaged)])
 
 

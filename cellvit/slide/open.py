@@ -12,10 +12,10 @@ from cellvit.errors import ImageError, SourceLostError
 from cellvit.io.images import DAMAGE, Rgb8, require_file
 from cellvit.io.remote import RemotePath, as_path
 from cellvit.io.scenes import SceneName
-from cellvit.slide.naming import SLIDE_SUFFIXES
+from cellvit.slide.naming import SCANNER_SUFFIXES
 from cellvit.slide.readers.base import OtherReaderError, SlideReader, is_slide_folder, readers_for
 
-_SCANNER_SUFFIXES = (SLIDE_SUFFIXES | {".dcm"}) - {".btf", ".tf8"}
+_SCANNER_SUFFIXES = SCANNER_SUFFIXES | {".dcm"}
 
 
 class Slide(Protocol):

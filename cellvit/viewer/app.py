@@ -1,8 +1,7 @@
 """The server of the viewer as an ASGI application: the page, what it asks for, and who is answered."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cellvit.errors import CellViTError
@@ -20,18 +19,21 @@ from starlette.staticfiles import StaticFiles  # noqa: E402
 from starlette.types import ASGIApp  # noqa: E402
 
 from cellvit.viewer.api import Api, Extension, NotThereError  # noqa: E402
+from cellvit.viewer.bundle import PAGE  # noqa: E402
 from cellvit.viewer.gallery import Gallery, NotReadyError, UnknownSlideError  # noqa: E402
+from cellvit.viewer.labels import LabelConflictError  # noqa: E402
 from cellvit.viewer.security import HOSTS, Guard, refusal  # noqa: E402
 from cellvit.viewer.sources import Source  # noqa: E402
 from cellvit.viewer.table import TableChangedError  # noqa: E402
+from cellvit.viewer.vendor import FOLDER as VENDOR  # noqa: E402
 
-PAGE = Path(__file__).with_name("page")
-"""The page: ``index.html`` and what belongs to it."""
-
-VENDOR = Path(__file__).with_name("vendor")
-"""Scripts of others, which the wheel holds."""
-
-_STATUS = {UnknownSlideError: 404, NotThereError: 404, TableChangedError: 409, NotReadyError: 503}
+_STATUS = {
+    UnknownSlideError: 404,
+    NotThereError: 404,
+    TableChangedError: 409,
+    LabelConflictError: 409,
+    NotReadyError: 503,
+}
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,20 +76,8 @@ def create_app(
     app = Starlette(
         routes=routes,
         exception_handlers={CellViTError: _explained, HTTPException: _plain, Exception: _unexpected},
-        lifespan=_closing(gallery),
     )
     return Guard(app, token=token, hosts=hosts)
-
-
-def _closing(gallery: Gallery) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
-    """Return what ends the work of a gallery when the server ends."""
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        gallery.close()
-
-    return lifespan
 
 
 def _page(request: Request) -> Response:

@@ -10,16 +10,13 @@ _IMPORT = re.compile(r'^import\b[^;]*?from "\./([\w-]+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (\{\};\n)?", re.MULTILINE)
 
 
-def page_script(entry: str = "main.js") -> str:
+def page_script() -> str:
     """Return the page's modules as one classic script, each after those that it imports.
 
     The modules are ours and plain: imports by name from a file beside, exports where a thing is declared, and no name
     twice. So imports and the word ``export`` can be left out; a test holds the modules to that.
-
-    Args:
-        entry: The module that starts the page.
     """
-    return f'"use strict";\n(() => {{\n{"".join(_in_order(entry, set()))}}})();\n'
+    return f'"use strict";\n(() => {{\n{"".join(_in_order("main.js", set()))}}})();\n'
 
 
 def _in_order(name: str, seen: set[str]) -> list[str]:

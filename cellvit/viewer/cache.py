@@ -47,12 +47,6 @@ class BoundedCache(Generic[Value]):
                 with self._lock:
                     self._making.pop(key, None)
 
-    def drop(self, wanted: Callable[[Hashable], bool]) -> None:
-        """Forget the values whose keys a function names."""
-        with self._lock:
-            for key in [key for key in self._values if wanted(key)]:
-                self._total -= self._values.pop(key)[1]
-
     def _find(self, key: Hashable) -> Value | None:
         with self._lock:
             entry = self._values.get(key)

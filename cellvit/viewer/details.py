@@ -8,6 +8,7 @@ import shapely
 from numpy.typing import NDArray
 
 from cellvit.classes import type_label
+from cellvit.geometry.polygons import ring_lengths, select_rings
 from cellvit.io.format import visible
 from cellvit.io.valid_polygons import polygons_from_rings
 from cellvit.viewer.outlines import OutlineFile
@@ -89,13 +90,11 @@ def _contains(
 ) -> NDArray[np.bool_]:
     """Return which outlines are around a point."""
     points, offsets = outlines.read(near)
-    lengths = np.diff(offsets)
+    lengths = ring_lengths(offsets)
     placed = points + np.repeat(np.stack([table.x[near], table.y[near]], axis=1), lengths, axis=0)
     drawn = np.flatnonzero(lengths > 2)
     found = np.zeros(len(near), bool)
-    kept = np.repeat(lengths > 2, lengths)
-    starts = np.concatenate([[0], np.cumsum(lengths[drawn])])
-    shapes = polygons_from_rings(placed[kept].astype(np.float64), starts)
+    shapes = polygons_from_rings(*select_rings(placed.astype(np.float64), offsets, drawn))
     found[drawn] = shapely.intersects_xy(shapes, *point)
     return found
 

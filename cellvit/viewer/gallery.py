@@ -22,7 +22,7 @@ from cellvit.viewer.cache import BoundedCache
 from cellvit.viewer.formats import as_table
 from cellvit.viewer.image import TILE, DeepZoom
 from cellvit.viewer.layers import layers_of
-from cellvit.viewer.outlines import OutlineFile, has_outlines, open_outlines
+from cellvit.viewer.outlines import OutlineFile, StoppedError, has_outlines, open_outlines
 from cellvit.viewer.sources import Source, find_sources, shown_summary
 from cellvit.viewer.table import Column, Floats, NucleiTable, Stamp, count_classes, stamp_of
 
@@ -73,23 +73,23 @@ class Gallery:
         only = next(iter(self.slides.values())).source.name if len(self.slides) == 1 else f"{len(self.slides)} slides"
         self.title = only if title is None else title
 
-    def prepare(self) -> None:
-        """Begin to open the slide, if there is one only, so that the page need not wait for it."""
-        if len(self.slides) == 1:
-            self._preparing.submit(next(iter(self.slides.values())).about)
-
     def begin_outlines(self, table: NucleiTable) -> "Future[OutlineFile | None]":
         """Make the file of outlines of a table in a thread, after those that were begun before.
 
         Args:
             table: The table.
+
+        Raises:
+            StoppedError: If the gallery is closed.
         """
+        if self._closing.is_set():
+            raise StoppedError("the viewer is closed; open it again")
         return self._preparing.submit(open_outlines, table, stop=self._closing)
 
     def close(self) -> None:
         """Stop what is prepared; nothing half-written stays."""
         self._closing.set()
-        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._preparing.shutdown(wait=False)
 
     def slide(self, id: str) -> "ViewedSlide":
         """Return a slide by its id.
@@ -119,8 +119,8 @@ class ViewedSlide:
         self.source, self.id, self._gallery = source, source.id, gallery
         self._lock = threading.Lock()
         self._image_note = source.image_note
-        self._stamps: list[Stamp] = []
-        self._further_revisions = 0
+        self._stamp: Stamp | None = None
+        self._revision = 0
         self._notes: list[str] = []
         self._known_table: tuple[Stamp, Path] | None = None
         self._classes: tuple[Stamp, list[dict[str, Any]]] | None = None
@@ -129,16 +129,11 @@ class ViewedSlide:
 
     @property
     def revision(self) -> int:
-        """Return a number that rises when the table is another one, or when :meth:`revise` is called."""
+        """Return a number that rises when the table is another one."""
         if self.source.nuclei is not None:
             with self._lock:
                 self._note(stamp_of(self.source.nuclei))
-        return len(self._stamps) + self._further_revisions
-
-    def revise(self) -> None:
-        """Let :attr:`revision` rise: what was sent of the nuclei no longer holds."""
-        with self._lock:
-            self._further_revisions += 1
+        return self._revision
 
     def table(self) -> NucleiTable:
         """Return the nuclei, read again if the table was written anew.
@@ -166,8 +161,6 @@ class ViewedSlide:
             DataError: If the table is damaged.
             OutputError: If the file can be written nowhere.
         """
-        if not has_outlines(table):
-            return None
         with self._lock:
             if self._outlines is None or self._outlines[0] != table.stamp:
                 self._outlines = (table.stamp, self._begin(table))
@@ -340,17 +333,18 @@ class ViewedSlide:
             table.derive(f"area_{unit}2", lambda: outlines.areas() * np.float32(factor))
 
     def _begin(self, table: NucleiTable) -> "Future[OutlineFile | None]":
-        """Return the outlines of a table that are opened, or made."""
-        found = open_outlines(table, make=False)
-        if found is None:
+        """Return the outlines of a table that are opened, or made; None where there are none."""
+        there = has_outlines(table)
+        found = open_outlines(table, make=False) if there else None
+        if there and found is None:
             return self._gallery.begin_outlines(table)
         done: Future[OutlineFile | None] = Future()
         done.set_result(found)
         return done
 
     def _note(self, stamp: Stamp) -> None:
-        if not self._stamps or self._stamps[-1] != stamp:
-            self._stamps.append(stamp)
+        if self._stamp != stamp:
+            self._stamp, self._revision = stamp, self._revision + 1
 
     def _opened(self, path: Path) -> DeepZoom:
         """Return the pixels of a file.

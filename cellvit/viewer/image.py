@@ -70,6 +70,10 @@ class DeepZoom:
         factor = 2 ** (self.max_level - level)
         return -(-self.width // factor), -(-self.height // factor)
 
+    def level_within(self, side: int) -> int:
+        """Return the finest level of at most so many pixels along a side."""
+        return max(level for level in range(self.max_level + 1) if max(self.size(level)) <= side)
+
     def has(self, level: int, column: int, row: int) -> bool:
         """Tell whether there is such a tile."""
         if not (0 <= level <= self.max_level and column >= 0 and row >= 0):

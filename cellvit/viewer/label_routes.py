@@ -16,14 +16,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from cellvit.errors import ConfigError, DataError
-from cellvit.io.format import visible
+from cellvit.errors import ConfigError
 from cellvit.labels.export import write_points
+from cellvit.viewer.api import NotThereError
 from cellvit.viewer.gallery import Gallery, ViewedSlide
 from cellvit.viewer.labeling import Labeling
 from cellvit.viewer.labels import LabelConflictError, LabelSession, class_name, color_of
 from cellvit.viewer.requests import filter_of, json_response, polygon_of
-from cellvit.viewer.security import refusal
 
 MAX_BODY = 16 << 20
 """Bytes of a request that changes labels."""
@@ -32,10 +31,6 @@ MAX_POINTS = 10_000
 """Points of the outline of a lasso."""
 
 Given = Mapping[str, Any]
-
-
-class MissingError(DataError):
-    """There is nothing at an address."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +110,7 @@ class LabelExtension:
 
         async def endpoint(request: Request) -> Response:
             given = await _body(request) if request.method == "POST" else {}
-            try:
-                found = await run_in_threadpool(handle, Asked(self._gallery, self.labeling, request, given))
-            except LabelConflictError as error:
-                return refusal(409, visible(error), "")
-            except MissingError as error:
-                return refusal(404, visible(error), "")
+            found = await run_in_threadpool(handle, Asked(self._gallery, self.labeling, request, given))
             return found if isinstance(found, Response) else json_response(found)
 
         return endpoint
@@ -218,7 +208,7 @@ def _apply(asked: Asked) -> Any:
 def _job(asked: Asked) -> Any:
     job = asked.labeling.jobs.get(asked.request.path_params["job"])
     if job is None:
-        raise MissingError("there is no such job: the viewer was started anew, or it is long done")
+        raise NotThereError("there is no such job: the viewer was started anew, or it is long done")
     return job.facts()
 
 
@@ -226,7 +216,7 @@ def _report(asked: Asked) -> Response:
     classifier = asked.labeling.classifier
     page = None if classifier is None else classifier / "report.html"
     if page is None or not page.is_file():
-        raise MissingError("there is no report; train a classifier first")
+        raise NotThereError("there is no report; train a classifier first")
     return FileResponse(page, headers={"cache-control": "no-store"})
 
 

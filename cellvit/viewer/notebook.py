@@ -266,7 +266,7 @@ def _small(slide: ViewedSlide) -> NDArray[np.uint8]:
     """Return the pixels of a slide, at most :data:`PICTURE` along a side; white where there are none."""
     image = slide.image()
     if image is not None:
-        level = max(level for level in range(image.max_level + 1) if max(image.size(level)) <= PICTURE)
+        level = image.level_within(PICTURE)
         columns, rows = (-(-side // TILE) for side in image.size(level))
         try:
             return np.concatenate(

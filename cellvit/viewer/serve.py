@@ -75,7 +75,7 @@ class ViewServer:
         require("starlette", extra="view")
         self._socket = _bound(port or 0)
         self.port: int = self._socket.getsockname()[1]
-        self._apps: dict[str, App] = {}
+        self._views: dict[str, tuple[App, ServedView]] = {}
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what users need to know, the page shows
         config = uvicorn.Config(
             self._serve,
@@ -121,13 +121,15 @@ class ViewServer:
 
         gallery, token = Gallery(inputs, slides=slides, title=title), secrets.token_urlsafe(24)
         labels = LabelExtension(gallery, moved=None if slides is None else Path(slides))
-        self._apps[token] = create_app(gallery, token=token, extensions=[lambda _: labels])
-        return ServedView(f"http://{HOST}:{self.port}/t/{token}/", gallery, labels.labeling)
+        shown = ServedView(f"http://{HOST}:{self.port}/t/{token}/", gallery, labels.labeling)
+        self._views[token] = create_app(gallery, token=token, extensions=[lambda _: labels]), shown
+        return shown
 
     def hide(self, shown: ServedView) -> None:
         """Serve a viewer no more, and let others change its labels."""
-        self._apps.pop(_token(shown.address.partition(f":{self.port}")[2]), None)
+        self._views.pop(_token(shown.address.partition(f":{self.port}")[2]), None)
         shown.labeling.close()
+        shown.gallery.close()
 
     @property
     def running(self) -> bool:
@@ -140,16 +142,18 @@ class ViewServer:
             self._thread.join(0.5)  # Python handles signals between two of them
 
     def stop(self) -> None:
-        """Answer what is under way, and end."""
+        """Answer what is under way, and end; files of outlines that are made are not waited for."""
         self._server.should_exit = True
         self._thread.join(_STOP_SECONDS + 2)
         self._socket.close()
+        for _, shown in self._views.values():
+            shown.gallery.close()
 
     async def _serve(self, scope: Scope, receive: Any, send: Any) -> None:
         """Hand a request to the viewer that its address names."""
-        app = self._apps.get(_token(str(scope.get("path", ""))))
-        if app is not None:
-            await app(scope, receive, send)
+        found = self._views.get(_token(str(scope.get("path", ""))))
+        if found is not None:
+            await found[0](scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
         await send({"type": "http.response.body", "body": b"no viewer here; use the address that cellvit printed"})

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,15 @@ from numpy.typing import NDArray
 
 from cellvit.errors import ConfigError, DataError, OutputError
 from cellvit.geometry.polygons import select_rings
-from cellvit.io.atomic import make_folder, temporary_path
+from cellvit.io.atomic import atomic_folder
 from cellvit.io.format import plain_data, visible
 from cellvit.io.parquet import ParquetStream
+from cellvit.viewer.bundle import PAGE, page_script
 from cellvit.viewer.gallery import Gallery, ViewedSlide
 from cellvit.viewer.image import TILE, DeepZoom
 from cellvit.viewer.serve import check_page
 from cellvit.viewer.table import NucleiTable
+from cellvit.viewer.vendor import FOLDER as VENDOR
 
 Box = tuple[float, float, float, float]
 Progress = Callable[[int, int], None]
@@ -37,8 +38,6 @@ OVERVIEW = 2048
 OUTLINES = 2048
 """Side of the squares, in level-0 pixels, whose outlines lie in one file."""
 
-_PAGE = Path(__file__).with_name("page")
-_VENDOR = Path(__file__).with_name("vendor")
 _MODULE = '<script type="module" src="static/main.js"></script>'
 _PRELOAD = re.compile(r'<link rel="modulepreload"[^>]*>\n?')
 _SCRIPTS = ("data/facts.js", "data/share.js", "data/page.js")
@@ -106,9 +105,7 @@ def write_share(
             f"{len(places):,} tiles of pixels, and a share has at most {MAX_TILES:,}; choose a smaller region=(0, 0, "
             "20000, 20000)"
         )
-    make_folder(folder.parent)
-    temporary = temporary_path(folder)
-    try:
+    with atomic_folder(folder) as temporary:
         writer = _Writer(temporary, max_mb)
         facts = _write_nuclei(slide, about, box, writer)
         middle = {"x": (box[0] + box[2]) / 2, "y": (box[1] + box[3]) / 2}
@@ -121,13 +118,6 @@ def write_share(
             )
             if progress is not None:
                 progress(done, len(places))
-        temporary.rename(folder)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write {str(folder)!r} ({error.strerror or error}); check the disk") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Share(folder / "index.html", facts["count"], len(places), writer.size)
 
 
@@ -193,7 +183,7 @@ def _write_nuclei(slide: ViewedSlide, about: dict[str, Any], box: Box, writer: _
     }
     about["layers"].append({"name": "region", "label": "What this page holds", "polygons": [_ring(box)]})
     if (image := slide.image()) is not None:
-        whole = max(level for level in range(image.max_level + 1) if max(image.size(level)) <= OVERVIEW)
+        whole = image.level_within(OVERVIEW)
         about["image"] |= {"region": box, "whole_level": whole}
     else:
         about["image_note"] = "the image is not part of this page"
@@ -254,23 +244,21 @@ def _write_outlines(table: NucleiTable, place: NDArray[np.int64], writer: _Write
 
 def _write_page(slide: ViewedSlide, about: dict[str, Any], facts: dict[str, Any], writer: _Writer) -> None:
     """Write the page and its scripts, and those of others with their licences."""
-    from cellvit.viewer.bundle import page_script
-
     title = visible(slide.source.name)
     listed = {**slide.listed(), "nuclei": facts["count"], "labels": 0}
     answers = {"api/slides": {"title": title, "slides": [listed]}, f"api/slides/{slide.id}": about}
     data = {**facts, "width": OUTLINES, "json": plain_data(answers)}
-    html = (_PAGE / "index.html").read_text(encoding="utf-8")
+    html = (PAGE / "index.html").read_text(encoding="utf-8")
     if _MODULE not in html:
-        raise OutputError(f"{str(_PAGE / 'index.html')!r} does not load {_MODULE}; install cellvit again")
+        raise OutputError(f"{str(PAGE / 'index.html')!r} does not load {_MODULE}; install cellvit again")
     scripts = "".join(f'<script defer src="{name}"></script>' for name in _SCRIPTS)
     writer.write("index.html", _PRELOAD.sub("", html).replace(_MODULE, scripts))
     writer.write("data/facts.js", f"globalThis.CELLVIT_FACTS = {json.dumps(data, allow_nan=False)};\n")
     writer.write("data/share.js", Path(__file__).with_name("share.js").read_bytes())
     writer.write("data/page.js", page_script())
-    for folder, name in ((_PAGE, "static"), (_VENDOR, "vendor")):
+    for folder, name in ((PAGE, "static"), (VENDOR, "vendor")):
         for path in sorted(folder.glob("*")):
-            if path.is_file() and (folder == _VENDOR or path.suffix not in (".js", ".html")):
+            if path.is_file() and (folder == VENDOR or path.suffix not in (".js", ".html")):
                 writer.write(f"{name}/{path.name}", path.read_bytes())
     if (picture := slide.thumbnail()) is not None:
         writer.write(f"api/slides/{slide.id}/thumbnail.jpg", picture)

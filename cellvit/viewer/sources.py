@@ -12,6 +12,7 @@ from cellvit.inference.assemble import TABLE
 from cellvit.inference.resume import SUMMARY, ResumeFolder, read_summary
 from cellvit.inference.verify import result_folders, slide_path
 from cellvit.io.atomic import is_store
+from cellvit.io.detections import stem_of
 from cellvit.io.format import visible
 from cellvit.io.parquet import ParquetStream
 from cellvit.io.provenance import size_of
@@ -159,7 +160,7 @@ def _sources_of(path: Path, slides: Path | None) -> Iterator[Source]:
         return
     tables: dict[str, Path] = {}
     for file in sorted((p for p in path.iterdir() if _is_nuclei(p)), key=_rank):
-        tables.setdefault(_stem(file), file)
+        tables.setdefault(stem_of(file), file)
     sources = [_nuclei_source(file, slides) for file in sorted(tables.values())]
     shown = {source.image.resolve() for source in sources if source.image is not None}
     # pictures of results lie beside the tables of images and are called as these
@@ -174,10 +175,6 @@ def _is_nuclei(path: Path) -> bool:
 
 def _rank(path: Path) -> int:
     return next((i for i, suffix in enumerate(_NUCLEI_SUFFIXES) if path.name.lower().endswith(suffix)), -1)
-
-
-def _stem(path: Path) -> str:
-    return path.name[: -len(_NUCLEI_SUFFIXES[_rank(path)])]
 
 
 def _bare(path: Path) -> Source:
@@ -231,7 +228,7 @@ def _result(folder: Path, slides: Path | None) -> Source:
 
 def _nuclei_source(path: Path, slides: Path | None) -> Source:
     """Return the source of a file of nuclei, with its image where that lies beside it or in the folder of slides."""
-    stem = _stem(path)
+    stem = stem_of(path)
     facts: Mapping[str, Any] = {}
     with suppress(CellViTError):  # another format, or damaged: which is said when it is opened
         facts = ParquetStream(path, outlines=False).metadata

@@ -77,11 +77,6 @@ class Filter:
     ranges: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
     area: Any = None
 
-    @property
-    def columns(self) -> list[str]:
-        """Return the names of the columns it needs."""
-        return list(self.ranges)
-
 
 Derived = tuple[Column, Callable[[], Floats]]
 

@@ -70,6 +70,9 @@ _KNOWN = (
 LICENCES: Mapping[str, Licence] = {licence.id: licence for licence in _KNOWN}
 """The licences known by name."""
 
+SPDX = frozenset({"Apache-2.0", "BSD-3-Clause", "MIT", *(name for name in LICENCES if name.startswith("CC"))})
+"""Those whose name is an SPDX identifier."""
+
 # A free text is restricted if it says so in one of these ways; `\bnc\b` finds the NC of Creative Commons.
 RESTRICTED = re.compile(
     r"non-? ?commercial|not for commercial|no commercial|research[ -](use|purposes?|only)|academic|commons clause"

@@ -197,7 +197,7 @@ def test_positions_are_the_same_in_a_graph(monkeypatch):
 
 
 def test_a_file_that_differs_is_not_written(model, graph, tmp_path, monkeypatch):
-    maps = graph.trial()[1]
+    maps = graph.trial[1]
     check(graph, maps, "a file")
     with pytest.raises(ConfigError, match=r"model\.pt2 differs from the model by 0\.5 in hv_map"):
         check(graph, {**maps, "hv_map": maps["hv_map"] + 0.5}, "model.pt2")

@@ -47,6 +47,14 @@ def test_it_is_registered():
     assert POSTPROCESSORS.get("hv-torch") is HVTorchPostprocessor
 
 
+def test_using_it_does_not_change_what_results_are_known_by(maps):
+    """Results that are resumed are compared by a digest of the post-processor's settings."""
+    used = HVTorchPostprocessor()
+    before = dict(vars(used))
+    used(maps)
+    assert vars(used) == before
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_nuclei_and_types_are_those_of_the_host(maps, settings):
     expected, found = HVPostprocessor(**settings)(maps), HVTorchPostprocessor(**settings)(maps)

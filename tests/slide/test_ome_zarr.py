@@ -10,7 +10,7 @@ from PIL import Image
 from cellvit.errors import ImageError, SourceLostError
 from cellvit.inference.fingerprints import BackgroundDigest, quick_hash
 from cellvit.io.provenance import content_of
-from cellvit.io.remote import as_path
+from cellvit.io.remote import as_path, identity_of
 from cellvit.slide.info import slide_info
 from cellvit.slide.naming import expand_inputs
 from cellvit.slide.open import is_slide, open_slide
@@ -356,5 +356,9 @@ def test_a_server_that_denies_what_is_not_there(tmp_path, version):
         server.missing = 403
         with open_slide(as_path(f"{server.address}/a.zarr")) as slide:
             np.testing.assert_array_equal(slide.read_region(60, 50, 90, 70), IMAGE[50:120, 60:150])
+        store = as_path(f"{server.address}/a.zarr")
+        asked = len(server.requests)
+        assert identity_of(store)["of"] == ("zarr.json" if version == "0.5" else ".zgroup")
+        assert len(server.requests) - asked <= 6
         with pytest.raises(SourceLostError, match="may not be read"):
             open_slide(as_path(f"{server.address}/b.zarr"))

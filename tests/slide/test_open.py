@@ -11,8 +11,8 @@ from PIL import Image
 
 from cellvit.errors import ConfigError, ImageError
 from cellvit.io.images import to_rgb
-from cellvit.slide.naming import expand_inputs
-from cellvit.slide.open import SLIDE_SUFFIXES, is_slide, open_slide
+from cellvit.slide.naming import SLIDE_SUFFIXES, expand_inputs
+from cellvit.slide.open import is_slide, open_slide
 from cellvit.slide.readers import image as image_reader
 from cellvit.slide.readers import tiff as tiff_reader
 from cellvit.slide.readers.base import cache_bytes, small_caches

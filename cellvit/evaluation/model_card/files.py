@@ -25,9 +25,9 @@ from cellvit.evaluation.model_card.tables import (
 from cellvit.evaluation.results import make_folder, versions
 from cellvit.inference.protocol import NucleiModel
 from cellvit.io.format import write_json
-from cellvit.io.provenance import read_record
+from cellvit.io.provenance import read_record, sha256
 from cellvit.io.tables import DIGITS, Cell, render, write_csv, write_text
-from cellvit.model.checkpoint import CONFIG_NAME, bundled_models, sha256
+from cellvit.model.checkpoint import CONFIG_NAME, bundled_models
 from cellvit.plotting.overlay import write_picture
 from cellvit.weights.catalogue import BUNDLED
 

@@ -64,6 +64,17 @@ class ChunkCache:
         self._lock = threading.Lock()
         self._decoding = [threading.Lock() for _ in range(_LOCKS)]
 
+    def region(self, box: Box, chunk: Size, get: Callable[[int, int], Rgb8]) -> Rgb8:
+        """Return a region as :func:`assemble` does, with room for its chunks and those of the next one in the row.
+
+        Args:
+            box: ``(x, y, width, height)`` in pixels of the level.
+            chunk: ``(width, height)`` of a chunk.
+            get: Returns the pixels of a chunk by column and row, by way of :meth:`get`.
+        """
+        self.reserve(2 * len(chunks_of(box, chunk)) * chunk[0] * chunk[1] * 3)
+        return assemble(box, chunk, get)
+
     def reserve(self, needed: int) -> None:
         """Make room for the chunks of one region, so that the next region in the row finds them.
 

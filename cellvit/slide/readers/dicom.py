@@ -26,7 +26,7 @@ from cellvit.io.resolution import StatedResolution, Statement, settle
 from cellvit.io.scenes import SceneName, choose_scene, is_smaller, scene_text
 from cellvit.io.spatial import require
 from cellvit.slide.readers.base import READERS, OtherReaderError, Size, SlideReader, cache_bytes
-from cellvit.slide.readers.chunks import ChunkCache, assemble, chunks_of
+from cellvit.slide.readers.chunks import ChunkCache
 
 CACHE_BYTES = 2**28
 """Memory for decoded tiles of one slide."""
@@ -149,7 +149,9 @@ class DicomSlide(SlideReader):
                     "bits": 8,
                     "compression": full.syntax,
                     "scenes": tuple((scan.name, scan.size) for scan in scans),
-                    "associated": tuple((head.flavour.lower(), head.size) for head in heads if head not in volume),
+                    "associated": tuple(
+                        (head.flavour.lower(), head.size) for head in heads if head.flavour != "VOLUME"
+                    ),
                 },
             )
         except BaseException:
@@ -167,8 +169,7 @@ class DicomSlide(SlideReader):
 
     def _read(self, level: int, x: int, y: int, width: int, height: int) -> Rgb8:
         box, tile = (x, y, width, height), self._levels[level].head.tile
-        self._cache.reserve(2 * len(chunks_of(box, tile)) * tile[0] * tile[1] * 3)
-        return assemble(box, tile, lambda column, row: self._tile(level, column, row))
+        return self._cache.region(box, tile, lambda column, row: self._tile(level, column, row))
 
     def _tile(self, level: int, column: int, row: int) -> Rgb8:
         image = self._levels[level]

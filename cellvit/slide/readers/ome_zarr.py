@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from cellvit.errors import ImageError, SourceLostError
 from cellvit.io.images import DAMAGE, Rgb8, one_line
-from cellvit.io.ngff import elements_of, fitted, is_zarr, multiscale_of
+from cellvit.io.ngff import ARCHIVES, elements_of, fitted, is_zarr, multiscale_of
 from cellvit.io.pixels import Samples
 from cellvit.io.scenes import PlainScene, SceneName, choose_scene, is_companion
 from cellvit.slide.readers.base import READERS, Size, SlideReader, cache_bytes
-from cellvit.slide.readers.chunks import ChunkCache, assemble, chunks_of
+from cellvit.slide.readers.chunks import ChunkCache
 
 if TYPE_CHECKING:  # the library is loaded when the first store is opened
     from cellvit.io.ngff import Element, Multiscale
@@ -61,11 +61,6 @@ class ZarrLevel:
     samples: Samples
     order: tuple[int, ...]
 
-    @property
-    def whole(self) -> Size:
-        """Return ``(width, height)`` of the array."""
-        return self.array.shape[self.axes.index("x")], self.array.shape[self.axes.index("y")]
-
     def stored(self, x: int, y: int, width: int, height: int) -> NDArray[Any]:
         """Return a part of the array ``(h, w, C)``, cut off at its edges.
 
@@ -103,7 +98,7 @@ class OmeZarrSlide(SlideReader):
     """
 
     reader = "ome-zarr"
-    suffixes = frozenset({".zarr", ".zarr.zip", ".ozx"})
+    suffixes = frozenset({".zarr", *ARCHIVES})
     priority = 40
     scenes = True
     addresses = True
@@ -171,9 +166,8 @@ class OmeZarrSlide(SlideReader):
     def _read(self, level: int, x: int, y: int, width: int, height: int) -> Rgb8:
         image = self._levels[level]
         box = (x + image.start[0], y + image.start[1], width, height)
-        self._cache.reserve(2 * len(chunks_of(box, image.piece)) * prod(image.piece) * 3)
         try:
-            return assemble(box, image.piece, lambda column, row: self._piece(level, column, row))
+            return self._cache.region(box, image.piece, lambda column, row: self._piece(level, column, row))
         except SourceLostError:
             raise
         except _DAMAGE:  # the rest of a piece that holds a damaged chunk may be sound

@@ -21,9 +21,9 @@ from cellvit.io.remote import RemoteFile, RemotePath
 from cellvit.io.resolution import StatedResolution
 from cellvit.io.scenes import Scene, SceneName, choose_scene, is_smaller, tiff_scenes
 from cellvit.io.tiff_metadata import is_tiff, open_tiff, quiet_tifffile, tiff_resolution
-from cellvit.slide.naming import SLIDE_SUFFIXES
+from cellvit.slide.naming import SCANNER_SUFFIXES
 from cellvit.slide.readers.base import LARGE, READERS, OtherReaderError, Size, SlideReader, cache_bytes
-from cellvit.slide.readers.chunks import ChunkCache, assemble, chunks_of
+from cellvit.slide.readers.chunks import ChunkCache
 
 if TYPE_CHECKING:  # the library is loaded when the first file is opened
     from tifffile import TiffFile
@@ -287,8 +287,7 @@ class TiffSlide(SlideReader):
             part = image.mapped[y : y + height, x : x + width]
             return image.samples.rgb(np.array(part, dtype=part.dtype.newbyteorder("=")))
         box = (x, y, width, height)
-        self._cache.reserve(2 * len(chunks_of(box, image.chunk)) * image.chunk_bytes)
-        return assemble(box, image.chunk, lambda column, row: self._chunk(level, column, row))
+        return self._cache.region(box, image.chunk, lambda column, row: self._chunk(level, column, row))
 
     def _chunk(self, level: int, column: int, row: int) -> Rgb8:
         image = self._levels[level]
@@ -412,7 +411,7 @@ def _require_readable(path: Path, levels: list[TiffLevel]) -> None:
 
 def _elsewhere(path: Path) -> list[str]:
     """Return a sentence where another reader would read the file if it were local."""
-    if not isinstance(path, RemotePath) or path.suffix.lower() not in SLIDE_SUFFIXES - {".btf", ".tf8"}:
+    if not isinstance(path, RemotePath) or path.suffix.lower() not in SCANNER_SUFFIXES:
         return []
     return [
         "it lies at an address and is read as a TIFF; a local copy would be read by OpenSlide, which knows more of its "

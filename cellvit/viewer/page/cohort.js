@@ -1,7 +1,7 @@
 // @ts-check
 /** The list of slides: pictures, counts, warnings, and the way to each. */
-import { getJson, isStatic, slidePath } from "./api.js";
-import { byId, el, formatCount, shareBar } from "./dom.js";
+import { isStatic, slidePath } from "./api.js";
+import { byId, el, formatCount, shareBar, swatch } from "./dom.js";
 
 /** @typedef {import("./types.js").SlideSummary} SlideSummary */
 
@@ -66,11 +66,9 @@ function card(slide) {
   ].filter((text) => text !== null);
   const known = slide.classes.filter(({ count }) => count > 0).sort((a, b) => b.count - a.count);
   const total = known.reduce((sum, { count }) => sum + count, 0);
-  const shares = known.slice(0, 4).map(({ name, color, count }) => {
-    const dot = el("span", { class: "swatch", "aria-hidden": "true" });
-    dot.style.backgroundColor = color;
-    return el("li", {}, dot, `${name} ${((100 * count) / total).toFixed(count / total < 0.1 ? 1 : 0)} %`);
-  });
+  const shares = known
+    .slice(0, 4)
+    .map(({ name, color, count }) => el("li", {}, swatch(color), `${name} ${((100 * count) / total).toFixed(count / total < 0.1 ? 1 : 0)} %`));
   return el(
     "article",
     { class: slide.error ? "card failed" : "card" },
@@ -97,10 +95,12 @@ export function warningList(warnings) {
   return el("details", { class: "warning" }, el("summary", {}, `${warnings.length} warnings`), el("ul", {}, ...items));
 }
 
-/** Ask for the slides and show them. */
-export async function showCohort() {
-  /** @type {import("./types.js").Cohort} */
-  const { title, slides } = await getJson("api/slides");
+/**
+ * Show the slides.
+ *
+ * @param {import("./types.js").Cohort} cohort
+ */
+export function showCohort({ title, slides }) {
   document.title = title;
   byId("title").textContent = title;
   const sum = slides.reduce((total, { nuclei }) => total + (nuclei ?? 0), 0);

@@ -37,12 +37,15 @@ async function show(hash = location.hash) {
   page = null;
   for (const id of ["cohort", "viewer", "sidebutton"]) byId(id).hidden = true;
   try {
-    const { slides } = await getJson("api/slides");
+    /** @type {import("./types.js").Cohort} */
+    const cohort = await getJson("api/slides");
+    const { slides } = cohort;
     const id = state.slide ?? (slides.length === 1 ? slides[0].id : null);
     byId("back").hidden = id === null || slides.length < 2;
     if (id === null) {
-      await showCohort();
-      if (turn === shows) byId("cohort").hidden = false;
+      if (turn !== shows) return;
+      showCohort(cohort);
+      byId("cohort").hidden = false;
       fillHelp(LIST_COMMANDS);
       return;
     }

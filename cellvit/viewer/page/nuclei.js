@@ -68,6 +68,9 @@ export class NucleiView {
     this.numbers = rampTexture();
     /** @type {Uint8Array} colours of types, alpha 0 where hidden */
     this.types = new Uint8Array(0);
+    this.typesKey = "";
+    /** @type {WeakMap<import("./binary.js").DensityTile, number>} largest count of a tile in the types shown */
+    this.largest = new WeakMap();
     /** @type {TileStore<DrawnTile>} */
     this.store = new TileStore({
       load: (request, signal) => this.load(request, signal),
@@ -115,6 +118,8 @@ export class NucleiView {
     const entries = [...classes.map(({ id, color }) => ({ id, color }))];
     entries.push({ id: LAYER_TYPES.tissue, color: "#2f7d32" }, { id: LAYER_TYPES.region, color: "#1b1b1f" });
     this.types = classTexture(entries, new Set(this.state.hidden));
+    this.typesKey = this.types.join("");
+    this.largest = new WeakMap();
     const column = this.column;
     const numbers = column?.kind === "category" ? categoryTexture(classes, column.values ?? []) : this.numbers;
     this.layer.setColors(this.types, numbers, column !== null);
@@ -253,12 +258,17 @@ export class NucleiView {
     const [low, high] = this.range;
     const column = this.column;
     let most = 1;
-    for (const { density } of tiles) if (density) most = Math.max(most, largestCount(density, this.types));
+    for (const { density } of tiles) {
+      if (!density) continue;
+      const count = this.largest.get(density) ?? largestCount(density, this.types);
+      this.largest.set(density, count);
+      most = Math.max(most, count);
+    }
     most = 2 ** Math.ceil(Math.log2(most)); // so that a step aside does not change all shades
     const painted = column ? `${column.name},${low},${high}` : "";
     for (const tile of tiles) {
       if (tile.density) {
-        const wanted = `${Boolean(column)},${most},${this.types.join("")}`;
+        const wanted = `${Boolean(column)},${most},${this.typesKey}`;
         if (tile.painted === wanted) continue;
         this.layer.setPicture(tile, densityPicture(tile.density, this.types, column ? this.numbers : null, most), wanted);
       } else if (tile.painted !== painted) {

@@ -26,6 +26,7 @@ from cellvit.inference.protocol import autocast_context, check_precision, has_bf
 from cellvit.inference.resume import ResumeFolder, read_summary
 from cellvit.inference.settings import AUTO, PRECISIONS, SlideSettings
 from cellvit.io.atomic import atomic_text
+from cellvit.io.paths import cache_folder
 from cellvit.types import EMBEDDING_MAP
 
 FLOAT32, BFLOAT16 = "32-true", "bf16-mixed"
@@ -243,7 +244,7 @@ _timings: dict[str, Any] = {}
 
 def cache_path() -> Path:
     """Return the file in which timings are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cellvit" / "precision.json"
+    return cache_folder() / "precision.json"
 
 
 def _kept_timings() -> dict[str, Any]:

@@ -25,3 +25,8 @@ def expand_path(path: str | Path) -> Path:
 def unset_variables(path: str | Path) -> list[str]:
     """Return the names of the environment variables in a path that are not set."""
     return [name for name in re.findall(r"\$\{?(\w+)", str(path)) if name not in os.environ]
+
+
+def cache_folder() -> Path:
+    """Return the folder for files that can be made again: ``cellvit`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "cellvit"

@@ -10,8 +10,8 @@ from cellvit.io.atomic import make_folder
 from cellvit.io.format import visible
 from cellvit.io.nuclei import stream_nuclei
 from cellvit.io.parquet import ParquetStream, write_parquet_stream
+from cellvit.io.paths import cache_folder
 from cellvit.io.provenance import content_of
-from cellvit.viewer.outlines import cache_folder
 
 
 def as_table(path: Path) -> tuple[Path, list[str]]:

@@ -29,6 +29,7 @@ from cellvit.geometry.polygons import polygon_area, ring_lengths, ring_offsets, 
 from cellvit.inference.resources import release_memory
 from cellvit.io.arrow import from_arrow
 from cellvit.io.atomic import atomic_path, make_folder
+from cellvit.io.paths import cache_folder
 from cellvit.viewer.table import Floats, NucleiTable
 
 SUFFIX = ".outlines.npy"
@@ -203,11 +204,6 @@ def open_outlines(table: NucleiTable, *, make: bool = True, stop: threading.Even
             "name a folder with some room in the environment variable XDG_CACHE_HOME"
         ) from error
     return OutlineFile(cached, table)
-
-
-def cache_folder() -> Path:
-    """Return the folder for files that can be made again: ``cellvit`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "cellvit"
 
 
 def write_outlines(table: NucleiTable, path: Path, stop: threading.Event | None = None) -> None:

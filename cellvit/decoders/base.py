@@ -3,11 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from cellvit.errors import ConfigError
 from cellvit.plugins.components import Configurable
 from cellvit.plugins.registry import Registry
-from cellvit.types import FeatureInfo
+from cellvit.types import NUCLEI_TYPE_MAP, FeatureInfo
 
 
 class Decoder(Configurable, nn.Module, ABC):
@@ -38,6 +41,20 @@ class Decoder(Configurable, nn.Module, ABC):
             of a stride ``s`` below 16, of which embeddings of nuclei are made; without it they are made of the
             encoder's deepest map.
         """
+
+
+def check_embedding(decoder: str, branches: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` if a decoder that is to give embeddings has no branch of types to make them of."""
+    if NUCLEI_TYPE_MAP not in branches:
+        raise ConfigError(
+            f"decoder {decoder!r} has embedding True, which needs a branch {NUCLEI_TYPE_MAP!r}, but the branches are "
+            f"{', '.join(branches)}; add the head, or leave embedding out"
+        )
+
+
+def join_embedding(*maps: Tensor) -> Tensor:
+    """Return maps of stride 2, averaged to stride 4, as one."""
+    return torch.cat([F.avg_pool2d(one, 2) for one in maps], dim=1)
 
 
 OWN = {

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cellvit.decoders.base import DECODERS, Decoder
+from cellvit.decoders.base import DECODERS, Decoder, check_embedding, join_embedding
 from cellvit.decoders.unetr import conv_block, upsample
 from cellvit.errors import ConfigError
-from cellvit.types import FeatureInfo
+from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, FeatureInfo
 
 NUM_MAPS = 4
 
@@ -32,13 +32,18 @@ class PyramidDecoder(Decoder):
             of the encoder's maps but the deepest.
         detail: Channels of the skip from the image at stride 2; 0 leaves that level out, if the encoder has a map of
             stride 2.
-        shared_convs: Convolutions at each level.
+        shared_convs: Convolutions at each level, or of each level from the finest.
         branch_convs: Convolutions of each branch at stride 2.
         branch_width: Channels of these.
         dropout: Dropout in every convolution block.
+        embedding: Also give ``embedding_map``, by which nuclei are told apart: the levels at strides 2 and 4 that all
+            branches share, the latter where there is one, and the convolutions of the branch of types, averaged to
+            stride 4. Without it the embedding of a nucleus is made of the encoder's deepest map, whose tokens are wider
+            than a nucleus.
 
     Raises:
-        ConfigError: If the strides do not fit, or a number is out of range.
+        ConfigError: If the strides do not fit, a number is out of range, or there is no branch of types to make an
+            embedding of.
 
     References:
         [1] Shi et al., Real-time single image and video super-resolution using an efficient sub-pixel convolutional
@@ -52,10 +57,11 @@ class PyramidDecoder(Decoder):
         *,
         widths: Sequence[int] = (4, 24, 48, 64, 96),
         detail: int = 12,
-        shared_convs: int = 1,
+        shared_convs: int | Sequence[int] = 1,
         branch_convs: int = 1,
         branch_width: int = 16,
         dropout: float = 0.0,
+        embedding: bool = False,
     ) -> None:
         super().__init__(features, branches)
         strides = tuple(feature.stride for feature in features)
@@ -68,22 +74,27 @@ class PyramidDecoder(Decoder):
             message = f"decoder 'pyramid' has detail 0, but the finest map has stride {strides[0]}"
             raise ConfigError(f"{message}; give detail from 1")
         skips = [*([FeatureInfo(detail, 2)] if detail else []), *features[:-1]]
-        wrong = len(widths) != 1 + len(skips) or min(*widths, shared_convs, branch_width) < 1
+        convs = [shared_convs] * len(skips) if isinstance(shared_convs, int) else list(shared_convs)
+        wrong = len(widths) != 1 + len(skips) or len(convs) != len(skips) or min(*widths, *convs, branch_width) < 1
         if wrong or min(detail, branch_convs) < 0:
             raise ConfigError(
                 f"decoder 'pyramid' has widths {list(widths)}, detail {detail}, shared_convs {shared_convs}, "
                 f"branch_convs {branch_convs}, branch_width {branch_width}; give {1 + len(skips)} widths, all from 1, "
                 "detail and branch_convs from 0"
             )
+        if embedding:
+            check_embedding("pyramid", branches)
+        self.embedding, self.branch_convs = embedding, branch_convs
+        self.quarter = [skip.stride for skip in skips].index(4) if 4 in strides[:-1] else None
         self.out_channels = widths[0]
         self.detail = nn.Sequential(*_strided(detail)) if detail else None
         self.ups, self.levels = nn.ModuleList(), nn.ModuleList()
         below, stride = features[-1].channels, strides[-1]
-        for skip, width in zip(reversed(skips), reversed(widths[1:]), strict=True):
+        for skip, width, num_convs in zip(reversed(skips), reversed(widths[1:]), reversed(convs), strict=True):
             steps = (stride // skip.stride).bit_length() - 1
             self.ups.append(_ups(below, width, steps=steps))
             joined = skip.channels + (width if steps else below)
-            self.levels.append(_convs([joined, *[width] * shared_convs], dropout=dropout))
+            self.levels.append(_convs([joined, *[width] * num_convs], dropout=dropout))
             below, stride = width, skip.stride
         self.paths = nn.ModuleDict(
             {
@@ -98,11 +109,17 @@ class PyramidDecoder(Decoder):
 
     def forward(self, image: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Decode a batch; see :class:`Decoder`."""
-        x = features[-1]
+        x, levels = features[-1], []
         skips = [*features[-2::-1], *([] if self.detail is None else [self.detail(image)])]
         for up, level, skip in zip(self.ups, self.levels, skips, strict=True):
             x = level(torch.cat([skip, up(x)], dim=1))
-        return {branch: path(x) for branch, path in self.paths.items()}
+            levels.append(x)
+        inside = {branch: path[: self.branch_convs](x) for branch, path in self.paths.items()}
+        maps = {branch: path[self.branch_convs :](inside[branch]) for branch, path in self.paths.items()}
+        if self.embedding:
+            quarter = [] if self.quarter is None else [levels[-1 - self.quarter]]
+            maps[EMBEDDING_MAP] = torch.cat([*quarter, join_embedding(x, inside[NUCLEI_TYPE_MAP])], dim=1)
+        return maps
 
 
 def _strided(channels: int) -> list[nn.Module]:
@@ -110,10 +127,11 @@ def _strided(channels: int) -> list[nn.Module]:
     return [nn.Conv2d(3, channels, 4, 2, 1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
 
 
-def _ups(channels: int, width: int, *, steps: int) -> nn.Sequential:
+def _ups(channels: int, width: int, *, steps: int) -> nn.Module:
     """Return transposed convolutions that enlarge ``2**steps`` times."""
     sizes = [channels, *[width] * steps]
-    return nn.Sequential(*(upsample(a, b) for a, b in itertools.pairwise(sizes)))
+    layers = [upsample(a, b) for a, b in itertools.pairwise(sizes)]
+    return layers[0] if steps == 1 else nn.Sequential(*layers)
 
 
 def _convs(sizes: Sequence[int], *, dropout: float) -> nn.Sequential:

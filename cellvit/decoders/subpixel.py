@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cellvit.decoders.base import DECODERS, Decoder
+from cellvit.decoders.base import DECODERS, Decoder, check_embedding, join_embedding
 from cellvit.decoders.unetr import conv_block, upsample
 from cellvit.errors import ConfigError
 from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, FeatureInfo
@@ -67,11 +66,8 @@ class SubpixelDecoder(Decoder):
                 f"decoder 'subpixel' has widths {list(widths)}, shared_convs {shared_convs}, branch_convs "
                 f"{branch_convs}; give {len(_STRIDES)} widths from 1, shared_convs from 1 and branch_convs from 0"
             )
-        if embedding and NUCLEI_TYPE_MAP not in branches:
-            raise ConfigError(
-                f"decoder 'subpixel' has embedding True, which needs a branch {NUCLEI_TYPE_MAP!r}, but the branches "
-                f"are {', '.join(branches)}; add the head, or leave embedding out"
-            )
+        if embedding:
+            check_embedding("subpixel", branches)
         self.embedding = embedding
         self.out_channels = widths[0]
         self.ups, self.levels = nn.ModuleList(), nn.ModuleList()
@@ -105,7 +101,7 @@ class SubpixelDecoder(Decoder):
             for layer in rest:
                 maps[branch] = layer(maps[branch])
         if self.embedding:
-            maps[EMBEDDING_MAP] = torch.cat([F.avg_pool2d(one, 2) for one in (x, inside[NUCLEI_TYPE_MAP])], dim=1)
+            maps[EMBEDDING_MAP] = join_embedding(x, inside[NUCLEI_TYPE_MAP])
         return maps
 
 

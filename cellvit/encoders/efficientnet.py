@@ -8,11 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cellvit.encoders.base import ENCODERS, Encoder
 from cellvit.encoders.depthwise import DepthwiseConv2d
 from cellvit.encoders.pretrained import load_encoder_weights
+from cellvit.encoders.resolution import DEEPEST, enlarged, shrunk
 from cellvit.errors import ConfigError
 from cellvit.types import EncoderOutput, FeatureInfo
 from cellvit.weights.hub import checked_digest, local_file
@@ -30,7 +30,6 @@ _EPS = 1e-3
 _EXPANSION = 6
 _LEVELS = (0, 1, 2, 4, 6)
 """Stages whose output is the last at its stride: 2, 4, 8, 16 and 32 pixels of what the network sees."""
-_DEEPEST = 16
 
 
 class _Size(NamedTuple):
@@ -109,9 +108,9 @@ class EfficientNetLiteEncoder(Encoder):
         )
         strides = [shrink * 2 ** (i + 1) for i in range(len(_LEVELS))]
         deep = [channels[stage] for stage, stride in zip(_LEVELS[3:], strides[3:], strict=True)]
-        self.neck = _Neck(deep, neck_channels, extra=strides[3] // _DEEPEST)
+        self.neck = _Neck(deep, neck_channels, extra=strides[3] // DEEPEST)
         shallow = [FeatureInfo(channels[stage], stride) for stage, stride in zip(_LEVELS[:3], strides, strict=False)]
-        self.features = [*shallow, FeatureInfo(neck_channels, _DEEPEST)]
+        self.features = [*shallow, FeatureInfo(neck_channels, DEEPEST)]
         self.pooled_channels = channels[-1]
         if weights is not None:
             path = local_file(weights)
@@ -121,8 +120,8 @@ class EfficientNetLiteEncoder(Encoder):
 
     def forward(self, image: Tensor) -> EncoderOutput:
         """Encode a batch; see :class:`Encoder`."""
-        size = (image.shape[-2] // _DEEPEST, image.shape[-1] // _DEEPEST)
-        x = self.stem(F.avg_pool2d(image, self.shrink) if self.shrink > 1 else image)
+        size = (image.shape[-2] // DEEPEST, image.shape[-1] // DEEPEST)
+        x = self.stem(shrunk(image, self.shrink))
         maps = []
         for place, stage in enumerate(self.stages):
             x = stage(x)
@@ -160,8 +159,8 @@ class _Neck(nn.Module):
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         x = self.inputs[-1](maps[-1])
         for finer, enter, leave in zip(maps[-2::-1], reversed(self.inputs[:-1]), self.outputs, strict=True):
-            x = leave(enter(finer) + _enlarged(x, 2, finer.shape[-2:]))
-        return _enlarged(x, self.extra, size)
+            x = leave(enter(finer) + enlarged(x, 2, finer.shape[-2:]))
+        return enlarged(x, self.extra, size)
 
 
 class _Residual(nn.Module):
@@ -174,15 +173,6 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop(self.layers(x))  # type: ignore[no-any-return]
-
-
-def _enlarged(x: Tensor, factor: int, size: Sequence[int]) -> Tensor:
-    """Return a map enlarged by a whole factor and cut to a size ``(h, w)``."""
-    if factor > 1 and torch.compiler.is_exporting():  # which would have to prove that what is cut is there
-        for axis in (-2, -1):
-            x = x.index_select(axis, torch.arange(size[axis], device=x.device) // factor)
-        return x
-    return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="nearest")[..., : size[0], : size[1]]
 
 
 def _stage(channels: int, out_channels: int, stage: _Stage, *, expansion: int, rates: Sequence[float]) -> nn.Sequential:

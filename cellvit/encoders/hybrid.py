@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cellvit.encoders.base import ENCODERS, Encoder
+from cellvit.encoders.resolution import DEEPEST, enlarged, shrunk
 from cellvit.errors import ConfigError
 from cellvit.types import EncoderOutput, FeatureInfo
 
@@ -22,19 +23,26 @@ class HybridEncoder(Encoder):
     come from a depthwise 3x3 convolution before every block [2] and attention stays within windows, so cost grows
     linearly with the image and a model trained at 256 px means the same at 1024 px.
 
+    With ``shrink`` 2 the image is averaged over 2 x 2 pixels first, so that all of this works at half the resolution,
+    for a quarter of the cost: the convolutional maps have strides 4, 8 and 16, and a transposed convolution brings the
+    tokens from stride 32 to 16.
+
     Args:
         widths: Channels at strides 2, 4 and 8.
         residual_blocks: Residual blocks of two convolutions [3] that follow the two convolutions of each stage: at
             strides 2, 4 and 8.
-        embed_dim: Channels ``D`` of a token at stride 16.
+        embed_dim: Channels ``D`` of a token.
         depth: Number of transformer blocks.
         num_heads: Attention heads per block.
         window: Tokens per window side.
         mlp_ratio: Hidden width of a block's MLP over ``D``.
         drop_path_rate: Stochastic depth of the last block; earlier blocks have linearly less.
+        shrink: 1, or 2 for half the resolution.
+        neck_channels: Channels of the deepest map with ``shrink`` 2; None takes ``embed_dim``.
 
     Raises:
-        ConfigError: If there is not one number of residual blocks for each width, or the heads do not divide a token.
+        ConfigError: If there is not one number of residual blocks for each width, the heads do not divide a token, or
+            shrink and neck do not fit.
 
     References:
         [1] Xiao et al., Early convolutions help transformers see better, NeurIPS 2021.
@@ -55,6 +63,8 @@ class HybridEncoder(Encoder):
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         residual_blocks: Sequence[int] = (0, 0, 0),
+        shrink: int = 1,
+        neck_channels: int | None = None,
     ) -> None:
         super().__init__()
         if len(residual_blocks) != len(widths) or min(residual_blocks, default=0) < 0:
@@ -62,6 +72,11 @@ class HybridEncoder(Encoder):
             raise ConfigError(f"{message}; give one number from 0 for each width")
         if num_heads < 1 or embed_dim % num_heads:
             raise ConfigError(f"embed_dim {embed_dim} cannot be shared by {num_heads} heads; give a multiple of them")
+        if shrink not in (1, 2) or (neck_channels is not None and (shrink == 1 or neck_channels < 1)):
+            raise ConfigError(
+                f"encoder 'hybrid' has shrink {shrink}, neck_channels {neck_channels}; give shrink 1, which has no "
+                "neck, or shrink 2 and channels from 1"
+            )
         sizes = [3, *widths, embed_dim]
         self.window = window
         blocks = [*residual_blocks, 0]
@@ -74,28 +89,33 @@ class HybridEncoder(Encoder):
             _Block(embed_dim, num_heads, hidden=int(embed_dim * mlp_ratio), drop_path=rate) for rate in rates
         )
         self.norm = nn.LayerNorm(embed_dim)
-        self.features = [FeatureInfo(c, 2 ** (i + 1)) for i, c in enumerate(sizes[1:])]
+        self.shrink = shrink
+        neck = neck_channels or embed_dim
+        self.neck = nn.ConvTranspose2d(embed_dim, neck, shrink, shrink) if shrink > 1 else None
+        maps = [FeatureInfo(channels, shrink * 2 ** (i + 1)) for i, channels in enumerate(widths)]
+        self.features = [*maps, FeatureInfo(neck, DEEPEST)]
         self.pooled_channels = embed_dim
 
     def forward(self, image: Tensor) -> EncoderOutput:
         """Encode a batch; see :class:`Encoder`."""
-        maps = []
+        size = (image.shape[-2] // DEEPEST, image.shape[-1] // DEEPEST)
+        tokens, maps = shrunk(image, self.shrink), []
         for stage in self.stages:
-            image = stage(image)
-            maps.append(image)
-        tokens = image
+            tokens = stage(tokens)
+            maps.append(tokens)
         for position, block in zip(self.positions, self.blocks, strict=True):
             tokens = attend_in_windows(tokens + position(tokens), block, window=self.window)
         tokens = self.norm(tokens.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return EncoderOutput([*maps[:-1], tokens], tokens.mean((2, 3)))
+        deepest = tokens if self.neck is None else enlarged(self.neck(tokens), 1, size)
+        return EncoderOutput([*maps[:-1], deepest], tokens.mean((2, 3)))
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
-        """Return each convolutional stage, then each block with its position, then the norm."""
+        """Return each convolutional stage, then each block with its position, then the norm and the neck."""
         pairs = zip(self.positions, self.blocks, strict=True)
         return [
             *(list(stage.parameters()) for stage in self.stages),
             *([*position.parameters(), *block.parameters()] for position, block in pairs),
-            list(self.norm.parameters()),
+            [*self.norm.parameters(), *([] if self.neck is None else self.neck.parameters())],
         ]
 
 

@@ -34,7 +34,8 @@ class Initialisation:
     Attributes:
         source: Where the weights are from.
         loaded: Parts and heads that have them.
-        reinitialised: Heads, and branches of the decoder, that kept their own weights, with the reason.
+        reinitialised: Heads, branches of the decoder, and parts of which only some tensors fit, that kept their own
+            weights for the rest, with the reason.
         differences: Settings that differ although the weights fit, such as the mean of the pixels.
     """
 
@@ -44,22 +45,29 @@ class Initialisation:
     differences: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        anew = [f"{head} starts anew: {reason}" for head, reason in self.reinitialised.items()]
+        anew = [f"{part} starts anew: {reason}" for part, reason in self.reinitialised.items() if part not in PARTS]
+        anew += [f"of the {part}, {reason}" for part, reason in self.reinitialised.items() if part in PARTS]
         other = [f"note that {', '.join(self.differences)}"] if self.differences else []
         return "; ".join([f"initialised {', '.join(self.loaded)} from {self.source!r}", *anew, *other])
 
 
-def init_from(model: CellViT, source: str | Path, *, parts: Sequence[str] = PARTS) -> Initialisation:
+def init_from(
+    model: CellViT, source: str | Path, *, parts: Sequence[str] = PARTS, strict: bool = True
+) -> Initialisation:
     """Fill a model with the weights of another one whose classes may differ.
 
     Encoder and decoder must fit in every tensor, but for branches that only one of the two models has. A head fits if
     its tensors do and its channels mean the same: a head of other nucleus or tissue types keeps its own weights, and
     so does one that the source does not have.
 
+    A network that differs in some layers only may take what fits, by name and shape, with ``strict`` False. That the
+    layers do the same is then up to you.
+
     Args:
         model: Changed in place.
         source: A bundled model, a model folder, a training checkpoint, or a released checkpoint.
         parts: Which parts to fill, any of ``encoder``, ``decoder`` and ``heads``.
+        strict: Whether every tensor of encoder and decoder must fit; if not, each of them must fit in one.
 
     Returns:
         Which parts have the weights, and which heads start anew.
@@ -74,13 +82,17 @@ def init_from(model: CellViT, source: str | Path, *, parts: Sequence[str] = PART
         raise ConfigError(f"parts {parts!r} must be a list of some of {', '.join(PARTS)}")
     settings, state = read_model(source)
     theirs = {name.split(".")[1] for name in state if name.startswith("heads.")}
+    tensors_of = {
+        "encoder": _translated(model.encoder, _under(state, "encoder")),
+        "decoder": _shared_branches(model, theirs, _under(state, "decoder")),
+    }
+    loaded = [part for part in tensors_of if part in parts]
     filled: dict[str, Tensor] = {}
-    if "encoder" in parts:
-        filled |= _fitting(model, "encoder", _translated(model.encoder, _under(state, "encoder")), source)
-    if "decoder" in parts:
-        filled |= _fitting(model, "decoder", _shared_branches(model, theirs, _under(state, "decoder")), source)
-    loaded = [part for part in PARTS[:2] if part in parts]
     anew = _own_branches(model, theirs) if "decoder" in parts else {}
+    for part in loaded:
+        fitting, rest = _fitting(model, part, tensors_of[part], source, strict=strict)
+        filled |= fitting
+        anew |= {part: rest} if rest else {}
     for branch in model.heads if "heads" in parts else ():
         head = f"heads.{branch}"
         tensors = _under(state, head)
@@ -102,11 +114,13 @@ class InitFrom(L.Callback):
     Args:
         source: Name or path of a model, or a checkpoint; environment variables in a path are replaced.
         parts: Any of ``encoder``, ``decoder`` and ``heads``.
+        strict: Whether every tensor of encoder and decoder must fit; if not, what fits by name and shape is taken.
     """
 
-    def __init__(self, source: str, parts: Sequence[str] = PARTS) -> None:
+    def __init__(self, source: str, parts: Sequence[str] = PARTS, strict: bool = True) -> None:
         self.source = source
         self.parts = parts
+        self.strict = strict
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load the weights; in :meth:`setup` the Trainer would not yet know of a checkpoint.
@@ -122,7 +136,7 @@ class InitFrom(L.Callback):
             raise ConfigError(
                 f"source {self.source!r} names {', '.join(unset)}, which is not set; set it or write a path"
             )
-        rank_zero_info(str(init_from(model, expand_path(self.source), parts=self.parts)))
+        rank_zero_info(str(init_from(model, expand_path(self.source), parts=self.parts, strict=self.strict)))
 
 
 def merge_adapters(model: CellViT) -> CellViT:
@@ -163,15 +177,21 @@ def _shared_branches(model: CellViT, theirs: set[str], tensors: dict[str, Tensor
     return kept | own
 
 
-def _fitting(model: CellViT, part: str, tensors: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
-    problems = misfits(model.get_submodule(part).state_dict(), tensors)
-    if problems:
+def _fitting(
+    model: CellViT, part: str, tensors: Mapping[str, Any], source: str | Path, *, strict: bool
+) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors that fit a part, under the model's names, and what of the part keeps its own, or nothing."""
+    own = model.get_submodule(part).state_dict()
+    problems = "; ".join(misfits(own, tensors))
+    alike = {name for name, value in own.items() if getattr(tensors.get(name), "shape", None) == value.shape}
+    if problems and (strict or not alike):
         others = ", ".join(other for other in PARTS if other != part)
         raise WeightsError(
-            f"the {part} of {str(source)!r} does not fit the model's; {'; '.join(problems)}; give the model the "
-            f"settings of the source's {part}, or take other parts alone ({others})"
+            f"the {part} of {str(source)!r} does not fit the model's; {problems}; give the model the settings of the "
+            f"source's {part}, or take other parts alone ({others})"
         )
-    return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+    missing = f"{len(own) - len(alike)} of {len(own)} tensors do not fit ({problems})"
+    return {f"{part}.{name}": tensors[name] for name in alike}, missing if len(alike) < len(own) else ""
 
 
 def _own_branches(model: CellViT, theirs: set[str]) -> dict[str, str]:

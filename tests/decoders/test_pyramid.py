@@ -65,6 +65,8 @@ def test_detail_may_be_left_out_only_beside_a_map_of_stride_2():
         {"widths": (2, 0, 6, 8, 10)},
         {"branch_width": 0},
         {"shared_convs": 0},
+        {"shared_convs": (1, 2, 1)},
+        {"shared_convs": (1, 2, 0, 1)},
         {"branch_convs": -1},
         {"detail": -1, "widths": (2, 4, 6, 8, 10)},
     ],
@@ -72,6 +74,32 @@ def test_detail_may_be_left_out_only_beside_a_map_of_stride_2():
 def test_settings_that_make_no_decoder_are_refused(settings):
     with pytest.raises(ConfigError, match="give 5 widths, all from 1, detail and branch_convs from 0"):
         PyramidDecoder(WHOLE, ["a"], **settings)
+
+
+def test_levels_may_have_convolutions_of_their_own_number():
+    decoder = PyramidDecoder(HALF, ["a"], widths=(2, 4, 6, 8, 10), shared_convs=(1, 2, 3, 1))
+    assert [len(level) for level in decoder.levels] == [1, 3, 2, 1]
+
+
+@pytest.mark.parametrize(("features", "quarter"), [(HALF, 1), (WHOLE, 2), ([FeatureInfo(6, 16)] * 4, None)])
+def test_an_embedding_is_the_shared_levels_and_the_path_of_types_at_stride_4(features, quarter):
+    branches, image = ["nuclei_type_map", "a"], torch.randn(2, 3, 32, 48)
+    maps = [torch.randn(2, f.channels, 32 // f.stride, 48 // f.stride) for f in features]
+    settings = {"widths": (2, 4, 6, 8, 10), "branch_width": 5}
+    decoder, seen = PyramidDecoder(features, branches, embedding=True, **settings).eval(), []
+    for layers in (*decoder.levels, decoder.paths["nuclei_type_map"][0]):
+        layers.register_forward_hook(lambda _, __, made: seen.append(made))
+    plain = PyramidDecoder(features, branches, **settings).eval()
+    plain.load_state_dict(decoder.state_dict())  # it has no weights of its own
+    with torch.inference_mode():
+        found, without = decoder(image, maps), plain(image, maps)
+        expected = torch.nn.functional.avg_pool2d(torch.cat(seen[3:], dim=1), 2)
+    coarser = [] if quarter is None else [seen[3 - quarter]]
+    torch.testing.assert_close(found.pop("embedding_map"), torch.cat([*coarser, expected], dim=1))
+    assert expected.shape == (2, 4 + 5, 8, 12)
+    torch.testing.assert_close(found, without)
+    with pytest.raises(ConfigError, match="'pyramid' has embedding True, which needs a branch 'nuclei_type_map'"):
+        PyramidDecoder(HALF, ["a"], embedding=True)
 
 
 def test_a_model_is_built_with_it_by_name():

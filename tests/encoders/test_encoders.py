@@ -31,6 +31,11 @@ class TestHybridWithResidualBlocks(EncoderContract):
         return small_hybrid(residual_blocks=(1, 0, 2))
 
 
+class TestHybridAtHalfResolution(EncoderContract):
+    def make(self):
+        return small_hybrid(shrink=2, neck_channels=10)
+
+
 class TestTimmPatch16(EncoderContract):
     def make(self):
         return TimmEncoder(model="vit_tiny_patch16_224")
@@ -189,6 +194,35 @@ def test_residual_blocks_are_at_the_strides_of_their_stages():
     groups, plain = encoder.layer_groups(), small_hybrid().layer_groups()
     more = [sum(p.numel() for p in a) - sum(p.numel() for p in b) for a, b in zip(groups, plain, strict=True)]
     assert more == [0, 2 * (8 * 8 * 9 + 2 * 8), 0, 0, 0, 0, 0]
+
+
+def test_at_half_resolution_the_convolutions_see_the_image_shrunk():
+    whole, half = small_hybrid().eval(), small_hybrid(shrink=2).eval()
+    state = whole.state_dict()
+    assert set(half.load_state_dict(state, strict=False).missing_keys) == {"neck.weight", "neck.bias"}
+    image = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        expected, found = whole(torch.nn.functional.avg_pool2d(image, 2)), half(image)
+        deepest = half.neck(expected.features[-1])
+    assert [(f.channels, f.stride) for f in half.features] == [(4, 4), (8, 8), (12, 16), (24, 16)]
+    for a, b in zip(found.features, [*expected.features[:3], deepest], strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(found.pooled, expected.pooled)
+
+
+def test_an_odd_number_of_tokens_is_cut():
+    encoder = small_hybrid(shrink=2, neck_channels=10).eval()
+    with torch.inference_mode():
+        maps = encoder(torch.rand(1, 3, 80, 112)).features
+    assert [tuple(m.shape[1:]) for m in maps] == [(4, 20, 28), (8, 10, 14), (12, 5, 7), (10, 5, 7)]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"shrink": 3}, {"shrink": 0}, {"neck_channels": 8}, {"shrink": 2, "neck_channels": 0}]
+)
+def test_a_resolution_that_makes_no_hybrid_is_refused(settings):
+    with pytest.raises(ConfigError, match="give shrink 1, which has no neck, or shrink 2 and channels from 1"):
+        small_hybrid(**settings)
 
 
 @pytest.mark.parametrize("numbers", [(), (1, 2), (0, 0, 0, 0), (0, -1, 0)])

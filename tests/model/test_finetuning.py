@@ -141,6 +141,27 @@ def test_another_architecture_is_refused_and_changes_nothing(source):
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
 
 
+def test_what_fits_of_another_architecture_is_taken_when_asked(source):
+    path, original = source
+    other = {"class_path": "vit-256", "init_args": {**VIT["init_args"], "depth": 5}}
+    narrow = {"class_path": "unetr", "init_args": {**SHARED_UNETR["init_args"], "widths": [4, 6, 8, 12]}}
+    model = make_model(encoder=other, decoder=narrow)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    report = init_from(model, path, strict=False)
+    theirs, changed = original.state_dict(), 0
+    for name, tensor in model.state_dict().items():
+        fits = name in theirs and theirs[name].shape == tensor.shape
+        torch.testing.assert_close(tensor, theirs[name] if fits else before[name])
+        changed += fits
+    assert 0 < changed < len(before)
+    of_block = sum(name.startswith("encoder.vit.blocks.4.") for name in before)
+    total = sum(name.startswith("encoder.") for name in before)
+    assert f"of the encoder, {of_block} of {total} tensors do not fit (missing: vit.blocks.4.norm1" in str(report)
+    assert "of another shape" in report.reinitialised["decoder"]
+    with pytest.raises(WeightsError, match="the encoder of"):
+        init_from(make_model(encoder={"class_path": "hybrid", "init_args": {"embed_dim": 24}}), path, strict=False)
+
+
 @pytest.mark.parametrize("parts", [[], ["encoders"], "encoder"])
 def test_unknown_parts_are_refused(parts, source):
     with pytest.raises(ConfigError, match="must be a list of some of encoder, decoder, heads"):

@@ -71,6 +71,14 @@ def test_jpeg_of_lower_quality_is_farther_from_the_image():
     assert error[2] < 6
 
 
+def test_auto_contrast_stretches_channels_between_their_percentiles():
+    image = np.random.default_rng(3).normal([120, 150, 90], [10, 25, 15], (96, 96, 3)).clip(0, 255).astype(np.uint8)
+    low, high = np.percentile(image.reshape(-1, 3), (1, 99), axis=0)
+    expected = ((image - low) / (high - low)).clip(0, 1) * 255
+    assert np.abs(apply("auto_contrast", image, 0, cutoff=1) - expected).mean() < 3
+    assert np.abs(apply("auto_contrast", image, 0) - expected).mean() > 5  # 0.1 and 99.9
+
+
 def test_jpeg_keeps_red_red():
     image = np.zeros((32, 32, 3), np.uint8)
     image[..., 0] = 200

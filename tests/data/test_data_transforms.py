@@ -9,7 +9,7 @@ from cellvit.data.augmentation.transforms import PUBLISHED, build_augmentation, 
 from cellvit.errors import ConfigError
 
 PALETTE = np.random.default_rng(5).integers(0, 256, (64, 3), dtype=np.uint8)
-EXTRA = ("scale", "hed_jitter", "resolution", "stain_mix", "jpeg")
+EXTRA = ("scale", "hed_jitter", "resolution", "stain_mix", "jpeg", "auto_contrast")
 GEOMETRIC = ["rotate90", "horizontal_flip", "vertical_flip", "random_resized_crop", "elastic", "scale"]
 EXACT = ["rotate90", "horizontal_flip", "vertical_flip"]
 SIZE = 96

@@ -180,6 +180,14 @@ def _jpeg(size: int, *, p: float = 0.3, quality: tuple[int, int] = (30, 90)) -> 
     return Jpeg(quality=quality, p=p)
 
 
+def _auto_contrast(size: int, *, p: float = 0.2, cutoff: float = 0.1) -> Any:
+    """Stretch each channel from its percentiles ``cutoff`` and ``100 - cutoff`` to 0 and 255 (not published).
+
+    So QuPath gives pixels to a model.
+    """
+    return A.AutoContrast(cutoff=cutoff, method="pil", p=p)
+
+
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "rotate90": _rotate90,
     "horizontal_flip": _horizontal_flip,
@@ -197,9 +205,10 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "resolution": _resolution,
     "stain_mix": _stain_mix,
     "jpeg": _jpeg,
+    "auto_contrast": _auto_contrast,
 }
 
-_OURS = ("scale", "hed_jitter", "resolution", "stain_mix", "jpeg")
+_OURS = ("scale", "hed_jitter", "resolution", "stain_mix", "jpeg", "auto_contrast")
 
 
 def _defaults(name: str) -> Mapping[str, Any]:

@@ -221,7 +221,9 @@ class CellViTNetwork(PretrainedMixin, nn.Module):
     def _activate(self, outputs: Mapping[str, Tensor], height: int, width: int) -> dict[str, Tensor]:
         maps = {EMBEDDING_MAP: outputs[EMBEDDING_MAP]}
         for name, head in self._heads():
-            activated = head.activate(outputs[name].float())
+            # a softmax over channels that come last in memory would copy them once more
+            logits = outputs[name].to(torch.float32, memory_format=torch.contiguous_format)
+            activated = head.activate(logits)
             maps[name] = activated[..., :height, :width] if activated.ndim == 4 else activated
         return maps
 

@@ -21,6 +21,7 @@ from cellvit import CellViT, segment_image
 from cellvit.cli.export import main
 from cellvit.encoders.base import ENCODERS
 from cellvit.encoders.efficientnet import EfficientNetLiteEncoder
+from cellvit.encoders.hybrid import HybridEncoder
 from cellvit.encoders.vit import ViTEncoder, interpolate_position
 from cellvit.errors import ConfigError, OutputError, PluginError
 from cellvit.export import export_onnx, export_torch
@@ -157,8 +158,9 @@ def test_a_vit_takes_any_size():
 
 
 @pytest.mark.parametrize("shrink", [1, 2])
-def test_what_an_efficientnet_does_in_a_graph_is_the_same(shrink, monkeypatch):
-    encoder = EfficientNetLiteEncoder(neck_channels=8, shrink=shrink).eval()
+@pytest.mark.parametrize("kind", [EfficientNetLiteEncoder, HybridEncoder])
+def test_what_an_encoder_does_in_a_graph_is_the_same(kind, shrink, monkeypatch):
+    encoder = kind(shrink=shrink).eval()
     image = torch.rand(1, 3, 96, 112)
     with torch.no_grad():
         maps = encoder(image).features

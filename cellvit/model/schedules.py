@@ -93,3 +93,33 @@ class WarmupConstantLR(_RebuiltLR):
             return 1 + (final - 1) * progress
 
         super().__init__(optimizer, factor)
+
+
+class WarmupStableDecayLR(WarmupConstantLR):
+    """Rises linearly, stays, and falls linearly over the last steps; stepped every optimiser step.
+
+    The schedule of :class:`WarmupConstantLR` for a training whose length is known, in shares of it.
+
+    Args:
+        optimizer: Whose learning rates are scaled.
+        total_steps: Steps until the rate reaches ``final`` times its peak; in a configuration ``null`` takes the
+            length of the training.
+        warmup: Share of the steps that rise, from 0.
+        decay: Share of the steps that fall, above 0.
+        final: Last rate over the peak.
+
+    Raises:
+        ConfigError: If there are no steps or the shares are more than the whole.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, warmup: float = 0.02, decay: float = 0.3, final: float = 0.0
+    ) -> None:
+        if total_steps < 1 or warmup < 0 or not 0 < decay <= 1 - warmup:
+            raise ConfigError(
+                f"total_steps {total_steps} must be at least 1, warmup {warmup} from 0, decay {decay} above 0, and the "
+                "two shares together at most 1"
+            )
+        rising = round(warmup * total_steps)
+        start = max(rising, total_steps - round(decay * total_steps))
+        super().__init__(optimizer, rising, start, max(1, total_steps - start), final)

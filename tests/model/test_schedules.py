@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cellvit.errors import ConfigError
-from cellvit.model.schedules import WarmupConstantLR, WarmupCosineLR
+from cellvit.model.schedules import WarmupConstantLR, WarmupCosineLR, WarmupStableDecayLR
 
 
 def rates(steps, schedule=WarmupCosineLR, **settings):
@@ -54,6 +54,21 @@ def test_constant_rises_stays_and_falls_where_asked():
     assert rates(8, WarmupConstantLR, warmup_steps=3) == pytest.approx([0.5, 1.0, 1.5, 2, 2, 2, 2, 2])
     found = rates(9, WarmupConstantLR, warmup_steps=0, cooldown_start=2, cooldown_steps=4, final=0.2)
     assert found == pytest.approx([2, 2, 2, 1.6, 1.2, 0.8, 0.4, 0.4, 0.4])
+
+
+def test_shares_of_a_training_rise_stay_and_fall():
+    found = rates(11, WarmupStableDecayLR, total_steps=10, warmup=0.3, decay=0.4, final=0.2)
+    assert found == pytest.approx([0.5, 1.0, 1.5, 2, 2, 2, 2, 1.6, 1.2, 0.8, 0.4])
+    assert rates(3, WarmupStableDecayLR, total_steps=1, warmup=0.0, decay=1.0) == pytest.approx([2, 0, 0])
+    assert rates(4, WarmupStableDecayLR, total_steps=3, warmup=0.5, decay=0.5)[-1] == 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"total_steps": 0}, {"warmup": -0.1}, {"decay": 0.0}, {"warmup": 0.5, "decay": 0.6}]
+)
+def test_impossible_shares_are_refused(settings):
+    with pytest.raises(ConfigError, match=r"must be at least 1, warmup .* together at most 1"):
+        rates(1, WarmupStableDecayLR, **{"total_steps": 9, **settings})
 
 
 def test_a_resumed_training_may_begin_to_fall():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from cellvit.errors import ConfigError
@@ -28,7 +29,8 @@ class NucleiTypeHead(MapHead):
             certain. Fitted on held-out data it calibrates them and changes no pixel's most probable type [1], so it
             acts only where probabilities are averaged: ``HVPostprocessor(type_rule="mean")``.
         loss_stride: The losses look at every n-th pixel of every n-th row; a nucleus has one type, so that 2 tells as
-            much as 1 for a quarter of the time.
+            much as 1 for a quarter of the time. In training the first row and column are drawn anew each time: a
+            decoder whose pixels are put together from channels would otherwise never learn most of them.
 
     Raises:
         ConfigError: If the temperature is not a finite number above 0, or the stride is below 1.
@@ -75,8 +77,10 @@ class NucleiTypeHead(MapHead):
 
     def loss_terms(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the losses over the pixels of known type, and that over the pixels of unknown type."""
-        step = slice(None, None, self.loss_stride)
-        probs, target = logits[..., step, step].softmax(1), batch["nuclei_type_map"][..., step, step]
+        target = batch["nuclei_type_map"]
+        if self.loss_stride > 1:
+            logits, target = self._some_pixels(logits, target)
+        probs = logits.softmax(1)
         doubled = probs.softmax(1) if self.variant == "released" else probs
         return {
             "focal_tversky": focal_tversky_loss(doubled, target, ignore_index=UNKNOWN_TYPE),
@@ -84,3 +88,13 @@ class NucleiTypeHead(MapHead):
             "cross_entropy": cross_entropy_loss(probs, target, ignore_index=UNKNOWN_TYPE),
             "unknown_type": partial_label_loss(probs, target, index=UNKNOWN_TYPE),
         }
+
+    def _some_pixels(self, *maps: Tensor) -> list[Tensor]:
+        """Return every n-th pixel of every n-th row of maps ``(..., H, W)``, of all the same ones."""
+        device, chosen = maps[0].device, list(maps)
+        for axis in (-2, -1):
+            side = maps[0].shape[axis]
+            start = torch.randint(self.loss_stride, (1,), device=device) if self.training else 0
+            places = torch.arange(-(-side // self.loss_stride), device=device) * self.loss_stride + start
+            chosen = [one.index_select(axis, places.clamp(max=side - 1)) for one in chosen]
+        return chosen

@@ -155,8 +155,25 @@ def test_tissue_head_without_tissues_is_refused():
 def test_losses_of_types_may_look_at_fewer_pixels():
     batch, logits = make_batch(), torch.randn(2, 3, 16, 24)
     few = {key: value[..., ::2, ::2] if key == "nuclei_type_map" else value for key, value in batch.items()}
-    found = NucleiTypeHead(SIZES, loss_stride=2).loss_terms(logits, batch)
+    found = NucleiTypeHead(SIZES, loss_stride=2).eval().loss_terms(logits, batch)
     expected = NucleiTypeHead(SIZES).loss_terms(logits[..., ::2, ::2], few)
     torch.testing.assert_close(found, expected)
     with pytest.raises(ConfigError, match="loss_stride"):
         NucleiTypeHead(SIZES, loss_stride=0)
+
+
+def test_in_training_every_pixel_has_its_turn_and_target():
+    """Pixels that a decoder puts together from channels, as sub-pixels, would otherwise never learn."""
+    batch, head = make_batch(), NucleiTypeHead(SIZES, loss_stride=2)
+    right = torch.nn.functional.one_hot(batch["nuclei_type_map"].clamp(min=0), 3).movedim(-1, 1).float()
+    seen = torch.zeros(16, 24)
+    for _ in range(60):
+        logits = (100 * right).requires_grad_()
+        terms = head.loss_terms(logits, batch)
+        assert terms["cross_entropy"] < 1e-3  # the right pixels of the target
+        uniform = torch.zeros_like(logits, requires_grad=True)
+        head.loss_terms(uniform, batch)["cross_entropy"].backward()
+        touched = uniform.grad.abs().sum((0, 1)) > 0
+        assert touched.sum() == 8 * 12
+        seen += touched
+    assert (seen > 0).all()

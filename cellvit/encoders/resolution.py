@@ -12,7 +12,11 @@ DEEPEST = 16
 
 def shrunk(image: Tensor, shrink: int) -> Tensor:
     """Return an image averaged over squares of ``shrink`` pixels: ``(B, C, H, W)`` to ``(B, C, H / s, W / s)``."""
-    return F.avg_pool2d(image, shrink) if shrink > 1 else image
+    if shrink == 1:
+        return image
+    # a pooling of few channels takes three times as long on a CPU
+    places = [image[..., y::shrink, x::shrink] for y in range(shrink) for x in range(shrink)]
+    return sum(places[1:], start=places[0]) * (1 / shrink**2)
 
 
 def enlarged(x: Tensor, factor: int, size: Sequence[int]) -> Tensor:

@@ -32,7 +32,7 @@ def test_the_list_has_one_line_for_each(capsys):
     printed = capsys.readouterr().out
     rows = rows_of(printed)
     assert [row[0] for row in rows] == NAMES
-    assert rows[0] == ["nano", "5.8 M", "149", "4", "0.25", "research use only", "no", "package, 11.6 MB"]
+    assert rows[0] == ["nano", "5.8 M", "38", "4", "0.25", "research use only", "no", "package, 11.6 MB"]
     sam_h = ["sam-h", "637.0 M", "9,817", "", "Apache-2.0", "yes", "not here"]
     assert rows[NAMES.index("sam-h")] == sam_h
     assert max(map(len, printed.splitlines())) <= 160

@@ -82,15 +82,16 @@ def init_from(
         raise ConfigError(f"parts {parts!r} must be a list of some of {', '.join(PARTS)}")
     settings, state = read_model(source)
     theirs = {name.split(".")[1] for name in state if name.startswith("heads.")}
-    tensors_of = {
-        "encoder": _translated(model.encoder, _under(state, "encoder")),
-        "decoder": _shared_branches(model, theirs, _under(state, "decoder")),
-    }
-    loaded = [part for part in tensors_of if part in parts]
+    loaded = [part for part in PARTS[:2] if part in parts]
     filled: dict[str, Tensor] = {}
     anew = _own_branches(model, theirs) if "decoder" in parts else {}
     for part in loaded:
-        fitting, rest = _fitting(model, part, tensors_of[part], source, strict=strict)
+        tensors = _under(state, part)
+        if part == "encoder":
+            tensors = _translated(model.encoder, tensors)
+        else:
+            tensors = _shared_branches(model, theirs, tensors)
+        fitting, rest = _fitting(model, part, tensors, source, strict=strict)
         filled |= fitting
         anew |= {part: rest} if rest else {}
     for branch in model.heads if "heads" in parts else ():

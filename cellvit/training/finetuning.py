@@ -87,10 +87,7 @@ def init_from(
     anew = _own_branches(model, theirs) if "decoder" in parts else {}
     for part in loaded:
         tensors = _under(state, part)
-        if part == "encoder":
-            tensors = _translated(model.encoder, tensors)
-        else:
-            tensors = _shared_branches(model, theirs, tensors)
+        tensors = _translated(model.encoder, tensors) if part == "encoder" else _shared_branches(model, theirs, tensors)
         fitting, rest = _fitting(model, part, tensors, source, strict=strict)
         filled |= fitting
         anew |= {part: rest} if rest else {}

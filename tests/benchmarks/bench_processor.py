@@ -4,7 +4,7 @@ Wall time on a shared machine says little; user time of the process says what th
 configuration files, with random weights: time does not depend on them. All run as ``cellvit segment`` runs them, from
 the image to activated maps.
 
-    python tests/benchmarks/bench_processor.py docs/configs/nano3.yaml --precision bf16-mixed --threads 1
+    python tests/benchmarks/bench_processor.py docs/configs/nano-experiments/c.yaml --precision bf16-mixed --threads 1
     python tests/benchmarks/bench_processor.py --peers --precision 32-true --threads 1 --repeats 3
 
 With ``--peers`` also the networks of ``peers.py`` that are installed, network only, and seconds per square millimetre.

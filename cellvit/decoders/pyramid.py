@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +115,9 @@ class PyramidDecoder(Decoder):
         for up, level, skip in zip(self.ups, self.levels, skips, strict=True):
             x = level(torch.cat([skip, up(x)], dim=1))
             levels.append(x)
-        inside = {branch: path[: self.branch_convs](x) for branch, path in self.paths.items()}
-        maps = {branch: path[self.branch_convs :](inside[branch]) for branch, path in self.paths.items()}
+        paths = {branch: cast(nn.Sequential, path) for branch, path in self.paths.items()}
+        inside = {branch: path[: self.branch_convs](x) for branch, path in paths.items()}
+        maps = {branch: path[self.branch_convs :](inside[branch]) for branch, path in paths.items()}
         if self.embedding:
             quarter = [] if self.quarter is None else [levels[-1 - self.quarter]]
             maps[EMBEDDING_MAP] = torch.cat([*quarter, join_embedding(x, inside[NUCLEI_TYPE_MAP])], dim=1)

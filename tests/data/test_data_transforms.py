@@ -97,7 +97,8 @@ def test_no_label_is_in_two_far_places(name, labels):
 @pytest.mark.parametrize("name", sorted(set(PUBLISHED) | set(EXTRA)))
 def test_every_augmentation_keeps_shape_and_type_and_is_seeded(name, labels):
     augmentation = build_augmentation({name: {"p": 1.0}}, size=SIZE)
-    image = np.random.default_rng(2).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    # not all of the greys, for a stretch of contrast would change nothing
+    image = np.random.default_rng(2).integers(20, 236, (SIZE, SIZE, 3), dtype=np.uint8)
     results = []
     for seed in (3, 3, 4, 5, 6):
         seed_augmentation(augmentation, seed)
@@ -108,7 +109,7 @@ def test_every_augmentation_keeps_shape_and_type_and_is_seeded(name, labels):
             np.testing.assert_array_equal(done["masks"][0], labels)
         results.append(done["image"])
     np.testing.assert_array_equal(results[0], results[1])
-    if name not in ("horizontal_flip", "vertical_flip", "downscale"):
+    if name not in ("horizontal_flip", "vertical_flip", "downscale", "auto_contrast"):
         assert any((results[0] != r).any() for r in results[2:])
     assert any((r != image).any() for r in results)
     again = pickle.loads(pickle.dumps(augmentation))  # loader processes may be spawned

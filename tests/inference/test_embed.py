@@ -121,12 +121,12 @@ def test_tiles_that_are_cut_down_go_through_the_network_together_by_size(drawn, 
 
 def test_the_digest_of_a_model_covers_how_it_embeds(nano):
     decoder = nano.settings["decoder"]
-    widths = {"widths": decoder["init_args"]["widths"]}
-    assert decoder["init_args"] == {**widths, "embedding": True}
-    before = CellViTNetwork(**{**nano.settings, "decoder": {**decoder, "init_args": widths}}).eval()
+    without = {name: value for name, value in decoder["init_args"].items() if name != "embedding"}
+    assert decoder["init_args"] == {**without, "embedding": True}
+    before = CellViTNetwork(**{**nano.settings, "decoder": {**decoder, "init_args": without}}).eval()
     before.load_state_dict(nano.state_dict())
     maps = [model.predict_maps(torch.rand(1, 3, 32, 32)) for model in (before, nano)]
-    assert [tuple(of["embedding_map"].shape) for of in maps] == [(1, 256, 2, 2), (1, 64, 8, 8)]
+    assert [tuple(of["embedding_map"].shape) for of in maps] == [(1, 128, 2, 2), (1, 60, 8, 8)]
     assert weights_hash(before) != weights_hash(nano)
 
 

@@ -29,44 +29,52 @@ def distance_to_seams(grid, points):
 
 @pytest.mark.slow
 def test_seams_on_real_tissue(test_data, tmp_path):
-    """Near seams, tiles of 512 px differ from the whole image no more than far from them."""
+    """Near seams, tiles of 512 px differ from the whole images no more than far from them."""
     with (test_data / "nuclei" / "manifest.csv").open(newline="") as file:
         images = [row["image"] for row in csv.DictReader(file) if row["dataset"] == "consep" and row["split"] == "val"]
-    path = next((test_data / "nuclei" / "consep" / "images").glob(f"{images[0]}*"))
-    model = load_model("nano", device="cpu")
+    model, near, far = load_model("nano", device="cpu"), [], []
+    for image in images:
+        (path,) = (test_data / "nuclei" / "consep" / "images").glob(f"{image}.*")
+        tiled, whole, size = segment_in_tiles(path, tmp_path / image, model)
+        assert len(whole) >= 50
+
+        shapes = polygons_from_rings(*valid_rings(tiled))
+        first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+        first, second = first[first < second], second[first < second]
+        common = shapely.area(shapely.intersection(shapes[first], shapes[second]))
+        assert (common <= 0.1 * np.minimum(shapely.area(shapes[first]), shapely.area(shapes[second]))).all()
+
+        grid = TileGrid(**size, tile_size=512, overlap=64)
+        owner = grid.owner(tiled.centroid)
+        cut = [grid.cut(int(o), tiled.bbox[i : i + 1], margin=CUT_MARGIN)[0] for i, o in enumerate(owner)]
+        assert not any(cut)
+
+        for one, other in ((tiled, whole), (whole, tiled)):
+            alone = cKDTree(other.centroid).query(one.centroid)[0] > SAME
+            distance = distance_to_seams(grid, one.centroid)
+            near.append(alone[distance < NEAR])
+            far.append(alone[distance >= FAR])
+    near, far = np.concatenate(near), np.concatenate(far)
+    assert min(len(near), len(far)) > 1000
+    # the standard error of the difference of two shares of this size
+    noise = np.sqrt(far.mean() * (1 - far.mean()) * (1 / len(near) + 1 / len(far)))
+    assert near.mean() <= far.mean() + 3 * noise
+
+
+def segment_in_tiles(path, folder, model):
+    """Return the nuclei from tiles of 512 px, those of the whole image, and its size."""
     found = {}
     for tile_size in (512, 1024):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of nuclei without a type, which are not the question here
-            out = tmp_path / str(tile_size)
+            out = folder / str(tile_size)
             result = segment_slide(
                 path, out, model=model, mpp=0.25, tile_size=tile_size, tissue_filter=False, **SETTINGS
             )
         found[tile_size] = result.nuclei(embedding=False)
     assert result.summary["tiles"] == {"total": 1, "done": 1, "unreadable": []}
-    tiled, whole = found[512], found[1024]
-    assert len(whole) > 50
-
-    shapes = polygons_from_rings(*valid_rings(tiled))
-    first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
-    first, second = first[first < second], second[first < second]
-    common = shapely.area(shapely.intersection(shapes[first], shapes[second]))
-    assert (common <= 0.1 * np.minimum(shapely.area(shapes[first]), shapely.area(shapes[second]))).all()
-
-    width, height = result.summary["slide"]["width"], result.summary["slide"]["height"]
-    grid = TileGrid(width=width, height=height, tile_size=512, overlap=64)
-    owner = grid.owner(tiled.centroid)
-    cut = [grid.cut(int(o), tiled.bbox[i : i + 1], margin=CUT_MARGIN)[0] for i, o in enumerate(owner)]
-    assert not any(cut)
-
-    for one, other in ((tiled, whole), (whole, tiled)):
-        alone = cKDTree(other.centroid).query(one.centroid)[0] > SAME
-        distance = distance_to_seams(grid, one.centroid)
-        near, far = alone[distance < NEAR], alone[distance >= FAR]
-        assert min(len(near), len(far)) > 40
-        # the standard error of the difference of two shares of this size
-        noise = np.sqrt(far.mean() * (1 - far.mean()) * (1 / len(near) + 1 / len(far)))
-        assert near.mean() <= far.mean() + 3 * noise
+    slide = result.summary["slide"]
+    return found[512], found[1024], {"width": slide["width"], "height": slide["height"]}
 
 
 @pytest.mark.slow

@@ -59,6 +59,8 @@ def test_the_model_card_is_of_these_weights():
     measured = json.loads((PAGES / "models/nano/card.json").read_text())
     weights = json.loads((BUNDLED / "nano/config.json").read_text())["weights"]["sha256"]
     assert measured["model"]["sha256"] == weights
+    roots = [measured[part]["root"] for part in ("data", "settings")]
+    assert not any(Path(root).is_absolute() for root in roots)  # measure from beside the data
     assert weights in page
     assert f"{measured['model']['parameters']:,}" in page
     for group in measured["scores"]:

@@ -52,9 +52,9 @@ def check_embedding(decoder: str, branches: Sequence[str]) -> None:
         )
 
 
-def join_embedding(*maps: Tensor) -> Tensor:
-    """Return maps of stride 2, averaged to stride 4, as one."""
-    return torch.cat([F.avg_pool2d(one, 2) for one in maps], dim=1)
+def join_embedding(*maps: Tensor, quarter: Sequence[Tensor] = ()) -> Tensor:
+    """Return maps of stride 4 and, averaged to that, maps of stride 2 as one."""
+    return torch.cat([*quarter, *(F.avg_pool2d(one, 2) for one in maps)], dim=1)
 
 
 OWN = {

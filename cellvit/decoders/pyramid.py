@@ -13,6 +13,8 @@ from cellvit.errors import ConfigError
 from cellvit.types import EMBEDDING_MAP, NUCLEI_TYPE_MAP, FeatureInfo
 
 NUM_MAPS = 4
+QUARTER = 4
+"""Stride of an embedding."""
 
 
 @DECODERS.register("pyramid")
@@ -86,7 +88,7 @@ class PyramidDecoder(Decoder):
         if embedding:
             check_embedding("pyramid", branches)
         self.embedding, self.branch_convs = embedding, branch_convs
-        self.quarter = [skip.stride for skip in skips].index(4) if 4 in strides[:-1] else None
+        self.strides = [skip.stride for skip in reversed(skips)]
         self.out_channels = widths[0]
         self.detail = nn.Sequential(*_strided(detail)) if detail else None
         self.ups, self.levels = nn.ModuleList(), nn.ModuleList()
@@ -110,17 +112,17 @@ class PyramidDecoder(Decoder):
 
     def forward(self, image: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Decode a batch; see :class:`Decoder`."""
-        x, levels = features[-1], []
+        x = features[-1]
+        quarter: list[Tensor] = []
         skips = [*features[-2::-1], *([] if self.detail is None else [self.detail(image)])]
-        for up, level, skip in zip(self.ups, self.levels, skips, strict=True):
+        for up, level, skip, stride in zip(self.ups, self.levels, skips, self.strides, strict=True):
             x = level(torch.cat([skip, up(x)], dim=1))
-            levels.append(x)
+            quarter = [x] if stride == QUARTER else quarter
         paths = {branch: cast(nn.Sequential, path) for branch, path in self.paths.items()}
         inside = {branch: path[: self.branch_convs](x) for branch, path in paths.items()}
         maps = {branch: path[self.branch_convs :](inside[branch]) for branch, path in paths.items()}
         if self.embedding:
-            quarter = [] if self.quarter is None else [levels[-1 - self.quarter]]
-            maps[EMBEDDING_MAP] = torch.cat([*quarter, join_embedding(x, inside[NUCLEI_TYPE_MAP])], dim=1)
+            maps[EMBEDDING_MAP] = join_embedding(x, inside[NUCLEI_TYPE_MAP], quarter=quarter)
         return maps
 
 

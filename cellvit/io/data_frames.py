@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from cellvit.types import Nuclei, NucleiClasses
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 _OF_QUPATH = {"objectType", "object_type", "classification"}
 _ATTRIBUTE = "cellvit"
-_OURS = {"label", "type", "type_id", "type_prob", "x", "y", *_BOX, "area_px"}
+LEARNT_ON = "types_learnt_on"
+"""Column of text for tables that have no other place to say what types were learnt on."""
+_OURS = {"label", "type", "type_id", "type_prob", "x", "y", *_BOX, "area_px", LEARNT_ON}
 
 
 def columns_of(nuclei: Nuclei) -> dict[str, NDArray[Any]]:
@@ -57,6 +60,14 @@ def columns_of(nuclei: Nuclei) -> dict[str, NDArray[Any]]:
         raise DataError(f"measurements {taken} have names of other columns; rename them")
     area = {} if nuclei.mpp is None else {"area_um2": nuclei.area_um2}
     return {**columns, **area, **nuclei.measurements}
+
+
+def columns_in_full(nuclei: Nuclei) -> dict[str, NDArray[Any]]:
+    """Return the columns of :func:`columns_of` and, where it is known, ``types_learnt_on``, the same in every row."""
+    columns = columns_of(nuclei)
+    if nuclei.classes is None or not nuclei.classes.learnt_on:
+        return columns
+    return {**columns, LEARNT_ON: np.full(len(nuclei), nuclei.classes.learnt_on, dtype=object)}
 
 
 def numbers_of(nuclei: Nuclei) -> Iterator[dict[str, str]]:
@@ -169,6 +180,9 @@ def _types_of(
     said = (StatedClass(text, given=True, color=None) for text in texts)
     codes = [types.code(one, number) for one, number in zip(said, ids.tolist(), strict=True)]
     found, classes, _ = types.resolve(np.array(codes, np.int64))
+    if classes is not None and not classes.learnt_on:
+        places = dict.fromkeys(place for place in columns.get(LEARNT_ON, ()) if isinstance(place, str))
+        classes = replace(classes, learnt_on=", ".join(places))
     return found, classes
 
 
@@ -229,7 +243,7 @@ def from_pandas(frame: Any) -> Nuclei:
 def to_polars(nuclei: Nuclei) -> Any:
     """Return nuclei as a ``polars.DataFrame``; see :meth:`cellvit.types.Nuclei.to_polars`."""
     polars = require("polars", extra="formats")
-    columns = columns_of(nuclei)
+    columns = columns_in_full(nuclei)
     return polars.DataFrame({**columns, "type": polars.Series(columns["type"].tolist(), dtype=polars.String)})
 
 

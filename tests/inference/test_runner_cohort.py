@@ -341,18 +341,31 @@ def test_write_summary_has_one_row_per_slide(tmp_path):
     assert list(first) == [
         *("slide", "status", "error", "nuclei", "nuclei_Neoplastic", "nuclei_Inflammatory", "nuclei_Connective"),
         *("nuclei_Dead", "nuclei_Epithelial", "tissue_mm2", "nuclei_per_mm2", "mpp", "mpp_source", "tiles"),
-        *("seconds", "folder", "case", "list_tiles"),
+        *("seconds", "types_learnt_on", "folder", "case", "list_tiles"),
     ]
     assert first == {
         **{"slide": str(tmp_path / "ä, a.svs"), "status": "done", "error": "", "nuclei": "100"},
         **{"nuclei_Neoplastic": "50", "nuclei_Inflammatory": "50", "nuclei_Connective": "0", "nuclei_Dead": "0"},
         **{"nuclei_Epithelial": "0", "tissue_mm2": "2", "nuclei_per_mm2": "50", "mpp": "0.5", "mpp_source": "slide"},
-        **{"tiles": "6", "seconds": "1.5", "folder": "ä, a", "case": "P1", "list_tiles": "9"},
+        **{"tiles": "6", "seconds": "1.5", "types_learnt_on": "", "folder": "ä, a", "case": "P1", "list_tiles": "9"},
     }
     assert {key: value for key, value in second.items() if value} == {
         **{"slide": str(tmp_path / "b.svs"), "status": "failed", "error": 'no; good, "x"', "seconds": "0.5"},
         **{"folder": "b", "list_tiles": "7"},
     }
+
+
+def test_the_summary_says_what_types_were_learnt_on_and_reads_it_back(tmp_path):
+    path = tmp_path / "summary.csv"
+    outcome = done(tmp_path, "a.svs")
+    outcome.summary["model"]["types_learnt_on"] = "colon (CoNSeP)"
+    write_summary([outcome], path)
+    assert rows_of(path)[0]["types_learnt_on"] == "colon (CoNSeP)"
+    write_summary(read_summary(path), path)
+    assert rows_of(path)[0]["types_learnt_on"] == "colon (CoNSeP)"
+    outcome.summary["classification"] = {"classifier": {}, "classes": ["Background", "Mine"]}
+    write_summary([outcome], path)
+    assert rows_of(path)[0]["types_learnt_on"] == ""  # those of a classifier of one's own
 
 
 def test_write_summary_joins_the_types_of_different_models(tmp_path):

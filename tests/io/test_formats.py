@@ -375,6 +375,16 @@ def test_csv_opens_in_pandas(tmp_path):
     assert frame["area_um2"].tolist() == [(label == LABEL_MAP).sum() * 0.0625 for label in LABELS]
 
 
+def test_csv_says_what_types_were_learnt_on(tmp_path):
+    learnt = replace(NUCLEI, classes=replace(PANNUKE, learnt_on="colon, =rectum (CoNSeP)"))
+    path = write("csv", tmp_path, learnt)
+    assert set(pd.read_csv(path)["types_learnt_on"]) == {"colon, =rectum (CoNSeP)"}
+    assert read_nuclei(path).classes.learnt_on == "colon, =rectum (CoNSeP)"
+    assert set(read_nuclei(path).measurements) == set(read_nuclei(write("csv", tmp_path)).measurements)
+    assert Nuclei.from_polars(learnt.to_polars()).classes == learnt.classes
+    assert "types_learnt_on" not in pd.read_csv(write("csv", tmp_path))
+
+
 def test_the_size_of_the_image_is_not_guessed_in_silence(tmp_path):
     with pytest.warns(UserWarning, match=r"says 99 x 81 px, as far as the nuclei reach; state it with image_size="):
         path = write("coco", tmp_path, facts=ImageFacts())

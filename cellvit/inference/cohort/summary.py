@@ -17,7 +17,7 @@ from cellvit.io.tables import Cell, read_csv, write_csv
 from cellvit.types import Rgb
 
 BEFORE_TYPES = ("slide", "status", "error", "nuclei")
-AFTER_TYPES = ("tissue_mm2", "nuclei_per_mm2", "mpp", "mpp_source", "tiles", "seconds", "folder")
+AFTER_TYPES = ("tissue_mm2", "nuclei_per_mm2", "mpp", "mpp_source", "tiles", "seconds", "types_learnt_on", "folder")
 
 NO_TYPE_COLOR: Rgb = (128, 128, 128)
 """Colour of nuclei without a type."""
@@ -36,6 +36,7 @@ class SlideNumbers:
         mpp_source: Who states that.
         tiles: Number of tiles that went through the network.
         seconds: From start to end, those of an earlier run for a slide that was finished then.
+        types_learnt_on: Tissue that the types were learnt on.
     """
 
     nuclei: int | None
@@ -46,6 +47,7 @@ class SlideNumbers:
     mpp_source: str | None
     tiles: int | None
     seconds: float
+    types_learnt_on: str | None
 
 
 def numbers_of(outcome: SlideOutcome) -> SlideNumbers:
@@ -64,6 +66,7 @@ def numbers_of(outcome: SlideOutcome) -> SlideNumbers:
         mpp_source=resolution.get("source"),
         tiles=tiles.get("done"),
         seconds=float(seconds.get("total") or outcome.seconds),
+        types_learnt_on=_typed_by(summary).get("types_learnt_on"),
     )
 
 
@@ -75,13 +78,17 @@ def _finished_before(folder: Path) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def _typed_by(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a summary says of what gave the nuclei their types; a classifier comes after the model."""
+    return summary.get("classification") or summary.get("model") or {}
+
+
 def type_colors(outcomes: Iterable[SlideOutcome]) -> dict[str, Rgb]:
     """Return the colours of all types of what typed the nuclei, in their order; no type only where counted."""
     colors: dict[str, Rgb] = {}
     counted: dict[str, None] = {}
     for outcome in outcomes:
-        summary = outcome.summary or {}
-        model = summary.get("classification") or summary.get("model") or {}  # types of a classifier come after
+        model = _typed_by(outcome.summary or {})
         names = [str(name) for name in model.get("classes") or ()]
         stated = [(int(r), int(g), int(b)) for r, g, b in model.get("colors") or standard_colors(names)]
         for name, color in list(zip(names, stated, strict=True))[1:]:
@@ -97,8 +104,8 @@ def write_summary(outcomes: Sequence[SlideOutcome], path: str | Path) -> None:
     """Write the table of a cohort: UTF-8 CSV, complete or not there.
 
     The columns are ``slide, status, error, nuclei``, ``nuclei_<type>`` for each type, ``tissue_mm2, nuclei_per_mm2,
-    mpp, mpp_source, tiles, seconds, folder`` and those of the list of slides. One of these that has the name of
-    another column is called ``list_<name>``. ``status`` is ``done`` or ``failed``; what is not known is empty;
+    mpp, mpp_source, tiles, seconds, types_learnt_on, folder`` and those of the list of slides. One of these that has
+    the name of another column is called ``list_<name>``. ``status`` is ``done`` or ``failed``; what is not known is empty;
     ``folder`` is relative to that of the table.
 
     Args:
@@ -232,7 +239,10 @@ def _outcome_of(row: Mapping[str, str], folder: Path) -> SlideOutcome:
 
     mpp, seconds = number("mpp"), number("seconds") or 0.0
     stated = {
-        "model": {"classes": ["Background", *(name for name in counts if name != NO_TYPE)]},
+        "model": {
+            "classes": ["Background", *(name for name in counts if name != NO_TYPE)],
+            "types_learnt_on": row.get("types_learnt_on") or None,
+        },
         "nuclei": {
             "total": int(row["nuclei"]) if row["nuclei"] else None,
             "by_type": counts,
@@ -285,6 +295,7 @@ def _values(outcome: SlideOutcome, types: Sequence[str], folder: Path) -> list[C
         numbers.mpp_source,
         numbers.tiles,
         round(numbers.seconds, 2),
+        numbers.types_learnt_on,
         relative(outcome.out, folder),
     ]
     return [f"{value:.6g}" if isinstance(value, float) else value for value in values]

@@ -34,7 +34,7 @@ class Csv(NucleiFormat):
         import pyarrow as pa
         from pyarrow import csv
 
-        from cellvit.io.data_frames import nuclei_of_columns
+        from cellvit.io.data_frames import LEARNT_ON, nuclei_of_columns
         from cellvit.io.tables import plain_cell
 
         try:
@@ -42,24 +42,25 @@ class Csv(NucleiFormat):
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{str(path)!r} is not readable CSV ({error}); write it again") from error
         columns = {plain_cell(name): table[name].to_numpy() for name in table.column_names}
-        if "type" in columns and columns["type"].dtype == object:
-            columns["type"] = np.array([None if name is None else plain_cell(name) for name in columns["type"]], object)
+        for column in columns.keys() & {"type", LEARNT_ON}:
+            if (texts := columns[column]).dtype == object:
+                columns[column] = np.array([None if text is None else plain_cell(text) for text in texts], object)
         return nuclei_of_columns(columns, source=repr(str(path)))
 
     def _write(self, stream: NucleiStream, path: Path, image: ImageFacts) -> None:
-        from cellvit.io.data_frames import columns_of
+        from cellvit.io.data_frames import columns_in_full
         from cellvit.io.tables import write_csv
         from cellvit.io.text import CHUNK, check_finite
 
         def parts() -> Iterator[dict[str, NDArray[Any]]]:
             for row, block in blocks(stream, CHUNK, classes=stream.classes, embedding_dim=None):
                 check_finite(block, first=row)
-                yield columns_of(replace(block, mpp=image.mpp))
+                yield columns_in_full(replace(block, mpp=image.mpp))
 
         found = parts()
         first = next(found, None)
         if first is None:
-            first = columns_of(replace(Nuclei.empty(), mpp=image.mpp))
+            first = columns_in_full(replace(Nuclei.empty(), mpp=image.mpp))
         write_csv(path, _rows(chain([first], found)), columns=list(first))
 
 

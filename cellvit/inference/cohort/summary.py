@@ -105,8 +105,8 @@ def write_summary(outcomes: Sequence[SlideOutcome], path: str | Path) -> None:
 
     The columns are ``slide, status, error, nuclei``, ``nuclei_<type>`` for each type, ``tissue_mm2, nuclei_per_mm2,
     mpp, mpp_source, tiles, seconds, types_learnt_on, folder`` and those of the list of slides. One of these that has
-    the name of another column is called ``list_<name>``. ``status`` is ``done`` or ``failed``; what is not known is empty;
-    ``folder`` is relative to that of the table.
+    the name of another column is called ``list_<name>``. ``status`` is ``done`` or ``failed``; what is not known is
+    empty; ``folder`` is relative to that of the table.
 
     Args:
         outcomes: One per row, in order.

@@ -60,9 +60,10 @@ unit: $(DEV_STAMP) ## Run the unit tests and the doctests on the CPU
 	$(call say,pytest: unit tests and doctests)
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --durations=10 $(PYTEST_ARGS)
 
+# no --quiet: with it --strict lets warnings pass (mkdocs 1.6.1)
 docs: $(DOCS_STAMP) ## Build the documentation into build/site
 	$(call say,mkdocs build --strict)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkdocs.yml -d ../build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml -d ../build/site
 	@echo "documentation: build/site/index.html"
 
 viewer: $(BIN)/python ## Fetch the scripts of other projects that `cellvit view` needs, with npm

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import numpy as np
@@ -58,6 +59,23 @@ def test_all_files_are_written_and_agree(images, model, tmp_path, capsys):
     counts = np.bincount(nuclei.type, minlength=6)
     shown = [cell.strip() for cell in row.split("│")[3:-2]]
     assert shown == [str(n) for n in (len(nuclei), *(counts if counts[0] else counts[1:]))]
+
+
+def test_the_postprocessing_can_be_set(images, model, tmp_path, capsys):
+    arguments = [str(images / "a.png"), "--model", model, "--device", "cpu", "--formats", "json", "--no-measurements"]
+    assert main([*arguments, "--out", str(tmp_path / "all")]) == 0
+    changed = ["--postprocessor", "min_size=20000", "--postprocessor", "normalisation=fixed"]
+    assert main([*arguments, *changed, "--out", str(tmp_path / "large")]) == 0
+    every, large = (io.read_json(tmp_path / name / "a.json") for name in ("all", "large"))
+    assert len(every) > 0 == len(large)  # all of the image is one nucleus of 11,520 px
+    told = json.loads((tmp_path / "large/a.json").read_text())["wsi_metadata"]["postprocessor"]
+    assert told == {"min_size": 20000, "normalisation": "fixed"}
+    slides = ["--as", "slide", "--mpp", "0.25", "--device", "cpu", "--out", str(tmp_path / "none")]
+    for wrong, words in (("min_size", "not of the form NAME=VALUE"), ("min_sise=3", "takes no argument ['min_sise']")):
+        with contextlib.suppress(SystemExit):
+            assert main([str(images / "a.png"), *slides, "--model", model, "--postprocessor", wrong]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "none").exists() or list((tmp_path / "none").iterdir()) == []
 
 
 def test_a_bad_file_does_not_stop_the_others(images, model, tmp_path, capsys):

@@ -270,6 +270,31 @@ def test_settings_that_cannot_work_are_refused(settings, words):
         segment_image(np.zeros((20, 20, 3), np.uint8), **{"model": ColouredSpots(), **settings})
 
 
+def test_other_settings_of_the_postprocessor_leave_the_model_as_it_is(tissue):
+    model = DrawnMaps(*tissue, postprocessor=HVPostprocessor(normalisation="fixed", min_size=20))
+    image = model.image(600, 1500)
+    everything = segment_image(image, model=model)
+    large = segment_image(image, model=model, postprocessor={"min_size": 600})
+    assert 0 < len(large) < len(everything)
+    assert len(large) == (everything.area >= 600).sum()
+    assert model.postprocessor.init_args == {"normalisation": "fixed", "min_size": 20}
+    again = segment_image(image, model=model, postprocessor={"min_size": 600, "normalisation": "tile"})
+    assert len(again) == len(large)  # what the model has and what is asked for go together
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "words"),
+    [
+        (ColouredSpots(), {"min_size": 5}, "ColouredSpots has no post-processor whose settings"),
+        ("nano", {"min_prop": 0.5}, r"takes no argument \['min_prop'\]; it takes: .*min_prob"),
+        ("nano", {"min_prob": 2}, "min_prob 2"),
+    ],
+)
+def test_settings_that_the_postprocessor_does_not_take_are_refused(model, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        segment_image(np.zeros((20, 20, 3), np.uint8), model=model, postprocessor=changes, device="auto")
+
+
 def test_unknown_model_and_wrong_image():
     with pytest.raises(UnknownPluginError, match="no-such-model"):
         segment_image(np.zeros((20, 20, 3), np.uint8), model="no-such-model")

@@ -32,6 +32,7 @@ CLASSIFIERS: Registry[ClassifierRecipe] = Registry(
     group="cellvit.classifiers",
     own={"logistic": "estimators", "gradient-boosting": "estimators", "knn": "estimators"},
 )
+"""Kinds of classifiers by name."""
 
 
 def build_estimator(spec: Any, *, class_weight: ClassWeight, seed: int) -> Any:

@@ -82,6 +82,7 @@ def slide_settings(options: argparse.Namespace, formats: tuple[str, ...]) -> dic
     values = {name: value for name, value in vars(options).items() if name in named}
     values |= {"tissue_filter": not options.no_tissue_filter, "embeddings": not options.no_embeddings}
     values |= {"measurements": not options.no_measurements, "formats": formats}
+    values["postprocessor"] = dict(options.postprocessor) or None
     SlideSettings(**values)
     if options.mpp and options.magnification:
         from cellvit.slide.resolution import given_resolution

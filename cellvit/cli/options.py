@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from cellvit.errors import OutputError
 from cellvit.geometry.symmetry import VIEWS
@@ -47,6 +48,31 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_postprocessor(parser: argparse._ActionsContainer) -> None:
+    """Add other settings for the post-processing."""
+    parser.add_argument(
+        "--postprocessor",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="NAME=VALUE",
+        help="another setting for the post-processing; min_prob=0.5 finds more with nano; may be repeated",
+    )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Return name and value of ``NAME=VALUE``, the value as YAML has it."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    try:
+        if not (equals and name.strip().isidentifier()):
+            raise ValueError
+        return name.strip(), yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE, such as min_prob=0.5") from error
+
+
 def add_trust(parser: argparse._ActionsContainer) -> None:
     """Add whose classes the file of a model may name."""
     parser.add_argument(
@@ -74,6 +100,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--precision", default=AUTO, choices=PRECISIONS, help="of the network (default: auto, bf16-mixed if faster)")
     add_tta(parser)
+    add_postprocessor(parser)
     add("--batch-size", type=positive(int), metavar="N", help="tiles at once (default: 1, or as it was begun)")
     add("--tile-size", default=1024, type=positive(int), metavar="PX", help="side of a tile (default: 1024)")
     add("--overlap", default=64, type=int, metavar="PX", help="overlap of tiles (default: 64)")

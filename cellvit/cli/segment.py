@@ -107,6 +107,12 @@ def _devices(options: argparse.Namespace, slides: int) -> list[str]:
 
     devices = choose_devices(options.device, slides)
     check_network(options, devices[0])
+    if options.postprocessor and slides:
+        from cellvit.inference.postprocessing import with_postprocessor
+        from cellvit.inference.protocol import load_model
+
+        # told once, not of every slide
+        with_postprocessor(load_model(options.model, device="cpu", trust=options.trust), dict(options.postprocessor))
     return list(devices)
 
 

@@ -19,6 +19,7 @@ from cellvit.cli.inputs import Inputs, failure_text
 from cellvit.cli.options import image_suffix
 from cellvit.errors import OutputError
 from cellvit.inference.image import segment_image
+from cellvit.inference.postprocessing import with_postprocessor
 from cellvit.inference.precision import choose_precision
 from cellvit.inference.protocol import NucleiModel, load_model
 from cellvit.inference.tta import unwrap_tta, with_tta
@@ -79,7 +80,8 @@ def segment_images(
     names = output_names(inputs.images, options.out, suffixes=[str(image_suffix(name)) for name in formats])
     with output.bars() as progress:
         starting = progress.add_task("loading the model", total=None)
-        model = load_model(options.model, device=device, trust=options.trust)
+        loaded = load_model(options.model, device=device, trust=options.trust)
+        model = with_postprocessor(loaded, dict(options.postprocessor))
         precision = choose_precision(options.precision, unwrap_tta(model, options.tta)[0])
         for text in precision.notes:
             output.note(text, "warning")
@@ -156,6 +158,7 @@ def _produce(job: Job, outcome: Outcome, name: str, report: Callable[[int, int],
         "model": str(options.model),
         "precision": job.precision,
         "tta": options.tta,
+        **({"postprocessor": dict(options.postprocessor)} if options.postprocessor else {}),
         "cellvit_version": version("cellvit-lightning"),
         **({} if stains is None else {"stains": stains.facts()}),
         **({"warnings": warnings} if warnings else {}),

@@ -65,3 +65,4 @@ OWN = {
 """Module that registers each name of ours; it is imported when the name is asked for."""
 
 DECODERS: Registry[Decoder] = Registry("decoder", Decoder, package="cellvit.decoders", own=OWN)
+"""Decoders by name."""

@@ -86,3 +86,4 @@ OWN = {
 """Module that registers each name of ours; it is imported when the name is asked for."""
 
 ENCODERS: Registry[Encoder] = Registry("encoder", Encoder, package="cellvit.encoders", own=OWN)
+"""Encoders by name."""

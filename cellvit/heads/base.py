@@ -145,3 +145,4 @@ OWN = {
 """Module that registers each name of ours; it is imported when the name is asked for."""
 
 HEADS: Registry[Head] = Registry("head", Head, package="cellvit.heads", own=OWN)
+"""Heads by name."""

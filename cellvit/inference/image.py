@@ -1,7 +1,7 @@
 """Finding the nuclei of one image of any size: resample, tile, predict, post-process, join at the seams."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cellvit.errors import ConfigError
 from cellvit.inference.instanseg import fitted
+from cellvit.inference.postprocessing import with_postprocessor
 from cellvit.inference.precision import choose_precision
 from cellvit.inference.protocol import (
     NucleiModel,
@@ -48,6 +49,7 @@ def segment_image(
     device: str = "auto",
     precision: str = "auto",
     tta: int = 1,
+    postprocessor: Mapping[str, Any] | None = None,
     measurements: bool = True,
     stains: Stains | None = None,
     progress: Progress | None = None,
@@ -73,6 +75,8 @@ def segment_image(
             ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
         tta: Average the maps over 2, 4 or 8 mirrored and turned views, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
+        postprocessor: Other arguments for the model's post-processor, such as ``{"min_prob": 0.5}``; those left out stay
+            as they are. See :func:`cellvit.inference.postprocessing.with_postprocessor`.
         measurements: Measure every nucleus: shape, stain, texture, neighbours; see :mod:`cellvit.measurement`.
         stains: How the stains absorb; None estimates it from the image. Where that fails and there are nuclei, a
             warning (:class:`UserWarning`) says so.
@@ -96,7 +100,7 @@ def segment_image(
     if len(axes) != 2 or not all(np.isfinite(axis) and axis > 0 for axis in axes):
         raise ConfigError(f"mpp {mpp} is not a resolution; give microns per pixel, such as 0.25")
     network, views = unwrap_tta(load_model(model, device=device, trust=trust), tta)
-    network = fitted(network, pixels)
+    network = with_postprocessor(fitted(network, pixels), postprocessor)
     predictor = with_tta(network, views)
     chosen = choose_precision(precision, network)
     for note in chosen.notes:

@@ -65,6 +65,7 @@ class SlideSettings:
     batch_size: int | None = None
     precision: str = AUTO
     tta: int = 1
+    postprocessor: Mapping[str, Any] | None = None
     workers: int | None = None
     tissue_filter: bool = True
     roi: str | Path | None = None
@@ -85,6 +86,8 @@ class SlideSettings:
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"batch_size {self.batch_size} must be 1 or more")
         symmetries(self.tta)  # refuses other numbers
+        if not isinstance(self.postprocessor, Mapping | None):
+            raise ConfigError(f"postprocessor {self.postprocessor!r} is no mapping; write {{'min_prob': 0.5}}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"workers {self.workers} must be 0 (none: post-process in this process) or more")
         if not 0 <= self.simplify < math.inf:
@@ -117,7 +120,9 @@ class SlideSettings:
     def affects_result(self) -> dict[str, Any]:
         """Return the settings on which the nuclei depend; resuming with others is refused."""
         names = ("tile_size", "overlap", "precision", "tta", "tissue_filter", "embeddings", "measurements", "origin")
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        # results that were begun with the settings of the model stay valid
+        return {**values, "postprocessor": dict(self.postprocessor)} if self.postprocessor else values
 
 
 def available_cores() -> int:

@@ -13,6 +13,7 @@ from typing import Any, Never
 from cellvit import io
 from cellvit.errors import ConfigError
 from cellvit.inference.assemble import TABLE
+from cellvit.inference.postprocessing import with_postprocessor
 from cellvit.inference.precision import slide_precision
 from cellvit.inference.prepare import prepare_slide
 from cellvit.inference.protocol import NucleiModel, Progress, load_model
@@ -67,6 +68,7 @@ def segment_slide(
     batch_size: int | None = None,
     precision: str = "auto",
     tta: int = 1,
+    postprocessor: Mapping[str, Any] | None = None,
     workers: int | None = None,
     tissue_filter: bool = True,
     roi: str | Path | None = None,
@@ -108,6 +110,8 @@ def segment_slide(
             slide that was begun goes on as it was begun), ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
         tta: Average the maps over 2, 4 or 8 flips and rotations, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
+        postprocessor: Other arguments for the model's post-processor, such as ``{"min_prob": 0.5}``; those left out stay
+            as they are. See :func:`cellvit.inference.postprocessing.with_postprocessor`.
         workers: Post-processing processes; None chooses, 0 works in this process.
         tissue_filter: Search tissue only, and keep only nuclei with their centroid on it; how many were left out says
             ``summary.json`` under ``nuclei.off_tissue``.
@@ -147,6 +151,7 @@ def segment_slide(
             batch_size=batch_size,
             precision=precision,
             tta=tta,
+            postprocessor=postprocessor,
             workers=workers,
             tissue_filter=tissue_filter,
             roi=roi,
@@ -245,6 +250,7 @@ def run_slide(
         slide_resolution(slide, mpp=settings.mpp, magnification=settings.magnification)  # refuse before loading
         settings.check_image(path)
         network, views = unwrap_tta(load(), settings.tta)
+        network = with_postprocessor(network, settings.postprocessor)
         precision = slide_precision(settings, network, out)
         settings = replace(settings, tta=views, precision=precision.name)
         with_tta(network, views)  # refuse before anything is written

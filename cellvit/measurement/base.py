@@ -31,3 +31,4 @@ OWN = {"shape": "shape", "stain": "stain", "texture": "texture"}
 """Module that registers each name of ours; it is imported when the name is asked for."""
 
 MEASUREMENTS: Registry[Measurement] = Registry("measurement", Measurement, package="cellvit.measurement", own=OWN)
+"""Kinds of measurements by name."""

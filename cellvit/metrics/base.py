@@ -38,3 +38,4 @@ OWN = {
 """Module that registers each name of ours; it is imported when the name is asked for."""
 
 METRICS: Registry[Metric] = Registry("metric", Metric, package="cellvit.metrics", own=OWN)
+"""Metrics by name."""

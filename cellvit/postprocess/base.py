@@ -87,3 +87,4 @@ OWN = {
 POSTPROCESSORS: Registry[Postprocessor] = Registry(
     "postprocessor", Postprocessor, package="cellvit.postprocess", own=OWN
 )
+"""Post-processors by name."""

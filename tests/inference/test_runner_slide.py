@@ -195,6 +195,7 @@ def test_a_finished_slide_is_not_done_again_but_gets_missing_formats(slide, tmp_
         ({"overlap": 32}, "overlap was 64, is 32"),
         ({"embeddings": False}, "embeddings was True, is False"),
         ({"mpp": 0.26}, "mpp was"),
+        ({"postprocessor": {"min_size": 500}}, r"postprocessor was None, is \{'min_size': 500\}"),
     ],
 )
 def test_other_settings_are_refused_and_named(slide, done, changes, words):

@@ -16,6 +16,7 @@ from cellvit.inference.plan.estimate import Estimate, as_plain, estimate_needs
 from cellvit.inference.plan.measure import Sample, measure
 from cellvit.inference.plan.picture import write_plan_picture
 from cellvit.inference.plan.progress import ExistingRun, existing_run
+from cellvit.inference.postprocessing import with_postprocessor
 from cellvit.inference.precision import PrecisionChoice, slide_precision
 from cellvit.inference.prepare import PreparedSlide, prepare_slide
 from cellvit.inference.protocol import NucleiModel, load_model
@@ -152,6 +153,7 @@ def plan_slide(
     with open_slide(path, scene=chosen.scene) as slide:
         slide_resolution(slide, mpp=chosen.mpp, magnification=chosen.magnification)  # refuse before loading
         network, views = unwrap_tta(load_model(model, device=device, trust=trust), chosen.tta)
+        network = with_postprocessor(network, chosen.postprocessor)
         precision = slide_precision(chosen, network, folder)
         chosen = replace(chosen, tta=views, precision=precision.name)
         with_tta(network, views)  # refuse what the run would refuse

@@ -1,0 +1,37 @@
+"""Other settings for the post-processing of a model, such as how certain a nucleus has to be."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from cellvit.errors import ConfigError
+from cellvit.inference.protocol import NucleiModel
+from cellvit.plugins.components import build, normalise_spec
+from cellvit.postprocess.base import POSTPROCESSORS, postprocessor_of
+
+
+def with_postprocessor(model: NucleiModel, changes: Mapping[str, Any] | None) -> NucleiModel:
+    """Return a model whose post-processor has other arguments; the weights are shared, the model stays as it is.
+
+    Args:
+        model: A model; not one that averages views, but the one in it.
+        changes: Arguments of its post-processor by name, such as ``{"min_prob": 0.5, "min_size": 30}``; those left out
+            stay as the model has them. None or empty returns the model.
+
+    Raises:
+        ConfigError: If the model has no post-processor with arguments, or it does not take these.
+    """
+    if not changes:
+        return model
+    before = postprocessor_of(model)
+    if before is None:
+        raise ConfigError(
+            f"model {type(model).__name__} has no post-processor whose settings could be changed; leave out "
+            f"postprocessor {dict(changes)}"
+        )
+    spec = normalise_spec(before, what="postprocessor")
+    changed = copy.copy(model)
+    changed.postprocessor = build(  # type: ignore[attr-defined]
+        POSTPROCESSORS, {**spec, "init_args": {**spec["init_args"], **changes}}
+    )
+    return changed

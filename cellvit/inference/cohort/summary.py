@@ -47,7 +47,7 @@ class SlideNumbers:
     mpp_source: str | None
     tiles: int | None
     seconds: float
-    types_learnt_on: str | None
+    types_learnt_on: str | None = None
 
 
 def numbers_of(outcome: SlideOutcome) -> SlideNumbers:

@@ -186,7 +186,7 @@ def test_a_pannuke_configuration_starts_from_published_weights_and_freezes_them(
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
 def test_the_callbacks_of_every_configuration_can_be_made(config):
-    layers = [yaml.safe_load(text)["trainer"] for text in config_texts(str(config))]
+    layers = [yaml.safe_load(text).get("trainer", {}) for text in config_texts(str(config))]
     listed = [spec for layer in layers for key in ("callbacks", "callbacks+") for spec in layer.get(key, [])]
     made = [import_path(spec["class_path"], what="callback")(**spec.get("init_args", {})) for spec in listed]
     assert made

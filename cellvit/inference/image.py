@@ -75,8 +75,8 @@ def segment_image(
             ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
         tta: Average the maps over 2, 4 or 8 mirrored and turned views, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
-        postprocessor: Other arguments for the model's post-processor, such as ``{"min_prob": 0.5}``; those left out stay
-            as they are. See :func:`cellvit.inference.postprocessing.with_postprocessor`.
+        postprocessor: Other arguments for the model's post-processor, such as ``{"min_prob": 0.5}``; those left out
+            stay as they are. See :func:`cellvit.inference.postprocessing.with_postprocessor`.
         measurements: Measure every nucleus: shape, stain, texture, neighbours; see :mod:`cellvit.measurement`.
         stains: How the stains absorb; None estimates it from the image. Where that fails and there are nuclei, a
             warning (:class:`UserWarning`) says so.

@@ -110,8 +110,8 @@ def segment_slide(
             slide that was begun goes on as it was begun), ``"32-true"``, ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``.
         tta: Average the maps over 2, 4 or 8 flips and rotations, which takes as many times as long; 1 is off. See
             :class:`cellvit.inference.tta.TestTimeAugmentation`.
-        postprocessor: Other arguments for the model's post-processor, such as ``{"min_prob": 0.5}``; those left out stay
-            as they are. See :func:`cellvit.inference.postprocessing.with_postprocessor`.
+        postprocessor: Other arguments for the model's post-processor, such as ``{"min_prob": 0.5}``; those left out
+            stay as they are. See :func:`cellvit.inference.postprocessing.with_postprocessor`.
         workers: Post-processing processes; None chooses, 0 works in this process.
         tissue_filter: Search tissue only, and keep only nuclei with their centroid on it; how many were left out says
             ``summary.json`` under ``nuclei.off_tissue``.

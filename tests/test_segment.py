@@ -288,6 +288,7 @@ def test_other_settings_of_the_postprocessor_leave_the_model_as_it_is(tissue):
         (ColouredSpots(), {"min_size": 5}, "ColouredSpots has no post-processor whose settings"),
         ("nano", {"min_prop": 0.5}, r"takes no argument \['min_prop'\]; it takes: .*min_prob"),
         ("nano", {"min_prob": 2}, "min_prob 2"),
+        ("nano", {"min_prob": "high"}, "HVPostprocessor does not work with {'min_prob': 'high'}: "),
     ],
 )
 def test_settings_that_the_postprocessor_does_not_take_are_refused(model, changes, words):

@@ -31,7 +31,13 @@ def with_postprocessor(model: NucleiModel, changes: Mapping[str, Any] | None) ->
         )
     spec = normalise_spec(before, what="postprocessor")
     changed = copy.copy(model)
-    changed.postprocessor = build(  # type: ignore[attr-defined]
-        POSTPROCESSORS, {**spec, "init_args": {**spec["init_args"], **changes}}
-    )
+    try:
+        after = build(POSTPROCESSORS, {**spec, "init_args": {**spec["init_args"], **changes}})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:  # a value of another kind, such as text for a number
+        raise ConfigError(
+            f"postprocessor {type(before).__name__} does not work with {dict(changes)}: {error}"
+        ) from error
+    changed.postprocessor = after  # type: ignore[attr-defined]
     return changed

@@ -8,8 +8,10 @@ from support.tiny import tiny_network
 
 from cellvit.data.targets import hv_map_from_instances
 from cellvit.errors import ConfigError, ImageError, UnknownPluginError
+from cellvit.inference.fingerprints import weights_hash
 from cellvit.inference.image import segment_image
-from cellvit.inference.protocol import autocast_context, choose_device, load_model
+from cellvit.inference.postprocessing import with_postprocessor
+from cellvit.inference.protocol import autocast_context, choose_device, evaluation_mode, load_model
 from cellvit.postprocess.hv import HVPostprocessor
 from cellvit.postprocess.measure import nuclei_from_instances
 from cellvit.types import NucleiClasses
@@ -278,6 +280,9 @@ def test_other_settings_of_the_postprocessor_leave_the_model_as_it_is(tissue):
     assert 0 < len(large) < len(everything)
     assert len(large) == (everything.area >= 600).sum()
     assert model.postprocessor.init_args == {"normalisation": "fixed", "min_size": 20}
+    changed = with_postprocessor(with_postprocessor(model, {"min_size": 600}), {"threshold": 0.6})
+    assert changed.postprocessor.init_args == {"normalisation": "fixed", "min_size": 600, "threshold": 0.6}
+    assert weights_hash(changed) == weights_hash(model)  # classifiers of its embeddings go with it
     again = segment_image(image, model=model, postprocessor={"min_size": 600, "normalisation": "tile"})
     assert len(again) == len(large)  # what the model has and what is asked for go together
 
@@ -294,6 +299,17 @@ def test_other_settings_of_the_postprocessor_leave_the_model_as_it_is(tissue):
 def test_settings_that_the_postprocessor_does_not_take_are_refused(model, changes, words):
     with pytest.raises(ConfigError, match=words):
         segment_image(np.zeros((20, 20, 3), np.uint8), model=model, postprocessor=changes, device="auto")
+
+
+def test_threads_may_use_a_model_and_one_with_other_settings(tiny):
+    changed = with_postprocessor(tiny, {"min_size": 30})
+    tiny.train()
+    with evaluation_mode(changed):
+        with evaluation_mode(tiny):
+            pass
+        assert not tiny.encoder.training  # the last one undoes it
+    assert tiny.encoder.training
+    tiny.eval()
 
 
 def test_unknown_model_and_wrong_image():

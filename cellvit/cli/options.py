@@ -68,8 +68,12 @@ def _setting(text: str) -> tuple[str, Any]:
     try:
         if not (equals and name.strip().isidentifier()):
             raise ValueError
-        return name.strip(), yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError) as error:
+        try:
+            number = float(value)
+        except ValueError:
+            return name.strip(), yaml.safe_load(value)
+        return name.strip(), int(number) if number == int(number) and "." not in value else number
+    except (ValueError, OverflowError, yaml.YAMLError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE, such as min_prob=0.5") from error
 
 

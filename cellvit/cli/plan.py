@@ -112,9 +112,11 @@ def _plans(
 ) -> "Iterator[SlidePlan | Failure]":
     """Yield the plan of each slide, or why there is none; the model is loaded once."""
     from cellvit.inference.plan import plan_slide
+    from cellvit.inference.postprocessing import with_postprocessor
     from cellvit.inference.protocol import load_model
 
     model = load_model(options.model, device=device, trust=options.trust)
+    with_postprocessor(model, dict(options.postprocessor))  # what it does not take is told once
     with output.progress("planning") as advance:
         for number, job in enumerate(jobs):
             advance(job.path.name, number, len(jobs))

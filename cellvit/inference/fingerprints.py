@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cellvit.errors import ImageError, SourceLostError
+from cellvit.inference.postprocessing import unchanged
 from cellvit.inference.tta import TestTimeAugmentation
 from cellvit.io.atomic import atomic_text
 from cellvit.io.provenance import digest_of, files_in
@@ -161,6 +162,8 @@ class BackgroundDigest:
 def weights_hash(model: Any) -> str:
     """Return a digest of all that a model's nuclei depend on: its weights, its types and its post-processing.
 
+    Other settings for the post-processing, which a run states by themselves, leave it as it is.
+
     Args:
         model: A model; one that is no module is known by its class and its post-processing.
 
@@ -169,6 +172,7 @@ def weights_hash(model: Any) -> str:
     """
     if isinstance(model, TestTimeAugmentation):
         return hashlib.sha256(f"{weights_hash(model.model)} {model.views}".encode()).hexdigest()
+    model = unchanged(model)
     postprocessor = getattr(model, "postprocessor", None)
     kind = _CELLVIT if _qualified(model) in _CELLVIT_CLASSES else _qualified(model)
     facts = [kind, repr(model.classes), model.mpp, _settings_of(model), _plain(postprocessor)]

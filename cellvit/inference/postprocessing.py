@@ -40,4 +40,11 @@ def with_postprocessor(model: NucleiModel, changes: Mapping[str, Any] | None) ->
             f"postprocessor {type(before).__name__} does not work with {dict(changes)}: {error}"
         ) from error
     changed.postprocessor = after  # type: ignore[attr-defined]
+    # past nn.Module, which would take it for a part of the network, and of the model itself too
+    object.__setattr__(changed, "changed_from", unchanged(model))
     return changed
+
+
+def unchanged(model: Any) -> Any:
+    """Return the model whose weights a model of :func:`with_postprocessor` shares; any other model itself."""
+    return vars(model).get("changed_from", model) if hasattr(model, "__dict__") else model

@@ -185,7 +185,7 @@ def evaluation_mode(model: NucleiModel) -> Iterator[None]:
         model: A network, or any other model.
     """
     if isinstance(model, nn.Module):
-        with accelerated_inference(model):
+        with accelerated_inference(vars(model).get("changed_from", model)):  # threads may use both at a time
             yield
         return
     was_training = model.training

@@ -1,5 +1,6 @@
 """What can be set for the segmentation of a slide, and what of it decides the nuclei."""
 
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -86,8 +87,8 @@ class SlideSettings:
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"batch_size {self.batch_size} must be 1 or more")
         symmetries(self.tta)  # refuses other numbers
-        if not isinstance(self.postprocessor, Mapping | None):
-            raise ConfigError(f"postprocessor {self.postprocessor!r} is no mapping; write {{'min_prob': 0.5}}")
+        if self.postprocessor is not None:
+            object.__setattr__(self, "postprocessor", _plain_settings(self.postprocessor))
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"workers {self.workers} must be 0 (none: post-process in this process) or more")
         if not 0 <= self.simplify < math.inf:
@@ -145,6 +146,18 @@ def default_workers(device: str) -> int:
     """
     cores = available_cores()
     return max(1, cores // 4) if device == "cpu" else min(16, cores)
+
+
+def _plain_settings(given: Any) -> dict[str, Any]:
+    """Return settings as files hold them."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"postprocessor {given!r} is no mapping; write {{'min_prob': 0.5}}")
+    plain = {str(name): value.item() if hasattr(value, "item") else value for name, value in given.items()}
+    try:
+        json.dumps(plain, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"postprocessor {plain} cannot be written down ({error}); use plain numbers") from error
+    return plain
 
 
 def _check_formats(formats: tuple[str, ...]) -> None:

@@ -74,6 +74,7 @@ class SlideFacts:
             "weights_hash": self.fingerprints["model"]["weights"],
             "precision": settings.precision,
             "tta": settings.tta,
+            **({"postprocessor": dict(settings.postprocessor)} if settings.postprocessor else {}),
             "cellvit_version": version("cellvit-lightning"),
             **self._stains(),
         }

@@ -56,7 +56,7 @@ def columns_of(nuclei: Nuclei) -> dict[str, NDArray[Any]]:
         **dict(zip(_BOX, nuclei.bbox.T, strict=True)),
         "area_px": nuclei.area,
     }
-    if taken := sorted(columns.keys() & nuclei.measurements.keys() - {"area_px"}):
+    if taken := sorted({*columns, LEARNT_ON} & nuclei.measurements.keys() - {"area_px"}):
         raise DataError(f"measurements {taken} have names of other columns; rename them")
     area = {} if nuclei.mpp is None else {"area_um2": nuclei.area_um2}
     return {**columns, **area, **nuclei.measurements}
@@ -244,7 +244,8 @@ def to_polars(nuclei: Nuclei) -> Any:
     """Return nuclei as a ``polars.DataFrame``; see :meth:`cellvit.types.Nuclei.to_polars`."""
     polars = require("polars", extra="formats")
     columns = columns_in_full(nuclei)
-    return polars.DataFrame({**columns, "type": polars.Series(columns["type"].tolist(), dtype=polars.String)})
+    texts = {name: columns[name].tolist() for name in ("type", LEARNT_ON) if name in columns}
+    return polars.DataFrame({**columns, **{n: polars.Series(t, dtype=polars.String) for n, t in texts.items()}})
 
 
 def from_polars(frame: Any) -> Nuclei:

@@ -6,6 +6,7 @@ import re
 import warnings
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields, replace
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -203,6 +204,16 @@ def test_other_settings_are_refused_and_named(slide, done, changes, words):
     with pytest.raises(OutputError, match=words):
         run(slide, done.out, **changes)
     assert (done.out / "nuclei.parquet").read_bytes() == before
+
+
+def test_settings_of_the_postprocessor_are_plain_and_told(slide, tmp_path):
+    done = run(slide, tmp_path / "out", postprocessor=MappingProxyType({"min_size": np.int64(500)}))
+    assert done.summary["settings"]["postprocessor"] == {"min_size": 500}
+    assert min(done.nuclei().area) >= 500
+    with pytest.raises(OutputError, match=r"results of another run: settings postprocessor was \{'min_size': 500\}"):
+        run(slide, tmp_path / "out")
+    with pytest.raises(ConfigError, match="cannot be written down"):
+        run(slide, tmp_path / "out", postprocessor={"min_size": float("inf")})
 
 
 def test_another_slide_or_model_is_refused(slide, done, tmp_path):

@@ -382,6 +382,7 @@ def test_csv_says_what_types_were_learnt_on(tmp_path):
     assert read_nuclei(path).classes.learnt_on == "colon, =rectum (CoNSeP)"
     assert set(read_nuclei(path).measurements) == set(read_nuclei(write("csv", tmp_path)).measurements)
     assert Nuclei.from_polars(learnt.to_polars()).classes == learnt.classes
+    assert learnt[:0].to_polars().schema == learnt.to_polars().schema
     assert "types_learnt_on" not in pd.read_csv(write("csv", tmp_path))
 
 

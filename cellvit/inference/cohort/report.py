@@ -96,9 +96,11 @@ def _origin(done: Sequence[SlideOutcome]) -> list[str]:
 
 
 def _model(facts: Mapping[str, Any]) -> str:
+    if not facts.get("name"):
+        return ""
     learnt_on = facts.get("types_learnt_on")
     said = "; ".join(str(text) for text in (learnt_on and f"types learnt on {learnt_on}", facts.get("licence")) if text)
-    return str(facts.get("name") or "") + (f" ({said})" if said else "")
+    return str(facts["name"]) + (f" ({said})" if said else "")
 
 
 def _sums(numbers: Iterable[SlideNumbers]) -> SlideNumbers:
